@@ -1,0 +1,131 @@
+"""The places where implementations swap: protocols, venues and flash sources.
+
+All three are sans-I/O: a read is a generator that yields calls and receives return data, and whoever drives it pins
+every round to one block hash. Adapters therefore run the same against a live node, a fork or a recorded fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from keeper.types import (
+    Address,
+    BlockTime,
+    Call,
+    Filters,
+    FlashQuote,
+    Health,
+    Log,
+    Marks,
+    Option,
+    Outcome,
+    Path,
+    Position,
+    PositionKey,
+    Positions,
+    ProtocolCall,
+    Quote,
+    Refusal,
+    Result,
+    Rows,
+    SwapLeg,
+)
+
+T = TypeVar("T")
+
+Reads = Generator[Sequence[Call], Sequence[Result], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What logs say: positions to read again, and whether addresses or parameters must be loaded again first."""
+
+    keys: frozenset[PositionKey]
+    reload: bool
+
+
+class Adapter(Protocol):
+    """One lending or perp protocol instance; one file in `keeper/protocols`."""
+
+    name: str
+    market: str
+
+    def load(self) -> Reads[None]:
+        """Read the addresses and parameters everything else relies on; run at start and when `Touched.reload`."""
+        ...
+
+    def warnings(self) -> Sequence[str]:
+        """Standing warnings after `load` (an unknown protocol revision, say)."""
+        ...
+
+    def sources(self) -> Filters:
+        """Logs that touch positions, marks, parameters or code; valid after `load`."""
+        ...
+
+    def discover(self, logs: Sequence[Log]) -> Touched:
+        """Positions those logs touched."""
+        ...
+
+    def enumerate(self) -> Reads[set[PositionKey]]:
+        """Accounts, where the chain lists them; else empty."""
+        ...
+
+    def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
+        """Read positions exactly, in columns."""
+        ...
+
+    def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
+        """Read prices, indices and parameters as of `at`; a stale or missing price is a Refusal."""
+        ...
+
+    def rows(self, positions: Positions) -> Rows:
+        """Float exposures that may only over-select."""
+        ...
+
+    def assess(self, position: Position, marks: Marks) -> Health | Refusal:
+        """Judge one position exactly, with the contract's own rounding."""
+        ...
+
+    def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
+        """Every way the protocol allows to liquidate it now; a forbidden pair is a Refusal."""
+        ...
+
+    def outcome(self, option: Option, repay_raw: int) -> Outcome:
+        """What repaying `repay_raw` would move, rounded as the contract rounds."""
+        ...
+
+    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+        """Calls of the Liquidator that carry it out."""
+        ...
+
+
+class Venue(Protocol):
+    """A place to swap; one file in `keeper/venues`."""
+
+    def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
+        """Routes worth quoting, direct and by intermediate tokens."""
+        ...
+
+    def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
+        """What the route gives now; an empty or missing pool is a Refusal."""
+        ...
+
+    def swap_leg(self, quote: Quote, *, whole_balance: bool, limit_raw: int) -> SwapLeg:
+        """The leg as the Liquidator takes it; `whole_balance` swaps what is there instead of the quoted amount."""
+        ...
+
+
+class FlashSource(Protocol):
+    """Where the repayment is borrowed for one transaction."""
+
+    def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
+        """Premium and available liquidity now."""
+        ...
+
+
+def just(value: Any) -> Reads[Any]:
+    """A read that needs no call."""
+    return value
+    yield

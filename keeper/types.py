@@ -1,0 +1,365 @@
+"""The nouns and their units.
+
+One line carries them: a `Head` refreshes the `Position`s it touched; each is assessed to a `Health`, planned into a
+`Plan`, tried into a `Trial`, cleared into a `Clearance` (minted in `keeper.guard`), sent as a `Submission`, settled by
+a `Settlement` and booked as an `Entry`. Any step may answer a `Refusal`.
+
+Integers wear their unit in the name; addresses and hashes are bytes and are checksummed only where people read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+Address = NewType("Address", bytes)  # 20 bytes
+Hash = NewType("Hash", bytes)  # 32 bytes
+Wei = NewType("Wei", int)
+Wad = NewType("Wad", int)
+Ray = NewType("Ray", int)
+Bps = NewType("Bps", int)
+Gas = NewType("Gas", int)
+BlockNumber = NewType("BlockNumber", int)
+
+ZERO_ADDRESS = Address(bytes(20))
+GLOBAL_SCOPE = Hash(bytes(32))  # PauseGuard's scope for everything
+
+# --- what a chain is asked and answers -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One read: `data` is sent to `to` by eth_call."""
+
+    to: Address
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """A read that reverted, with its revert data."""
+
+    data: bytes
+
+
+Result = bytes | Reverted
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """An event as the chain recorded it."""
+
+    address: Address
+    topics: tuple[Hash, ...]
+    data: bytes
+    block_number: BlockNumber
+    block_hash: Hash
+    transaction_hash: Hash
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Logs worth fetching: any of `addresses` with a first topic among `topics`."""
+
+    addresses: tuple[Address, ...]
+    topics: tuple[Hash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A block header as the chain announced it; `seen_s` is the keeper's own monotonic clock at arrival."""
+
+    number: BlockNumber
+    hash: Hash
+    parent_hash: Hash
+    timestamp_s: int
+    base_fee_wei: Wei
+    gas_limit: Gas
+    gas_used: Gas
+    seen_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTime:
+    """The block something is evaluated at; prices and indices are as of `timestamp_s`."""
+
+    number: BlockNumber
+    hash: Hash
+    timestamp_s: int
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PositionKey:
+    """One account in one market of one configured protocol."""
+
+    protocol: str
+    market: str
+    account: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Many positions of one market, in columns.
+
+    `words` has shape (n, width, 2), dtype uint64: each exact quantity as its high and low 64 bits; an adapter gives
+    the words their meaning. `group` chooses the row block a position belongs to (an e-mode category). `live` is
+    false where nothing is owed: such a position leaves the book. `always_check` marks positions without a bound.
+    """
+
+    protocol: str
+    market: str
+    accounts: tuple[Address, ...]
+    words: NDArray[np.uint64]
+    group: NDArray[np.int64]
+    live: NDArray[np.bool_]
+    always_check: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One position with its exact words decoded to integers."""
+
+    key: PositionKey
+    group: int
+    words: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Float exposures of positions, shape (n, columns): margin = values · weights, which may only over-select."""
+
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What one row block is multiplied with, and the slack below which a position may be liquidatable."""
+
+    values: NDArray[np.float64]
+    slack: float
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Everything that moves without a position being touched: prices, accrued indices, governance parameters.
+
+    `exact` is the adapter's own frozen record in integers; `weights` maps a row group to its column weights.
+    """
+
+    at: BlockTime
+    market: str
+    exact: Any
+    weights: Mapping[int, Weights]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A position judged exactly as the protocol's contract would.
+
+    Values are in the market's base currency with `base_decimals`. `health_factor_wad` is None without debt.
+    `detail` is the adapter's own breakdown, read by `options`.
+    """
+
+    key: PositionKey
+    health_factor_wad: int | None
+    collateral_base: int
+    debt_base: int
+    base_decimals: int
+    liquidatable: bool
+    detail: Any = None
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A decision not to act: which stage, one snake_case reason, and the numbers it was taken on."""
+
+    stage: str
+    reason: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An ERC-20 with the decimals it reports."""
+
+    address: Address
+    symbol: str
+    decimals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to liquidate a position: repay `repay_token`, seize `seize_token`, at most `max_repay_raw`.
+
+    Amounts to consider are `max_repay_raw`, anything from `min_repay_raw` to `partial_max_repay_raw`, and nothing
+    between (dust rules forbid leaving too little); `detail` is the adapter's own.
+    """
+
+    key: PositionKey
+    repay_token: Token
+    seize_token: Token
+    max_repay_raw: int
+    partial_max_repay_raw: int
+    min_repay_raw: int
+    repay_price_base: int
+    seize_price_base: int
+    detail: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a liquidation of an option would move: the liquidator pays `repay_raw` and receives `seize_raw`."""
+
+    repay_raw: int
+    seize_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolCall:
+    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it."""
+
+    target: Address
+    approve_token: Address
+    approve_raw: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A route through one venue: n+1 tokens and n pool parameters (fee tiers)."""
+
+    tokens: tuple[Address, ...]
+    fees: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a venue gives for exactly `amount_in_raw`, or takes for exactly `amount_out_raw` when `exact_out`."""
+
+    path: Path
+    exact_out: bool
+    amount_in_raw: int
+    amount_out_raw: int
+    gas: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapLeg:
+    """A swap as the Liquidator takes it; `amount_raw` may be MAX_UINT256 (whole balance, or the flash shortfall)."""
+
+    router: Address
+    path: bytes
+    exact_out: bool
+    amount_raw: int
+    limit_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlashQuote:
+    """What it costs to borrow `token` for one transaction, and how much there is."""
+
+    source: Address
+    token: Address
+    premium_bps: int
+    available_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A complete liquidation, priced: what the Liquidator will do and what is expected of it.
+
+    Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
+    the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces.
+    """
+
+    plan_id: Hash
+    key: PositionKey
+    option: Option
+    outcome: Outcome
+    flash: FlashQuote
+    calls: tuple[ProtocolCall, ...]
+    legs: tuple[SwapLeg, ...]
+    tokens: tuple[Address, ...]
+    profit_token: Token
+    expected_profit_raw: int
+    min_profit_raw: int
+    gas_cost_raw: int
+    gas_estimate: int
+    gas_cost_wei: Wei
+    profit_price_usd_e8: int
+    repay_usd_e8: int
+    health_factor_wad: int
+    at: BlockTime
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What the exact calldata did in a simulated next block."""
+
+    plan_id: Hash
+    calldata: bytes
+    at: BlockTime
+    next_base_fee_wei: Wei
+    gas_used: Gas
+    profit_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A signed transaction that was recorded and handed to the network."""
+
+    plan_id: Hash
+    nonce: int
+    transaction_hash: Hash
+    raw: bytes
+    last_block: BlockNumber
+    max_fee_wei: Wei
+    sent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A mined transaction: `profit_raw` is what the contract's own event says the treasury gained, 0 if reverted."""
+
+    plan_id: Hash
+    transaction_hash: Hash
+    status: int
+    block_number: BlockNumber
+    block_hash: Hash
+    gas_used: Gas
+    gas_cost_wei: Wei
+    profit_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger: what happened, to which plan and account, with its numbers as canonical JSON types."""
+
+    seq: int
+    at_s: int
+    kind: str
+    plan_id: str
+    protocol: str
+    account: str
+    body: Mapping[str, Any]
+
+
+def hex_of(value: bytes) -> str:
+    """0x-prefixed lower-case hex."""
+    return "0x" + value.hex()
+
+
+def tokens_of(legs: Sequence[Address]) -> tuple[Address, ...]:
+    """Addresses in first-seen order without repeats."""
+    return tuple(dict.fromkeys(legs))
