@@ -310,6 +310,9 @@ class Trial:
     plan_id: Hash
     calldata: bytes
     at: BlockTime
+    global_epoch: int
+    protocol_epoch: int
+    last_block: BlockNumber
     next_base_fee_wei: Wei
     gas_used: Gas
     profit_raw: int

@@ -1,0 +1,1 @@
+"""Fees and the sender: from a cleared plan to a settlement."""

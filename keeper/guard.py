@@ -1,0 +1,270 @@
+"""The pause as the daemon keeps it: what may be signed, and the only place that says so.
+
+`Guard.clear` is the one mint of `Clearance`, without which `keeper.keys` signs nothing. A clearance binds one
+calldata to the pause epochs it was built under and to a last block, and is spent by its first use. Unknown, stale or
+disagreeing reads are a pause. The contract enforces the same epochs and last block on chain, so what is cleared here
+can still only execute while nothing is paused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from keeper import abi
+from keeper.errors import AdapterError, KeyMisuse
+from keeper.seams import Reads
+from keeper.types import (
+    GLOBAL_SCOPE,
+    Address,
+    BlockNumber,
+    BlockTime,
+    Gas,
+    Hash,
+    Head,
+    Plan,
+    Refusal,
+    Reverted,
+    Trial,
+    Wei,
+    hex_of,
+)
+
+_PAUSE_GUARD: Final = abi.load("PauseGuard")
+_MINT: Final = object()  # possession of this object is the right to mint; nothing outside this module reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One scope of PauseGuard as the chain has it (`PauseGuard.Scope`)."""
+
+    paused: bool
+    epoch: int
+    paused_at_s: int
+    unpause_at_s: int
+    last_unpaused_at_s: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseState:
+    """Every scope that matters, read at one block."""
+
+    at: BlockTime
+    scopes: Mapping[Hash, Scope]
+
+    @property
+    def global_scope(self) -> Scope:
+        """The scope that stops everything."""
+        return self.scopes[GLOBAL_SCOPE]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows; amounts in wei or in USD with 8 decimals (`_usd_e8`)."""
+
+    max_fee_wei: Wei
+    max_gas_spend_wei_per_hour: Wei
+    max_loss_usd_e8_per_day: int
+    max_consecutive_reverts: int
+    max_repay_usd_e8: int
+    deny_accounts: frozenset[Address]
+    max_head_age_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the ledger says was spent lately; gas still in flight counts as spent."""
+
+    gas_wei_last_hour: int
+    loss_usd_e8_last_day: int
+    consecutive_reverts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit."""
+
+    max_fee_wei: Wei
+    tip_wei: Wei
+    gas_limit: Gas
+
+
+@final
+class Clearance:
+    """The right to sign one calldata, once, while the epochs it names hold. Minted only by `Guard.clear`."""
+
+    __slots__ = (
+        "_spent",
+        "calldata_hash",
+        "fees",
+        "global_epoch",
+        "last_block",
+        "liquidator",
+        "plan_id",
+        "protocol_epoch",
+    )
+
+    calldata_hash: Hash
+    fees: Fees
+    global_epoch: int
+    last_block: BlockNumber
+    liquidator: Address
+    plan_id: Hash
+    protocol_epoch: int
+
+    def __init__(self, mint: object, *, liquidator: Address, trial: Trial, fees: Fees) -> None:
+        if mint is not _MINT:
+            raise KeyMisuse("A Clearance is minted only by Guard.clear; ask the guard.")
+        values = {
+            "_spent": [],
+            "calldata_hash": abi.keccak(trial.calldata),
+            "fees": fees,
+            "global_epoch": trial.global_epoch,
+            "last_block": trial.last_block,
+            "liquidator": liquidator,
+            "plan_id": trial.plan_id,
+            "protocol_epoch": trial.protocol_epoch,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise KeyMisuse(f"A Clearance is frozen; {name} cannot be set.")
+
+    def __init_subclass__(cls) -> None:
+        raise KeyMisuse("Clearance is final.")
+
+    def __copy__(self) -> Clearance:
+        raise KeyMisuse("A Clearance is single-use and cannot be copied.")
+
+    def __deepcopy__(self, _memo: object) -> Clearance:
+        raise KeyMisuse("A Clearance is single-use and cannot be copied.")
+
+    def __reduce__(self) -> str:
+        raise KeyMisuse("A Clearance is single-use and cannot be stored.")
+
+    def spend(self, calldata: bytes, to: Address, fees: Fees) -> None:
+        """Use it up for exactly this transaction, or raise `KeyMisuse`."""
+        spent: list[None] = object.__getattribute__(self, "_spent")
+        if spent:
+            raise KeyMisuse("This clearance was used already; a second transaction needs a fresh one.")
+        spent.append(None)
+        if to != self.liquidator or abi.keccak(calldata) != self.calldata_hash:
+            raise KeyMisuse("The transaction differs from the one that was cleared.")
+        if fees.max_fee_wei > self.fees.max_fee_wei or fees.gas_limit > self.fees.gas_limit:
+            raise KeyMisuse("The transaction may spend more on gas than was cleared.")
+
+
+def scope_of(protocol: str) -> Hash:
+    """PauseGuard's scope of a configured protocol: its name in ASCII, zero-padded, readable for signers."""
+    return Hash(protocol.encode("ascii").ljust(32, b"\0"))
+
+
+def read_scopes(pause_guard: Address, protocols: Sequence[str], at: BlockTime) -> Reads[PauseState | Refusal]:
+    """Read the global scope and each protocol's at one block; anything but a clean answer is a Refusal."""
+    function = _PAUSE_GUARD.function("scopeStates")
+    wanted = [GLOBAL_SCOPE, *(scope_of(name) for name in protocols)]
+    [answer] = yield [function.call(pause_guard, wanted)]
+    if isinstance(answer, Reverted):
+        return Refusal("clear", "pause_unknown", {"error": hex_of(answer.data)})
+    try:
+        rows = function.one(answer)
+    except AdapterError as error:
+        return Refusal("clear", "pause_unknown", {"error": str(error)})
+    if len(rows) != len(wanted):
+        return Refusal("clear", "pause_unknown", {"scopes_read": len(rows), "scopes_wanted": len(wanted)})
+    scopes = {
+        scope: Scope(paused, epoch, paused_at, unpause_at, last, reason.rstrip(b"\0").decode("ascii", "replace"))
+        for scope, (paused, epoch, paused_at, unpause_at, last, reason) in zip(wanted, rows, strict=True)
+    }
+    return PauseState(at, scopes)
+
+
+class Guard:
+    """Pause, limits and the local halt file, asked once per transaction right before it is signed."""
+
+    def __init__(self, liquidator: Address, limits: Limits, halt_file: Path) -> None:
+        self._liquidator = liquidator
+        self._limits = limits
+        self._halt_file = halt_file
+
+    def standing(self, pause: PauseState | Refusal, protocol: str, head: Head, now_s: float) -> Refusal | None:
+        """Why nothing of `protocol` may be signed at this head, or None; asked before any work is spent on a plan."""
+        if self._halt_file.exists():
+            return Refusal("clear", "halted", {"halt_file": str(self._halt_file)})
+        if isinstance(pause, Refusal):
+            return pause
+        if pause.at.hash != head.hash:
+            return Refusal("clear", "pause_unknown", {"read_at": pause.at.number, "head": head.number})
+        for name, key in (("global", GLOBAL_SCOPE), (protocol, scope_of(protocol))):
+            scope = pause.scopes.get(key)
+            if scope is None:
+                return Refusal("clear", "pause_unknown", {"scope": name})
+            if scope.paused:
+                numbers = {"scope": name, "epoch": scope.epoch, "paused_at_s": scope.paused_at_s}
+                return Refusal("clear", "paused", numbers | {"pause_reason": scope.reason})
+        age_s = int(now_s) - head.timestamp_s
+        if age_s > self._limits.max_head_age_s:
+            return Refusal("clear", "stale_head", {"age_s": age_s, "max_head_age_s": self._limits.max_head_age_s})
+        return None
+
+    def clear(
+        self,
+        plan: Plan,
+        trial: Trial,
+        fees: Fees,
+        pause: PauseState | Refusal,
+        spent: Spent,
+        head: Head,
+        now_s: float,
+    ) -> Clearance | Refusal:
+        """Mint the right to sign this trial's calldata, or refuse with the numbers.
+
+        `pause` and `trial` must both be of `head`; `now_s` is wall-clock seconds since the epoch.
+        """
+        refusal = self.standing(pause, plan.key.protocol, head, now_s)
+        if refusal is None:
+            refusal = self._stale(plan, trial, pause, head) or self._over_limit(plan, trial, fees, spent)
+        if refusal is not None:
+            return refusal
+        return Clearance(_MINT, liquidator=self._liquidator, trial=trial, fees=fees)
+
+    def _stale(self, plan: Plan, trial: Trial, pause: PauseState | Refusal, head: Head) -> Refusal | None:
+        if isinstance(pause, Refusal):
+            return pause
+        if trial.plan_id != plan.plan_id or trial.at.hash != head.hash:
+            return Refusal("clear", "stale_trial", {"tried_at": trial.at.number, "head": head.number})
+        protocol_epoch = pause.scopes[scope_of(plan.key.protocol)].epoch
+        if (trial.global_epoch, trial.protocol_epoch) != (pause.global_scope.epoch, protocol_epoch):
+            return Refusal("clear", "stale_epoch", {"global": pause.global_scope.epoch, "protocol": protocol_epoch})
+        if trial.last_block <= head.number:
+            return Refusal("clear", "expired", {"last_block": trial.last_block, "head": head.number})
+        return None
+
+    def _over_limit(self, plan: Plan, trial: Trial, fees: Fees, spent: Spent) -> Refusal | None:
+        limits = self._limits
+        if plan.key.account in limits.deny_accounts:
+            return Refusal("clear", "denied_account", {"account": plan.key.account})
+        if trial.profit_raw < plan.min_profit_raw:
+            numbers = {"profit_raw": trial.profit_raw, "min_profit_raw": plan.min_profit_raw}
+            return Refusal("clear", "unprofitable", numbers)
+        if plan.repay_usd_e8 > limits.max_repay_usd_e8:
+            numbers = {"repay_usd_e8": plan.repay_usd_e8, "max_repay_usd_e8": limits.max_repay_usd_e8}
+            return Refusal("clear", "over_max_repay", numbers)
+        if fees.max_fee_wei > limits.max_fee_wei:
+            numbers = {"fee_wei": fees.max_fee_wei, "max_fee_wei": limits.max_fee_wei}
+            return Refusal("clear", "fee_over_limit", numbers)
+        worst_wei = spent.gas_wei_last_hour + fees.max_fee_wei * fees.gas_limit
+        if worst_wei > limits.max_gas_spend_wei_per_hour:
+            numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "worst_case_wei": worst_wei}
+            return Refusal("clear", "gas_budget", numbers | {"limit_wei": limits.max_gas_spend_wei_per_hour})
+        if spent.loss_usd_e8_last_day > limits.max_loss_usd_e8_per_day:
+            numbers = {"loss_usd_e8": spent.loss_usd_e8_last_day, "limit_usd_e8": limits.max_loss_usd_e8_per_day}
+            return Refusal("clear", "loss_limit", numbers)
+        if spent.consecutive_reverts >= limits.max_consecutive_reverts:
+            numbers = {"reverts": spent.consecutive_reverts, "limit": limits.max_consecutive_reverts}
+            return Refusal("clear", "reverts_in_a_row", numbers)
+        return None

@@ -1,0 +1,103 @@
+"""The only module that can sign, and the few things it will sign.
+
+The operator key has doors, not a general signature: a cleared liquidation, a cancellation that can only be a
+zero-value transfer to itself, and a relayed pause that can only call `PauseGuard.pauseBySig`. The deployer key can
+only create contracts through the deterministic deployer. Neither key's secret can be read back, printed or pickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from eth_utils import ValidationError
+
+from keeper import abi
+from keeper.errors import ConfigError, KeyMisuse
+from keeper.guard import Clearance, Fees
+from keeper.types import Address, Gas, Hash, Wei
+
+_TRANSFER_GAS: Final = Gas(21_000)
+_RELAY_GAS: Final = Gas(200_000)
+DETERMINISTIC_DEPLOYER: Final = abi.address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A signed transaction, ready to broadcast."""
+
+    raw: bytes
+    hash: Hash
+    nonce: int
+
+
+class _Key:
+    """A secp256k1 key held by eth-account; subclasses decide what may be signed."""
+
+    __slots__ = ("__account", "_chain_id", "address")
+
+    def __init__(self, secret: str, chain_id: int, where: str) -> None:
+        try:
+            account: LocalAccount = Account.from_key(secret)
+        except (ValueError, TypeError, ValidationError):  # without its cause: the message may quote the secret
+            raise ConfigError(f"{where} is not a private key: it must be 32 bytes in hex.") from None
+        self.__account = account
+        self._chain_id = chain_id
+        self.address: Final = abi.address(account.address)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({abi.checksum(self.address)})"
+
+    def __reduce__(self) -> str:
+        raise KeyMisuse("A key cannot be stored or copied.")
+
+    def _sign(self, to: Address, data: bytes, nonce: int, fees: Fees) -> Signed:
+        signed = self.__account.sign_transaction(
+            {
+                "type": 2,
+                "chainId": self._chain_id,
+                "nonce": nonce,
+                "to": abi.checksum(to),
+                "value": 0,
+                "data": data,
+                "gas": fees.gas_limit,
+                "maxFeePerGas": fees.max_fee_wei,
+                "maxPriorityFeePerGas": fees.tip_wei,
+            }
+        )
+        return Signed(bytes(signed.raw_transaction), Hash(bytes(signed.hash)), nonce)
+
+
+@final
+class OperatorKey(_Key):
+    """The hot key: holds gas only and can start nothing but what a clearance allows."""
+
+    def sign(self, to: Address, calldata: bytes, nonce: int, fees: Fees, clearance: Clearance) -> Signed:
+        """Sign the cleared liquidation, spending its clearance; raises `KeyMisuse` if anything differs."""
+        if type(clearance) is not Clearance:
+            raise KeyMisuse("A liquidation is signed only with a Clearance from the guard.")
+        clearance.spend(calldata, to, fees)
+        return self._sign(to, calldata, nonce, fees)
+
+    def sign_cancel(self, nonce: int, max_fee_wei: Wei, tip_wei: Wei) -> Signed:
+        """Replace whatever holds `nonce` by a transfer of nothing to ourselves; needs no clearance."""
+        return self._sign(self.address, b"", nonce, Fees(max_fee_wei, tip_wei, _TRANSFER_GAS))
+
+    def sign_pause_relay(
+        self, pause_guard: Address, message: bytes, nonce: int, max_fee_wei: Wei, tip_wei: Wei
+    ) -> Signed:
+        """Relay a guardian's signed pause; `message` is the calldata and must call `pauseBySig`."""
+        if message[:4] != abi.load("PauseGuard").function("pauseBySig").selector:
+            raise KeyMisuse("Only PauseGuard.pauseBySig may be relayed.")
+        return self._sign(pause_guard, message, nonce, Fees(max_fee_wei, tip_wei, _RELAY_GAS))
+
+
+@final
+class DeployerKey(_Key):
+    """The key that pays for `keeper deploy`; it owns nothing of what it deploys."""
+
+    def sign_deploy(self, init_code: bytes, nonce: int, fees: Fees) -> Signed:
+        """Create a contract at its CREATE2 address (salt 0) through the deterministic deployer."""
+        return self._sign(DETERMINISTIC_DEPLOYER, bytes(32) + init_code, nonce, fees)

@@ -1,0 +1,96 @@
+"""Trying the exact calldata as at inclusion: next block's number, timestamp and base fee, in the order of sending.
+
+A trial is the last word on profit: what the Liquidator itself would return, measured at the treasury. Plans are
+tried stacked, so a second plan sees what the first one did to pools and reserves; one that fails leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from keeper import abi
+from keeper.chain.client import Chain, SimCall
+from keeper.errors import AdapterError
+from keeper.types import Address, BlockNumber, BlockTime, Gas, Head, Plan, Refusal, Trial, Wei, hex_of
+
+_EXECUTE: Final = abi.load("Liquidator").function("execute")
+_TRIAL_GAS: Final = Gas(8_000_000)
+_ELASTICITY: Final = 2  # EIP-1559: the gas target is half the limit
+_CHANGE_DENOMINATOR: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A plan with the calldata that would be sent and what that calldata is pinned to."""
+
+    plan: Plan
+    calldata: bytes
+    global_epoch: int
+    protocol_epoch: int
+    last_block: BlockNumber
+
+
+def next_base_fee(head: Head) -> Wei:
+    """The base fee of the block after `head` (EIP-1559)."""
+    target = head.gas_limit // _ELASTICITY
+    base = head.base_fee_wei
+    if head.gas_used > target:
+        rise = base * (head.gas_used - target) // target // _CHANGE_DENOMINATOR
+        return Wei(base + max(rise, 1))
+    return Wei(base - base * (target - head.gas_used) // target // _CHANGE_DENOMINATOR)
+
+
+async def try_stacked(
+    chain: Chain,
+    attempts: Sequence[Attempt],
+    head: Head,
+    next_timestamp_s: int,
+    operator: Address,
+    liquidator: Address,
+) -> list[Trial | Refusal]:
+    """Run the attempts one after another in a simulated next block; answers keep the order of `attempts`.
+
+    Raises `ChainError` when the node cannot simulate.
+    """
+    if not attempts:
+        return []
+    base_fee = next_base_fee(head)
+    calls = [SimCall(operator, liquidator, attempt.calldata, _TRIAL_GAS) for attempt in attempts]
+    results = await chain.simulate(calls, head, next_timestamp_s, base_fee)
+    at = BlockTime(head.number, head.hash, head.timestamp_s)
+    trials: list[Trial | Refusal] = []
+    for attempt, result in zip(attempts, results, strict=True):
+        if result.status != 1:
+            trials.append(Refusal("trial", "reverts", {"error": explain_revert(result.output)}))
+            continue
+        try:
+            profit_raw = _EXECUTE.one(result.output)
+        except AdapterError:
+            # an address without code "succeeds" and returns nothing
+            trials.append(Refusal("trial", "no_liquidator", {"liquidator": abi.checksum(liquidator)}))
+            continue
+        trials.append(
+            Trial(
+                plan_id=attempt.plan.plan_id,
+                calldata=attempt.calldata,
+                at=at,
+                global_epoch=attempt.global_epoch,
+                protocol_epoch=attempt.protocol_epoch,
+                last_block=attempt.last_block,
+                next_base_fee_wei=base_fee,
+                gas_used=Gas(result.gas_used),
+                profit_raw=profit_raw,
+            )
+        )
+    return trials
+
+
+def explain_revert(data: bytes) -> str:
+    """Revert data in words: the Liquidator's, PauseGuard's or the protocol's own error, else the bytes."""
+    for name in ("Liquidator", "PauseGuard", "AavePool"):
+        text = abi.load(name).error(data)
+        if text is not None:
+            return text
+    return hex_of(data)

@@ -1,0 +1,138 @@
+"""What is known about positions: a cursor over logs, the accounts they named, and the book that holds them.
+
+Logs are followed by ranges from a persisted cursor, so a skipped head, a restart or a dropped connection loses
+nothing. A head reads again only what its logs touched; nothing is polled account by account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from keeper.book import Book
+from keeper.chain.client import Chain
+from keeper.seams import Adapter
+from keeper.store import Store
+from keeper.types import BlockNumber, Filters, Hash, Head, Log, PositionKey
+
+_REFRESH_AT_ONCE: Final = 2_000
+_REORG_REWIND: Final = 64  # blocks of logs read again when a head does not build on the last followed one
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last block whose logs are in the book."""
+
+    number: BlockNumber
+    hash: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter and the block its protocol was deployed at."""
+
+    adapter: Adapter
+    from_block: int
+
+
+class Watch:
+    """Follows the chain for every configured protocol and keeps the book true as of the last followed head."""
+
+    def __init__(self, chain: Chain, sources: Sequence[Source], store: Store | None) -> None:
+        self.book: Final = Book()
+        self.adapters: Final[Mapping[str, Adapter]] = {source.adapter.name: source.adapter for source in sources}
+        self._sources = sources
+        self._chain = chain
+        self._store = store
+        self._cursor: Cursor | None = None
+        self._filters: list[Filters] = []
+
+    async def start(self, head: Head) -> None:
+        """Load every adapter, then bring accounts and book up to `head`."""
+        await self._load(self.adapters.values(), head)
+        known = await self._known(head)
+        start = head.number
+        for source in self._sources:
+            name = source.adapter.name
+            cursor = self._store.cursor(name) if self._store else None
+            start = min(start, cursor.number + 1 if cursor else source.from_block)
+        await self._absorb(await self.logs(start, head.number), head, known)
+        self._move(head)
+
+    async def logs(self, from_block: int, to_block: int) -> list[Log]:
+        """Logs of every watched contract in a range of blocks, both ends included."""
+        if from_block > to_block:
+            return []
+        return await self._chain.logs(self._filters, BlockNumber(from_block), BlockNumber(to_block))
+
+    async def fetch(self, head: Head) -> list[Log]:
+        """Logs since the cursor; after a reorg, from far enough back that nothing orphaned stays believed."""
+        assert self._cursor is not None, "start() comes first"
+        if head.number == self._cursor.number + 1 and head.parent_hash == self._cursor.hash:
+            return await self._chain.logs_at(self._filters, head.hash)
+        return await self.logs(self._resume_from(head), head.number)
+
+    async def absorb(self, logs: Sequence[Log], head: Head) -> bool:
+        """Read again what `logs` touched, as of `head`; true when parameters or addresses were loaded again."""
+        orphaned = set(self.book.keys()) if self._reorged(head) else set()
+        reloaded = await self._absorb(logs, head, orphaned)
+        self._move(head)
+        return reloaded
+
+    def _resume_from(self, head: Head) -> int:
+        assert self._cursor is not None
+        if self._reorged(head):
+            return max(0, min(self._cursor.number, head.number) - _REORG_REWIND)
+        return self._cursor.number + 1
+
+    def _reorged(self, head: Head) -> bool:
+        cursor = self._cursor
+        if cursor is None:
+            return False
+        return head.number <= cursor.number or (head.number == cursor.number + 1 and head.parent_hash != cursor.hash)
+
+    async def _known(self, head: Head) -> set[PositionKey]:
+        known: set[PositionKey] = set()
+        for name, adapter in self.adapters.items():
+            known |= await self._chain.read(adapter.enumerate(), head.hash)
+            if self._store:
+                known |= self._store.accounts(name)
+        return known
+
+    async def _load(self, adapters: Iterable[Adapter], head: Head) -> None:
+        for adapter in adapters:
+            await self._chain.read(adapter.load(), head.hash)
+        self._filters = [adapter.sources() for adapter in self.adapters.values()]
+
+    async def _absorb(self, logs: Sequence[Log], head: Head, extra: set[PositionKey]) -> bool:
+        reloaded = False
+        keys = {name: {key for key in extra if key.protocol == name} for name in self.adapters}
+        for name, adapter in self.adapters.items():
+            touched = adapter.discover(logs)
+            if touched.reload:
+                # new addresses or parameters change what the words of every position mean
+                await self._load([adapter], head)
+                keys[name] |= {key for key in self.book.keys() if key.protocol == name}
+                reloaded = True
+            keys[name] |= touched.keys
+        for name, touched_keys in keys.items():
+            await self.refresh(name, sorted(touched_keys, key=lambda key: key.account), head)
+        return reloaded
+
+    async def refresh(self, protocol: str, keys: Sequence[PositionKey], head: Head) -> None:
+        """Read positions exactly as of `head` into the book and remember their accounts."""
+        adapter = self.adapters[protocol]
+        for first in range(0, len(keys), _REFRESH_AT_ONCE):
+            chunk = keys[first : first + _REFRESH_AT_ONCE]
+            positions = await self._chain.read(adapter.refresh(chunk), head.hash)
+            self.book.upsert(positions, adapter.rows(positions))
+        if self._store and keys:
+            self._store.add_accounts(keys)
+
+    def _move(self, head: Head) -> None:
+        moved = self._cursor is None or self._cursor.hash != head.hash
+        self._cursor = Cursor(head.number, head.hash)
+        if self._store and moved:
+            for name in self.adapters:
+                self._store.set_cursor(name, head.number, head.hash)
