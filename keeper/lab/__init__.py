@@ -1,0 +1,1 @@
+"""Local chains: real protocols on Anvil, scenarios, and the tools they need."""
