@@ -1,0 +1,530 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IAaveV3FlashReceiver, IAaveV3FlashSource} from "./interfaces/IAaveV3Flash.sol";
+import {IAggregator} from "./interfaces/IAggregator.sol";
+import {IERC20} from "./interfaces/IERC20.sol";
+import {ILiquidator} from "./interfaces/ILiquidator.sol";
+import {IPauseGuard} from "./interfaces/IPauseGuard.sol";
+import {IUniswapV3Router} from "./interfaces/IUniswapV3Router.sol";
+
+/// @title Liquidator
+/// @notice Makes a stolen operator key worthless: what a plan seizes reaches the treasury at the feeds' value, less the
+/// slippage the Safe allows, or nothing happens.
+contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
+    /* TYPES */
+
+    /// @dev The books of one execution; the arrays run along the plan's tokens.
+    struct Books {
+        // USD value of one raw unit, scaled by 1e36.
+        uint256[] prices;
+        // Raw amounts that the flash loan, the calls and the routers brought in and that are still here. Never more
+        // than the balance: what anybody else gives is in no book, so it can neither be sold nor pass for proceeds.
+        uint256[] held;
+        // Raw amounts to return to the flash source.
+        uint256[] owed;
+    }
+
+    /* CONSTANTS */
+
+    uint16 private constant MAX_SLIPPAGE_LIMIT_BPS = 1000;
+    uint256 private constant BPS = 10_000;
+
+    /// @dev Raw amount times feed answer times 10 ** (36 - both decimals) is exact, so valuing never rounds.
+    uint256 private constant VALUE_DECIMALS = 36;
+
+    uint256 private constant ADDRESS_LENGTH = 20;
+    uint256 private constant HOP_LENGTH = 23;
+
+    /* IMMUTABLES */
+
+    /// @inheritdoc ILiquidator
+    address public immutable SAFE;
+
+    /// @inheritdoc ILiquidator
+    address public immutable TREASURY;
+
+    /// @inheritdoc ILiquidator
+    address public immutable GUARD;
+
+    /* STORAGE */
+
+    /// @inheritdoc ILiquidator
+    mapping(address account => bool) public isOperator;
+
+    /// @inheritdoc ILiquidator
+    mapping(address target => mapping(bytes4 selector => bytes32)) public protocolOf;
+
+    /// @inheritdoc ILiquidator
+    mapping(bytes32 protocol => bool) public settledJointly;
+
+    /// @inheritdoc ILiquidator
+    mapping(address source => FlashKind) public flashKindOf;
+
+    /// @inheritdoc ILiquidator
+    mapping(address router => VenueKind) public venueKindOf;
+
+    mapping(address token => Feed) internal _feeds;
+
+    /// @inheritdoc ILiquidator
+    uint16 public maxSlippageBps;
+
+    /* TRANSIENT STORAGE */
+
+    bool internal transient _entered;
+
+    /// @dev The flash source whose callback is awaited; zero before the loan and once it has called back.
+    address internal transient _awaitedSource;
+
+    bytes32 internal transient _awaitedParams;
+
+    uint256 internal transient _profit;
+
+    /* CONSTRUCTOR */
+
+    /// @param safe Changes the settings.
+    /// @param treasury Receives everything.
+    /// @param guard The PauseGuard; must have code.
+    constructor(address safe, address treasury, address guard) {
+        if (safe == address(0)) revert InvalidAddress(safe);
+        if (treasury == address(0)) revert InvalidAddress(treasury);
+        if (guard.code.length == 0) revert InvalidAddress(guard);
+        SAFE = safe;
+        TREASURY = treasury;
+        GUARD = guard;
+    }
+
+    /// @dev Protocols may pay in the native coin; `sweep` brings it to the treasury.
+    receive() external payable {}
+
+    /* MODIFIERS */
+
+    modifier onlySafe() {
+        if (msg.sender != SAFE) revert NotSafe(msg.sender);
+        _;
+    }
+
+    modifier nonReentrant() {
+        if (_entered) revert Reentered();
+        _entered = true;
+        _;
+        _entered = false;
+    }
+
+    /* EXECUTION */
+
+    /// @inheritdoc ILiquidator
+    function execute(Plan calldata plan) external nonReentrant returns (uint256 profit) {
+        if (!isOperator[msg.sender]) revert NotOperator(msg.sender);
+        if (block.number > plan.lastBlock) revert PlanExpired(plan.lastBlock, block.number);
+        bytes32 protocol = _requireOneProtocol(plan.calls);
+        IPauseGuard(GUARD).requireRunning(protocol, plan.globalEpoch, plan.protocolEpoch);
+        _requireListed(plan);
+
+        // What lies here already belongs to the treasury and is no proceeds of this plan.
+        _sweep(plan.tokens);
+        profit = plan.flashSource == address(0) ? _run(plan, 0) : _borrow(plan);
+        // What others gave meanwhile, or the flash source left.
+        _sweep(plan.tokens);
+        emit Liquidated(plan.planId, protocol, plan.profitToken, profit, msg.sender);
+    }
+
+    /// @inheritdoc ILiquidator
+    function sweep(address[] calldata tokens) external nonReentrant {
+        _sweep(tokens);
+    }
+
+    /* FLASH LOAN */
+
+    /// @dev The loan calls back `executeOperation`, which runs the plan.
+    function _borrow(Plan calldata plan) internal returns (uint256) {
+        bytes memory params = abi.encode(plan);
+        _awaitedSource = plan.flashSource;
+        _awaitedParams = keccak256(params);
+        IAaveV3FlashSource(plan.flashSource).flashLoanSimple(
+            address(this), plan.flashToken, plan.flashAmount, params, 0
+        );
+        if (_awaitedSource != address(0)) revert FlashNotGiven(plan.flashSource);
+        _approve(plan.flashToken, plan.flashSource, 0);
+        return _profit;
+    }
+
+    /// @notice The callback of the awaited flash source, once.
+    /// @inheritdoc IAaveV3FlashReceiver
+    function executeOperation(
+        address asset,
+        uint256 amount,
+        uint256 premium,
+        address initiator,
+        bytes calldata params
+    ) external returns (bool) {
+        if (msg.sender != _awaitedSource || initiator != address(this) || keccak256(params) != _awaitedParams) {
+            revert CallbackRefused(msg.sender, initiator);
+        }
+        _awaitedSource = address(0);
+        Plan memory plan = abi.decode(params, (Plan));
+        if (asset != plan.flashToken || amount != plan.flashAmount) revert CallbackRefused(msg.sender, initiator);
+        _profit = _run(plan, premium);
+        _approve(asset, msg.sender, amount + premium);
+        return true;
+    }
+
+    /* PLAN */
+
+    /// @dev Calls, swaps, treasury, end check. What is owed to the flash source stays here, nothing else.
+    function _run(Plan memory plan, uint256 premium) internal returns (uint256 profit) {
+        Books memory books = _openBooks(plan, premium);
+        uint256 required = _callProtocol(plan, books);
+        for (uint256 i; i < plan.swaps.length; ++i) {
+            _swap(plan, books, i);
+        }
+        uint256 actual;
+        (profit, actual) = _payTreasury(plan, books);
+        if (profit < plan.minProfit) revert ProfitBelowMinimum(profit, plan.minProfit);
+        if (actual < required) revert SlippageExceeded(actual, required);
+    }
+
+    /// @dev Prices are read once, before anything runs that could move a feed.
+    function _openBooks(Plan memory plan, uint256 premium) internal view returns (Books memory books) {
+        uint256 count = plan.tokens.length;
+        books.prices = new uint256[](count);
+        books.held = new uint256[](count);
+        books.owed = new uint256[](count);
+        for (uint256 i; i < count; ++i) {
+            books.prices[i] = _price(plan.tokens[i]);
+        }
+        if (plan.flashSource != address(0)) {
+            uint256 flash = _indexOf(plan.tokens, plan.flashToken);
+            books.held[flash] = plan.flashAmount;
+            books.owed[flash] = plan.flashAmount + premium;
+        }
+    }
+
+    /* PROTOCOL CALLS */
+
+    /// @dev Makes the protocol calls and returns the USD value the treasury must receive for them, scaled by 1e36.
+    function _callProtocol(Plan memory plan, Books memory books) internal returns (uint256 required) {
+        bool jointly = settledJointly[protocolOf[plan.calls[0].target][bytes4(plan.calls[0].data)]];
+        uint256[] memory before = _balances(plan.tokens);
+        for (uint256 i; i < plan.calls.length; ++i) {
+            _call(plan, i);
+            if (jointly && i != plan.calls.length - 1) continue;
+            uint256[] memory balances = _balances(plan.tokens);
+            required += _settle(plan.tokens, books, before, balances);
+            before = balances;
+        }
+    }
+
+    function _call(Plan memory plan, uint256 index) internal {
+        Call memory call = plan.calls[index];
+        if (call.approveToken != address(0)) {
+            // Approving an unlisted token would let a call spend what no book and no price covers.
+            _indexOf(plan.tokens, call.approveToken);
+            _approve(call.approveToken, call.target, call.approveAmount);
+        }
+        (bool success, bytes memory reason) = call.target.call(call.data);
+        if (!success) revert CallFailed(index, reason);
+        if (call.approveToken != address(0)) _approve(call.approveToken, call.target, 0);
+    }
+
+    /// @dev Books what came and went, and returns what the treasury must receive for it: the gain less the slippage
+    /// allowed on what came in, and never less than zero, so that one call's loss cannot excuse another's.
+    function _settle(
+        address[] memory tokens,
+        Books memory books,
+        uint256[] memory before,
+        uint256[] memory balances
+    ) internal view returns (uint256) {
+        uint256 gained;
+        uint256 excused;
+        for (uint256 i; i < tokens.length; ++i) {
+            if (balances[i] > before[i]) {
+                uint256 came = balances[i] - before[i];
+                books.held[i] += came;
+                gained += came * books.prices[i];
+            } else {
+                uint256 went = before[i] - balances[i];
+                books.held[i] = _minus(tokens[i], books.held[i], went);
+                excused += went * books.prices[i];
+            }
+        }
+        excused += gained * maxSlippageBps / BPS;
+        return _excess(gained, excused);
+    }
+
+    /* SWAPS */
+
+    function _swap(Plan memory plan, Books memory books, uint256 index) internal {
+        Swap memory leg = plan.swaps[index];
+        (uint256 from, uint256 to) = _ends(plan, index);
+        uint256 amount = leg.amount;
+        if (amount == type(uint256).max) {
+            amount = leg.exactOut
+                ? _excess(books.owed[to], books.held[to])
+                : _excess(books.held[from], books.owed[from]);
+        }
+        (uint256 spent, uint256 got) = (0, 0);
+        if (amount != 0) {
+            uint256 most = leg.exactOut ? _min(leg.limit, books.held[from]) : amount;
+            _minus(plan.tokens[from], books.held[from], most);
+            (spent, got) = _trade(leg, plan.tokens[from], plan.tokens[to], amount, most);
+        }
+        if (leg.exactOut) {
+            if (spent > leg.limit) revert SwapLimit(index, spent, leg.limit);
+            if (got < amount) revert SwapLimit(index, got, amount);
+        } else if (got < leg.limit) {
+            revert SwapLimit(index, got, leg.limit);
+        }
+        books.held[from] = _minus(plan.tokens[from], books.held[from], spent);
+        books.held[to] += got;
+    }
+
+    /// @dev Trades and returns what was spent and got: of the balances' word and the router's word the worse one, so
+    /// that a payment from elsewhere during the swap cannot stand in for proceeds.
+    function _trade(Swap memory leg, address tokenIn, address tokenOut, uint256 amount, uint256 most)
+        internal
+        returns (uint256 spent, uint256 got)
+    {
+        uint256 inBefore = _balance(tokenIn);
+        uint256 outBefore = _balance(tokenOut);
+        _approve(tokenIn, leg.router, most);
+        if (leg.exactOut) {
+            got = amount;
+            spent = IUniswapV3Router(leg.router).exactOutput(
+                IUniswapV3Router.ExactOutputParams(leg.path, address(this), block.timestamp, amount, most)
+            );
+        } else {
+            spent = amount;
+            got = IUniswapV3Router(leg.router).exactInput(
+                IUniswapV3Router.ExactInputParams(leg.path, address(this), block.timestamp, amount, leg.limit)
+            );
+        }
+        _approve(tokenIn, leg.router, 0);
+        spent = _max(spent, _excess(inBefore, _balance(tokenIn)));
+        got = _min(got, _excess(_balance(tokenOut), outBefore));
+    }
+
+    /// @dev The plan's token indices of what goes in and what comes out of a leg.
+    function _ends(Plan memory plan, uint256 index) internal view returns (uint256 from, uint256 to) {
+        Swap memory leg = plan.swaps[index];
+        if (venueKindOf[leg.router] != VenueKind.UNISWAP_V3) revert RouterNotAllowed(leg.router);
+        uint256 length = leg.path.length;
+        if (length < ADDRESS_LENGTH + HOP_LENGTH || (length - ADDRESS_LENGTH) % HOP_LENGTH != 0) {
+            revert InvalidPath(index);
+        }
+        from = _indexOf(plan.tokens, _addressAt(leg.path, 0));
+        to = _indexOf(plan.tokens, _addressAt(leg.path, length - ADDRESS_LENGTH));
+        if (from == to) revert InvalidPath(index);
+        if (leg.exactOut) (from, to) = (to, from);
+    }
+
+    /* TREASURY */
+
+    /// @dev Sends everything but the flash debt to the treasury. Returns the profit and the USD value, scaled by 1e36,
+    /// of what arrived and is in the books. The treasury's balance is read right around each transfer, so that
+    /// payments to the treasury from elsewhere during the plan do not count.
+    function _payTreasury(Plan memory plan, Books memory books) internal returns (uint256 profit, uint256 value) {
+        for (uint256 i; i < plan.tokens.length; ++i) {
+            address token = plan.tokens[i];
+            uint256 earned = _minus(token, books.held[i], books.owed[i]);
+            uint256 treasuryBefore = IERC20(token).balanceOf(TREASURY);
+            _send(token, _balance(token) - books.owed[i]);
+            earned = _min(earned, IERC20(token).balanceOf(TREASURY) - treasuryBefore);
+            value += earned * books.prices[i];
+            if (token == plan.profitToken) profit = earned;
+        }
+    }
+
+    /// @dev Sends whole balances to the treasury.
+    function _sweep(address[] calldata tokens) internal {
+        for (uint256 i; i < tokens.length; ++i) {
+            address token = tokens[i];
+            uint256 amount = token == address(0) ? address(this).balance : _balance(token);
+            if (amount == 0) continue;
+            _send(token, amount);
+            emit Swept(token, amount);
+        }
+    }
+
+    /// @dev The only place anything leaves from, but for approvals: to the treasury.
+    function _send(address token, uint256 amount) internal {
+        if (amount == 0) return;
+        bool success;
+        if (token == address(0)) (success,) = TREASURY.call{value: amount}("");
+        else success = _ask(token, abi.encodeCall(IERC20.transfer, (TREASURY, amount)));
+        if (!success) revert TransferFailed(token, TREASURY, amount);
+    }
+
+    /* CHECKS */
+
+    /// @dev The protocol comes from the Safe's allow-list, never from the operator.
+    function _requireOneProtocol(Call[] calldata calls) internal view returns (bytes32 protocol) {
+        if (calls.length == 0) revert NoCalls();
+        for (uint256 i; i < calls.length; ++i) {
+            bytes4 selector = bytes4(calls[i].data);
+            bytes32 one = protocolOf[calls[i].target][selector];
+            if (one == 0) revert TargetNotAllowed(calls[i].target, selector);
+            if (i == 0) protocol = one;
+            else if (one != protocol) revert MixedProtocols(protocol, one);
+        }
+    }
+
+    function _requireListed(Plan calldata plan) internal view {
+        for (uint256 i; i < plan.tokens.length; ++i) {
+            address token = plan.tokens[i];
+            if (_feeds[token].feed == address(0)) revert FeedMissing(token);
+            for (uint256 j; j < i; ++j) {
+                if (plan.tokens[j] == token) revert TokenListedTwice(token);
+            }
+        }
+        _indexOf(plan.tokens, plan.profitToken);
+        if (plan.flashSource != address(0)) {
+            if (flashKindOf[plan.flashSource] != FlashKind.AAVE_V3) revert FlashSourceNotAllowed(plan.flashSource);
+            _indexOf(plan.tokens, plan.flashToken);
+        } else if (plan.flashAmount != 0) {
+            revert FlashWithoutSource(plan.flashAmount);
+        }
+    }
+
+    /// @dev USD value of one raw unit, scaled by 1e36.
+    function _price(address token) internal view returns (uint256) {
+        Feed memory feed = _feeds[token];
+        (, int256 answer,, uint256 updatedAt,) = IAggregator(feed.feed).latestRoundData();
+        if (answer <= 0 || updatedAt > block.timestamp || block.timestamp - updatedAt > feed.maxAgeS) {
+            revert StaleFeed(token, updatedAt);
+        }
+        return uint256(answer) * 10 ** (VALUE_DECIMALS - feed.tokenDecimals - feed.feedDecimals);
+    }
+
+    /* TOKENS */
+
+    function _balance(address token) internal view returns (uint256) {
+        return IERC20(token).balanceOf(address(this));
+    }
+
+    function _balances(address[] memory tokens) internal view returns (uint256[] memory balances) {
+        balances = new uint256[](tokens.length);
+        for (uint256 i; i < tokens.length; ++i) {
+            balances[i] = _balance(tokens[i]);
+        }
+    }
+
+    /// @dev Every approval is zeroed after its use, so tokens that forbid changing a non-zero approval are content.
+    function _approve(address token, address spender, uint256 amount) internal {
+        if (!_ask(token, abi.encodeCall(IERC20.approve, (spender, amount)))) {
+            revert ApproveFailed(token, spender, amount);
+        }
+    }
+
+    /// @dev Whether a token carried out a request; some return nothing, and a missing contract would not even revert.
+    function _ask(address token, bytes memory request) internal returns (bool) {
+        (bool success, bytes memory answer) = token.call(request);
+        if (!success) return false;
+        return answer.length == 0 ? token.code.length != 0 : answer.length >= 32 && uint256(bytes32(answer)) == 1;
+    }
+
+    function _indexOf(address[] memory tokens, address token) internal pure returns (uint256) {
+        for (uint256 i; i < tokens.length; ++i) {
+            if (tokens[i] == token) return i;
+        }
+        revert TokenNotListed(token);
+    }
+
+    function _addressAt(bytes memory path, uint256 offset) internal pure returns (address found) {
+        assembly ("memory-safe") {
+            found := shr(96, mload(add(add(path, 32), offset)))
+        }
+    }
+
+    /* ARITHMETIC */
+
+    /// @dev Books cannot go below zero: a plan spends only what it brought in.
+    function _minus(address token, uint256 held, uint256 needed) internal pure returns (uint256) {
+        if (needed > held) revert Overspent(token, held, needed);
+        return held - needed;
+    }
+
+    /// @dev By how much a exceeds b, else zero.
+    function _excess(uint256 a, uint256 b) internal pure returns (uint256) {
+        return a > b ? a - b : 0;
+    }
+
+    function _min(uint256 a, uint256 b) internal pure returns (uint256) {
+        return a < b ? a : b;
+    }
+
+    function _max(uint256 a, uint256 b) internal pure returns (uint256) {
+        return a > b ? a : b;
+    }
+
+    /* SETTINGS */
+
+    /// @inheritdoc ILiquidator
+    function setOperator(address operator, bool enabled) external onlySafe {
+        if (operator == address(0)) revert InvalidAddress(operator);
+        isOperator[operator] = enabled;
+        emit OperatorSet(operator, enabled);
+    }
+
+    /// @inheritdoc ILiquidator
+    function setTarget(address target, bytes4 selector, bytes32 protocol) external onlySafe {
+        if (protocol != 0) _requireCode(target);
+        protocolOf[target][selector] = protocol;
+        emit TargetSet(target, selector, protocol);
+    }
+
+    /// @inheritdoc ILiquidator
+    function setSettledJointly(bytes32 protocol, bool jointly) external onlySafe {
+        settledJointly[protocol] = jointly;
+        emit SettledJointlySet(protocol, jointly);
+    }
+
+    /// @inheritdoc ILiquidator
+    function setFlashSource(address source, FlashKind kind) external onlySafe {
+        if (kind != FlashKind.NONE) _requireCode(source);
+        flashKindOf[source] = kind;
+        emit FlashSourceSet(source, kind);
+    }
+
+    /// @inheritdoc ILiquidator
+    function setVenue(address router, VenueKind kind) external onlySafe {
+        if (kind != VenueKind.NONE) _requireCode(router);
+        venueKindOf[router] = kind;
+        emit VenueSet(router, kind);
+    }
+
+    /// @inheritdoc ILiquidator
+    function setFeed(address token, address feed, uint32 maxAgeS) external onlySafe {
+        if (feed == address(0)) {
+            delete _feeds[token];
+            emit FeedSet(token, feed, 0);
+            return;
+        }
+        if (maxAgeS == 0) revert MaxAgeZero(token);
+        uint8 tokenDecimals = IERC20(token).decimals();
+        uint8 feedDecimals = IAggregator(feed).decimals();
+        if (uint256(tokenDecimals) + feedDecimals > VALUE_DECIMALS) {
+            revert DecimalsTooHigh(tokenDecimals, feedDecimals);
+        }
+        _feeds[token] = Feed(feed, maxAgeS, tokenDecimals, feedDecimals);
+        emit FeedSet(token, feed, maxAgeS);
+    }
+
+    /// @inheritdoc ILiquidator
+    function setMaxSlippageBps(uint16 bps) external onlySafe {
+        if (bps > MAX_SLIPPAGE_LIMIT_BPS) revert SlippageTooHigh(bps, MAX_SLIPPAGE_LIMIT_BPS);
+        maxSlippageBps = bps;
+        emit MaxSlippageSet(bps);
+    }
+
+    function _requireCode(address account) internal view {
+        if (account.code.length == 0) revert InvalidAddress(account);
+    }
+
+    /* VIEWS */
+
+    /// @inheritdoc ILiquidator
+    function feedOf(address token) external view returns (Feed memory) {
+        return _feeds[token];
+    }
+}
