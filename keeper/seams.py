@@ -127,5 +127,31 @@ class FlashSource(Protocol):
 
 def just(value: Any) -> Reads[Any]:
     """A read that needs no call."""
+    yield from ()
     return value
-    yield
+
+
+def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:
+    """Run several reads in lock-step: each round asks what all unfinished ones ask, every distinct call once.
+
+    Results keep the order of `reads`. At one block hash equal calls have equal answers, so nothing is asked twice.
+    """
+    results: dict[int, T] = {}
+    asking: dict[int, Sequence[Call]] = {}
+
+    def advance(index: int, answers: Sequence[Result] | None) -> None:
+        try:
+            asking[index] = reads[index].send(answers)  # type: ignore[arg-type]  # the first send of a generator is None
+        except StopIteration as end:
+            results[index] = end.value
+
+    for index in range(len(reads)):
+        advance(index, None)
+    while asking:
+        round_calls = list(dict.fromkeys(call for calls in asking.values() for call in calls))
+        answers = yield round_calls
+        by_call = dict(zip(round_calls, answers, strict=True))
+        waiting, asking = asking, {}
+        for index, calls in waiting.items():
+            advance(index, [by_call[call] for call in calls])
+    return [results[index] for index in range(len(reads))]
