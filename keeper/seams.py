@@ -6,8 +6,9 @@ every round to one block hash. Adapters therefore run the same against a live no
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol, TypeVar
 
 from keeper.types import (
@@ -38,6 +39,20 @@ T = TypeVar("T")
 Reads = Generator[Sequence[Call], Sequence[Result], T]
 
 
+class VenueKind(IntEnum):
+    """How the Liquidator swaps at a router (`ILiquidator.VenueKind`)."""
+
+    NONE = 0
+    UNISWAP_V3 = 1
+
+
+class FlashKind(IntEnum):
+    """How the Liquidator borrows from a flash source (`ILiquidator.FlashKind`)."""
+
+    NONE = 0
+    AAVE_V3 = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Touched:
     """What logs say: positions to read again, and whether addresses or parameters must be loaded again first."""
@@ -58,6 +73,18 @@ class Adapter(Protocol):
 
     def warnings(self) -> Sequence[str]:
         """Standing warnings after `load` (an unknown protocol revision, say)."""
+        ...
+
+    def targets(self) -> Sequence[tuple[Address, bytes]]:
+        """Contracts the Liquidator calls for it, each with a 4-byte selector; valid after `load`."""
+        ...
+
+    def feeds(self) -> Mapping[Address, Address]:
+        """Every token it may repay or seize with the USD aggregator its own oracle names; valid after `load`.
+
+        The Liquidator asks such an aggregator for `latestRoundData` and `decimals`. A token whose price comes from
+        elsewhere is left out.
+        """
         ...
 
     def sources(self) -> Filters:
@@ -102,7 +129,10 @@ class Adapter(Protocol):
 
 
 class Venue(Protocol):
-    """A place to swap; one file in `keeper/venues`."""
+    """A place to swap; one file in `keeper/venues`. `router` is what the Liquidator calls."""
+
+    kind: VenueKind
+    router: Address
 
     def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
         """Routes worth quoting, direct and by intermediate tokens."""
@@ -119,6 +149,12 @@ class Venue(Protocol):
 
 class FlashSource(Protocol):
     """Where the repayment is borrowed for one transaction."""
+
+    kind: FlashKind
+
+    def source(self) -> Address:
+        """The contract that lends; valid once what it belongs to is loaded."""
+        ...
 
     def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
         """Premium and available liquidity now."""
