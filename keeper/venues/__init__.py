@@ -1,0 +1,1 @@
+"""Places to swap, one file each."""
