@@ -1,0 +1,246 @@
+"""One SQLite file, one writing process, one connection, and errors in the keeper's own words.
+
+Commits happen inline on the caller's thread. The journal is WAL with `synchronous=FULL`: each commit is on disk
+before the call returns, because what is recorded there (a reserved nonce, signed bytes) must survive a power cut. On
+an ordinary SSD that costs a fraction of a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from keeper.errors import ConfigError, LedgerError
+from keeper.store.schema import SCHEMA_VERSION, meta, metadata
+
+_BUSY_TIMEOUT_MS: Final = 2_000
+
+
+class Database:
+    """An open store; `open` is the way in, `close` or `with` the way out.
+
+    A writer holds `<file>.lock` for its lifetime, so a second one fails at once instead of corrupting nonces; readers
+    (`read_only=True`) take no lock and never block it.
+    """
+
+    def __init__(self, path: Path, connection: Connection) -> None:
+        self.path: Final = path
+        self._connection: Final = connection
+        self._resources = ExitStack()
+        self._depth = 0
+        self._doomed = False
+        self._owner: asyncio.Task[Any] | None = None
+        self._rollback_hooks: list[Callable[[], None]] = []
+
+    @classmethod
+    def open(cls, url: str, *, chain_id: int | None = None, read_only: bool = False) -> Self:
+        """Open `sqlite:///path`, creating it (mode 0600) for a writer.
+
+        Raises `ConfigError` for another kind of URL; `LedgerError` when another process writes to it, when it belongs
+        to another chain or schema, or when it is missing or damaged.
+        """
+        path = sqlite_path(url)
+        if read_only and not path.exists():
+            raise LedgerError(
+                f"There is no record at {path} yet; start the keeper once, or correct store.url."
+            )
+        with ExitStack() as undo:
+            if not read_only:
+                undo.callback(os.close, _take_lock(path))
+                _create_private(path)
+            engine = _engine(path, read_only)
+            undo.callback(engine.dispose)
+            with _in_our_words(path, "open"):
+                self = cls(path, engine.connect())
+            undo.callback(self._connection.close)
+            self._prepare(chain_id, read_only)
+            self._resources = undo.pop_all()
+        return self
+
+    def close(self) -> None:
+        """Close the file and let another process write; safe to call twice."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """All or nothing: whatever is stored inside is committed once, at the end of the outermost block.
+
+        Blocks nest. An exception at any depth undoes the whole, even if it is caught further out. Never await
+        inside: another task's writes would join, and that is refused with `LedgerError`.
+        """
+        task = _current_task()
+        if self._depth and task is not self._owner:
+            raise LedgerError(
+                f"Two tasks wrote to {self.path} in one transaction; never await inside transaction()."
+            )
+        outermost = self._depth == 0
+        with _in_our_words(self.path, "write to"):
+            if outermost:
+                self._owner, self._doomed = task, False
+                self._connection.begin()
+            self._depth += 1
+            done = False
+            try:
+                yield self._connection
+                done = True
+            finally:
+                self._depth -= 1
+                self._doomed = self._doomed or not done
+                if outermost:
+                    self._finish(done)
+
+    def on_rollback(self, hook: Callable[[], None]) -> None:
+        """Call `hook` whenever a transaction is undone, so that what mirrors it in memory can forget it too."""
+        self._rollback_hooks.append(hook)
+
+    def _finish(self, done: bool) -> None:
+        committed = False
+        try:
+            if not self._doomed:
+                self._connection.commit()
+                committed = True
+        finally:
+            if not committed:
+                self._connection.rollback()
+                for hook in self._rollback_hooks:
+                    hook()
+        if done and self._doomed:
+            raise LedgerError(
+                f"A step of a transaction on {self.path} failed and was hidden; nothing was stored."
+            )
+
+    def _prepare(self, chain_id: int | None, read_only: bool) -> None:
+        with self.transaction() as connection:
+            tables = inspect(connection).get_table_names()
+            if not tables and not read_only:
+                metadata.create_all(connection)
+                connection.execute(
+                    meta.insert().values(id=1, schema_version=SCHEMA_VERSION, chain_id=chain_id)
+                )
+                return
+            row = connection.execute(select(meta)).one_or_none() if meta.name in tables else None
+            if row is None:
+                raise LedgerError(f"{self.path} is a database but not a keeper's record; correct store.url.")
+            if row.schema_version != SCHEMA_VERSION:
+                age = "newer" if row.schema_version > SCHEMA_VERSION else "older"
+                raise LedgerError(
+                    f"{self.path} has schema version {row.schema_version}, {age} than the {SCHEMA_VERSION} this "
+                    f"keeper writes; use the keeper version that wrote it, or point store.url at a new file."
+                )
+            if chain_id is not None and row.chain_id is None and not read_only:
+                connection.execute(meta.update().values(chain_id=chain_id))
+            elif chain_id is not None and row.chain_id not in (None, chain_id):
+                raise LedgerError(
+                    f"{self.path} is the record of chain {row.chain_id}, not of chain {chain_id}; "
+                    f"point store.url at another file or correct chain.id."
+                )
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of a `sqlite:///path` URL; anything else is a `ConfigError` that does not repeat the URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError("store.url is not a database URL; write sqlite:///keeper.db.") from None
+    if (
+        parsed.drivername != "sqlite"
+        or parsed.host
+        or parsed.query
+        or parsed.database in (None, "", ":memory:")
+    ):
+        raise ConfigError("store.url must name an SQLite file for now; write sqlite:///keeper.db.")
+    return Path(str(parsed.database))
+
+
+def _engine(path: Path, read_only: bool) -> Engine:
+    # One connection for one thread; hide_parameters keeps signed bytes out of error messages.
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"check_same_thread": True, "timeout": _BUSY_TIMEOUT_MS / 1000, "isolation_level": None},
+        poolclass=StaticPool,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: object) -> None:
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+        else:
+            [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise LedgerError(
+                    f"{path} is on a file system without write-ahead logging; move store.url elsewhere."
+                )
+            connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # The driver would begin only at the first write, and could then fail halfway through with "database is
+        # locked"; a writer takes its place in the queue at once.
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _take_lock(path: Path) -> int:
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise LedgerError(f"{lock_path} cannot be written ({error.strerror}); correct store.url.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise LedgerError(
+            f"Another keeper (process {holder}) is writing to {path}; stop it, or give this one another store.url."
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _create_private(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise LedgerError(f"{path} cannot be created ({error.strerror}); correct store.url.") from error
+
+
+@contextmanager
+def _in_our_words(path: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerError(
+            f"The keeper could not {verb} its record {path}: {cause}; check the file, its permissions and the disk."
+        ) from error
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None  # no event loop: the command line and tests
