@@ -7,19 +7,277 @@ Liquidator's own event, never estimated.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import structlog
 
 from keeper import abi
 from keeper.chain.client import Chain, Receipt
-from keeper.errors import ExecutionError, RpcError
+from keeper.errors import ChainError, ExecutionError, RpcError
 from keeper.execution.fees import cancel_fees
-from keeper.guard import Clearance, Fees
-from keeper.keys import OperatorKey
+from keeper.guard import Clearance
+from keeper.keys import OperatorKey, Signed
 from keeper.ledger import Ledger
-from keeper.store import OpenTransaction, Store
-from keeper.trial import explain_revert
-from keeper.types import Address, Hash, Head, Plan, PositionKey, Settlement, Submission, Trial, Wei
+from keeper.prices import Price
+from keeper.store import Attempt, OpenTransaction, Store
+from keeper.types import Address, Gas, Hash, Head, Plan, PositionKey, Refusal, Settlement, Submission, Trial, Wei
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
+_GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given before its nonce is taken back
+_TRANSFER_GAS: Final = Gas(21_000)
+
+
+class Sender:
+    """Owns the operator's nonces; everything in flight is in the store, so a restart knows it too."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        key: OperatorKey,
+        store: Store,
+        ledger: Ledger,
+        liquidator: Address,
+        wall_clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._chain = chain
+        self._key = key
+        self._store = store
+        self._ledger = ledger
+        self._liquidator = liquidator
+        self._wall_clock = wall_clock
+        self._monotonic = monotonic
+        self._next_nonce = 0
+        self._open: dict[Hash, OpenTransaction] = {}
+        self._log = structlog.get_logger("keeper.sender")
+
+    @property
+    def operator(self) -> Address:
+        """The account that pays the gas."""
+        return self._key.address
+
+    def in_flight(self, key: PositionKey) -> bool:
+        """Whether a transaction for this position is signed and not accounted for."""
+        return any(transaction.key == key for transaction in self._open.values())
+
+    def in_flight_wei(self) -> int:
+        """The most gas everything in flight can still cost."""
+        return sum(transaction.worst_case_wei for transaction in self._open.values())
+
+    async def recover(self) -> None:
+        """Take over what an earlier run left: nonces without a signature are freed, the rest is in flight."""
+        for transaction in self._store.open_transactions():
+            if transaction.sender != self.operator:
+                continue
+            if transaction.attempts:
+                self._open[transaction.plan_id] = transaction
+            else:
+                self._store.release(transaction.plan_id, self._now_s())
+        on_chain = await self._chain.nonce(self.operator, "latest")
+        claimed = self._store.highest_nonce(self.operator)
+        self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)
+
+    async def send(self, plan: Plan, trial: Trial, clearance: Clearance, numbers: Mapping[str, Any]) -> Submission:
+        """Record, sign, record and broadcast one cleared liquidation; `numbers` go into the ledger's intent.
+
+        A node that does not take the bytes is not an error of the plan: the transaction stays in flight until it is
+        mined or its nonce is taken back.
+        """
+        nonce = self._next_nonce
+        at_s = self._now_s()
+        key = plan.key
+        with self._store.transaction():
+            self._store.reserve(plan.plan_id, nonce, sender=self.operator, key=key, at_s=at_s)
+            self._ledger.book(
+                "intent", plan.plan_id, key.protocol, key.account, {"nonce": nonce, **numbers}, at_s
+            )
+        self._next_nonce = nonce + 1
+        fees = clearance.fees
+        signed = self._key.sign(self._liquidator, trial.calldata, nonce, fees, clearance)
+        attempt = Attempt(
+            signed.hash, "plan", signed.raw, fees.max_fee_wei, fees.gas_limit, trial.last_block, at_s, None
+        )
+        self._record(OpenTransaction(plan.plan_id, self.operator, nonce, key, "signed", at_s, ()), attempt)
+        sent_s = await self._broadcast(plan.plan_id, signed)
+        return Submission(plan.plan_id, nonce, signed.hash, signed.raw, trial.last_block, fees.max_fee_wei, sent_s)
+
+    async def settle(self, head: Head, native: Price | Refusal, tip_wei: Wei) -> list[Settlement]:
+        """Account for everything in flight that the chain has decided, and take back nonces that expired.
+
+        Without a price for gas nothing is settled yet: a booked loss must not be a guess.
+        """
+        if isinstance(native, Refusal):
+            return []
+        settlements: list[Settlement] = []
+        for transaction in list(self._open.values()):
+            mined = await self._mined(transaction)
+            if mined is not None:
+                settlements.append(self._close(transaction, *mined, native))
+            elif await self._chain.nonce(self.operator, "latest") > transaction.nonce:
+                if self._expired(transaction, head):
+                    self._lose(transaction)
+            elif self._expired(transaction, head):
+                await self._cancel(transaction, head, tip_wei)
+        return settlements
+
+    async def _broadcast(self, plan_id: Hash, signed: Signed) -> float:
+        transaction = self._open[plan_id]
+        sent_s = self._monotonic()
+        try:
+            answered = await self._chain.send_raw(signed.raw)
+        except ChainError as error:
+            code = error.code if isinstance(error, RpcError) else None
+            body = {"tx": signed.hash, "error": str(error), "code": code}
+            self._ledger.book(
+                "not_taken", plan_id, transaction.key.protocol, transaction.key.account, body, self._now_s()
+            )
+            self._log.warning("not_taken", tx=signed.hash, error=str(error))
+            return sent_s
+        if answered != signed.hash:
+            raise ExecutionError(
+                f"The node answered transaction hash 0x{answered.hex()} for 0x{signed.hash.hex()}; stop using it."
+            )
+        at_s = self._now_s()
+        with self._store.transaction():
+            self._store.sent(signed.hash, at_s)
+            self._ledger.book(
+                "sent", plan_id, transaction.key.protocol, transaction.key.account, {"tx": signed.hash}, at_s
+            )
+        return sent_s
+
+    def _record(self, transaction: OpenTransaction, attempt: Attempt) -> None:
+        key = transaction.key
+        body = {
+            "tx": attempt.hash,
+            "purpose": attempt.purpose,
+            "nonce": transaction.nonce,
+            "max_fee_wei": attempt.max_fee_wei,
+            "gas_limit": attempt.gas_limit,
+            "last_block": attempt.last_block,
+        }
+        with self._store.transaction():
+            self._store.signed(
+                transaction.plan_id,
+                attempt.hash,
+                attempt.raw,
+                purpose="cancel" if attempt.purpose == "cancel" else "plan",
+                max_fee_wei=attempt.max_fee_wei,
+                gas_limit=attempt.gas_limit,
+                last_block=attempt.last_block,
+                at_s=attempt.signed_at_s,
+            )
+            self._ledger.book(
+                "signed", transaction.plan_id, key.protocol, key.account, body, attempt.signed_at_s
+            )
+        attempts = (*transaction.attempts, attempt)
+        self._open[transaction.plan_id] = OpenTransaction(
+            transaction.plan_id,
+            transaction.sender,
+            transaction.nonce,
+            key,
+            "signed",
+            transaction.reserved_at_s,
+            attempts,
+        )
+
+    async def _mined(self, transaction: OpenTransaction) -> tuple[Attempt, Receipt] | None:
+        for attempt in transaction.attempts:
+            receipt = await self._chain.receipt(attempt.hash)
+            if receipt is not None:
+                return attempt, receipt
+        return None
+
+    def _close(
+        self, transaction: OpenTransaction, attempt: Attempt, receipt: Receipt, native: Price
+    ) -> Settlement:
+        liquidated = attempt.purpose != "cancel" and receipt.status == 1
+        settlement = Settlement(
+            plan_id=transaction.plan_id,
+            transaction_hash=attempt.hash,
+            status=receipt.status,
+            block_number=receipt.block_number,
+            block_hash=receipt.block_hash,
+            gas_used=receipt.gas_used,
+            gas_cost_wei=Wei(receipt.gas_used * receipt.effective_gas_price_wei),
+            profit_raw=self._profit_raw(transaction, receipt) if liquidated else 0,
+        )
+        kind = "settled" if liquidated else "cancelled" if attempt.purpose == "cancel" else "reverted"
+        # rounded up: gas is a cost
+        gas_cost_usd_e8 = -(-settlement.gas_cost_wei * native.usd_e8 // 10**18)
+        body: dict[str, Any] = {
+            "tx": attempt.hash,
+            "status": receipt.status,
+            "block": receipt.block_number,
+            "block_hash": receipt.block_hash,
+            "gas_used": receipt.gas_used,
+            "gas_cost_wei": settlement.gas_cost_wei,
+            "gas_cost_usd_e8": gas_cost_usd_e8,
+        }
+        if liquidated:
+            body |= self._gain(transaction, settlement.profit_raw)
+        else:
+            body["loss_usd_e8"] = gas_cost_usd_e8
+        at_s = self._now_s()
+        key = transaction.key
+        with self._store.transaction():
+            self._store.settled(settlement, at_s)
+            self._ledger.book(kind, transaction.plan_id, key.protocol, key.account, body, at_s)
+        del self._open[transaction.plan_id]
+        self._log.info(kind, protocol=key.protocol, account=key.account, plan=transaction.plan_id, **body)
+        return settlement
+
+    def _profit_raw(self, transaction: OpenTransaction, receipt: Receipt) -> int:
+        for log in receipt.logs:
+            if log.address == self._liquidator and log.topics[0] == _LIQUIDATED.topic:
+                event = _LIQUIDATED.decode(log)
+                if event["planId"] == transaction.plan_id:
+                    profit: int = event["profit"]
+                    return profit
+        raise ExecutionError(
+            f"Transaction 0x{receipt.transaction_hash.hex()} succeeded without a Liquidated event for its plan; "
+            "the address in contracts.liquidator is not our Liquidator."
+        )
+
+    def _gain(self, transaction: OpenTransaction, profit_raw: int) -> dict[str, Any]:
+        """Realised beside expected; token and price are those of the intent, which a restart can read again."""
+        [intent] = self._ledger.entries(1, kind="intent", plan=transaction.plan_id)
+        price_usd_e8 = int(intent.body["profit_price_usd_e8"])
+        decimals = int(intent.body["profit_decimals"])
+        return {
+            "profit_token": abi.address(intent.body["profit_token"]),
+            "profit_decimals": decimals,
+            "profit_raw": profit_raw,
+            "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
+            "expected_profit_raw": int(intent.body["expected_profit_raw"]),
+            "tried_profit_raw": int(intent.body["tried_profit_raw"]),
+        }
+
+    def _lose(self, transaction: OpenTransaction) -> None:
+        """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
+        at_s = self._now_s()
+        key = transaction.key
+        with self._store.transaction():
+            self._store.dropped(transaction.plan_id, at_s)
+            body = {"nonce": transaction.nonce}
+            self._ledger.book("dropped", transaction.plan_id, key.protocol, key.account, body, at_s)
+        del self._open[transaction.plan_id]
+        self._log.error("dropped", nonce=transaction.nonce, plan=transaction.plan_id)
+
+    async def _cancel(self, transaction: OpenTransaction, head: Head, tip_wei: Wei) -> None:
+        """Take the nonce back with a transfer of nothing to ourselves, dearer each time."""
+        max_fee_wei, cancel_tip_wei = cancel_fees(transaction.attempts[-1].max_fee_wei, head, tip_wei)
+        signed = self._key.sign_cancel(transaction.nonce, max_fee_wei, cancel_tip_wei)
+        # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
+        attempt = Attempt(
+            signed.hash, "cancel", signed.raw, max_fee_wei, _TRANSFER_GAS, head.number, self._now_s(), None
+        )
+        self._record(transaction, attempt)
+        await self._broadcast(transaction.plan_id, signed)
+
+    def _expired(self, transaction: OpenTransaction, head: Head) -> bool:
+        last_block = transaction.attempts[-1].last_block
+        return last_block is None or head.number > last_block + _GRACE_BLOCKS
+
+    def _now_s(self) -> int:
+        return int(self._wall_clock())

@@ -1,0 +1,327 @@
+"""The line, one step per head: follow, assess, plan, try, clear, send, settle, book.
+
+`Engine.step(head)` is the whole of it and takes clock and chain from outside, so the lab can drive it in lock-step.
+Within a step everything is read at that head's block hash; a newer head starts a new step and nothing is carried
+over but the book, the ledger and what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from keeper.chain.client import Chain
+from keeper.execution.fees import bid, inclusion_price
+from keeper.execution.sender import Sender
+from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
+from keeper.ledger import Ledger
+from keeper.planner import PlanContext, encode_execute, plan
+from keeper.prices import Feed, Price, read_price
+from keeper.seams import FlashSource, Reads, Venue, just
+from keeper.trial import Attempt, try_stacked
+from keeper.types import (
+    Address,
+    BlockNumber,
+    BlockTime,
+    Gas,
+    Health,
+    Head,
+    Marks,
+    Plan,
+    PositionKey,
+    Refusal,
+    Settlement,
+    Submission,
+    Token,
+    Trial,
+    Wei,
+)
+from keeper.watch import Watch
+
+_MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; what is left is first in line at the next
+_LIFETIME_BLOCKS: Final = 3  # a transaction not mined by then can never execute; it is built anew
+_HOUR_S: Final = 3_600
+_DAY_S: Final = 86_400
+_TIP_EVERY_HEADS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the line works by; USD with 8 decimals."""
+
+    pause_guard: Address
+    liquidator: Address
+    operator: Address
+    profit_token: Token
+    profit_feed: Feed
+    native_feed: Feed
+    min_profit_usd_e8: int
+    max_slippage_bps: int
+    max_fee_wei: Wei
+    max_repay_usd_e8: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything read at one head that is not a position."""
+
+    at: BlockTime
+    pause: PauseState | Refusal
+    native: Price | Refusal
+    profit: Price | Refusal
+    marks: Mapping[str, Marks | Refusal]
+
+
+@dataclass(slots=True)
+class StepReport:
+    """What one head came to; `reaction_ms` is from its arrival to the first broadcast."""
+
+    head: Head
+    liquidatable: int = 0
+    sent: list[Submission] = field(default_factory=list)
+    settled: list[Settlement] = field(default_factory=list)
+    refused: list[tuple[str, Address | None, Refusal]] = field(default_factory=list)
+    reaction_ms: float | None = None
+
+    def refuse(self, key: PositionKey, refusal: Refusal) -> None:
+        """Note why a position is left alone at this head."""
+        self.refused.append((key.protocol, key.account, refusal))
+
+
+class Engine:
+    """Drives the line. `sender` is None in a dry run: everything happens but signing."""
+
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        watch: Watch,
+        venues: Sequence[Venue],
+        flash_sources: Sequence[FlashSource],
+        guard: Guard,
+        ledger: Ledger,
+        sender: Sender | None,
+        policy: Policy,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._chain = chain
+        self._watch = watch
+        self._venues = venues
+        self._flash_sources = flash_sources
+        self._guard = guard
+        self._ledger = ledger
+        self._sender = sender
+        self._policy = policy
+        self._wall_clock = wall_clock
+        self._tip_wei = Wei(0)
+        self._block_time_s = 1
+        self._heads = 0
+        self._log = structlog.get_logger("keeper")
+
+    async def start(self, head: Head) -> None:
+        """Bring fees, book and in-flight transactions up to `head`."""
+        self._tip_wei = await self._chain.suggested_tip()
+        if head.number > 0:
+            parent = await self._chain.block(head.parent_hash)
+            self._block_time_s = max(1, head.timestamp_s - parent.timestamp_s)
+        await self._watch.start(head)
+        if self._sender:
+            await self._sender.recover()
+
+    async def step(self, head: Head) -> StepReport:
+        """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
+        report = StepReport(head)
+        logs, view = await asyncio.gather(self._watch.fetch(head), self.look(head))
+        if await self._watch.absorb(logs, head):
+            view = await self.look(head)
+        if self._sender:
+            report.settled = await self._sender.settle(head, view.native, self._tip_wei)
+        unsafe = self._assess(view, report)
+        report.liquidatable = len(unsafe)
+        plans = await self._plan(unsafe, view, head, report)
+        await self._execute(plans, view, head, report)
+        if report.sent:
+            report.reaction_ms = (report.sent[0].sent_s - head.seen_s) * 1000
+        self._book(report)
+        await self._housekeep()
+        return report
+
+    async def look(self, head: Head) -> View:
+        """Read pause, prices and every protocol's marks at `head`, in one round."""
+        at = BlockTime(head.number, head.hash, head.timestamp_s)
+        adapters = self._watch.adapters
+        reads: list[Reads[Any]] = [
+            read_scopes(self._policy.pause_guard, list(adapters), at),
+            read_price(self._policy.native_feed, at),
+            read_price(self._policy.profit_feed, at),
+            *(adapter.marks(at) for adapter in adapters.values()),
+        ]
+        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
+        return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
+
+    def plan(self, health: Health, view: View, head: Head) -> Reads[Plan | Refusal]:
+        """The best plan for one unsafe position, priced at the next block's gas."""
+        marks = view.marks[health.key.protocol]
+        if isinstance(view.native, Refusal):
+            return just(view.native)
+        if isinstance(view.profit, Refusal):
+            return just(view.profit)
+        if isinstance(marks, Refusal):
+            return just(marks)
+        policy = self._policy
+        adapter = self._watch.adapters[health.key.protocol]
+        context = PlanContext(
+            at=view.at,
+            adapter=adapter,
+            venues=self._venues,
+            flash_sources=self._flash_sources,
+            profit_token=policy.profit_token,
+            profit_usd_e8=view.profit.usd_e8,
+            native_usd_e8=view.native.usd_e8,
+            gas_price_wei=inclusion_price(head, self._tip_wei),
+            max_fee_wei=policy.max_fee_wei,
+            min_profit_usd_e8=policy.min_profit_usd_e8,
+            max_slippage_bps=policy.max_slippage_bps,
+            max_repay_usd_e8=policy.max_repay_usd_e8,
+        )
+        options = adapter.options(self._watch.book.position(health.key), health, marks)
+        return plan(health, options, context)
+
+    async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
+        """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
+        last_block = BlockNumber(head.number + _LIFETIME_BLOCKS)
+        attempts: list[Attempt] = []
+        for one in plans:
+            epochs = (pause.global_scope.epoch, pause.scopes[scope_of(one.key.protocol)].epoch)
+            attempts.append(Attempt(one, encode_execute(one, *epochs, last_block), *epochs, last_block))
+        next_s = head.timestamp_s + self._block_time_s
+        return await try_stacked(
+            self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
+        )
+
+    def clear(self, plan: Plan, trial: Trial, view: View, head: Head) -> Clearance | Refusal:
+        """Ask the guard for the right to send what was tried."""
+        fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
+        if isinstance(fees, Refusal):
+            return fees
+        now_s = self._wall_clock()
+        in_flight_wei = self._sender.in_flight_wei() if self._sender else 0
+        spent = Spent(
+            gas_wei_last_hour=self._ledger.gas_spent_wei(int(now_s) - _HOUR_S) + in_flight_wei,
+            loss_usd_e8_last_day=self._ledger.loss_usd_e8(int(now_s) - _DAY_S),
+            consecutive_reverts=self._ledger.consecutive_reverts(),
+        )
+        return self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s)
+
+    def _assess(self, view: View, report: StepReport) -> list[Health]:
+        """Every position that is liquidatable by the protocol's own arithmetic, largest debt first."""
+        unsafe: list[Health] = []
+        for name, marks in view.marks.items():
+            if isinstance(marks, Refusal):
+                report.refused.append((name, None, marks))
+                continue
+            adapter = self._watch.adapters[name]
+            for key in self._watch.book.candidates(marks):
+                health = adapter.assess(self._watch.book.position(key), marks)
+                if isinstance(health, Refusal):
+                    report.refuse(key, health)
+                elif health.liquidatable:
+                    unsafe.append(health)
+        return sorted(unsafe, key=lambda health: -health.debt_base)
+
+    async def _plan(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Plan]:
+        """Plans for what is unsafe, best first; while stopped nothing is planned, and why is noted."""
+        wanted: list[Health] = []
+        for health in unsafe:
+            if self._sender and self._sender.in_flight(health.key):
+                continue
+            refusal = self._guard.standing(view.pause, health.key.protocol, head, self._wall_clock())
+            if refusal is not None:
+                report.refuse(health.key, refusal)
+            else:
+                wanted.append(health)
+        answers = await self._chain.read_all([self.plan(health, view, head) for health in wanted], head.hash)
+        plans: list[Plan] = []
+        for health, answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, Refusal):
+                report.refuse(health.key, answer)
+            else:
+                plans.append(answer)
+        return sorted(plans, key=lambda one: one.gas_cost_raw - one.expected_profit_raw)
+
+    async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
+        """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
+        chosen = plans[:_MOST_PER_HEAD]
+        if not chosen or isinstance(view.pause, Refusal):
+            return
+        trials = await self.attempt(chosen, view.pause, head)
+        for one, trial in zip(chosen, trials, strict=True):
+            if isinstance(trial, Refusal):
+                report.refuse(one.key, trial)
+                continue
+            clearance = self.clear(one, trial, view, head)
+            if isinstance(clearance, Refusal):
+                report.refuse(one.key, clearance)
+            elif self._sender is None:
+                report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
+            else:
+                report.sent.append(await self._sender.send(one, trial, clearance, describe(one, trial)))
+
+    def _book(self, report: StepReport) -> None:
+        at_s = int(self._wall_clock())
+        with self._ledger.batch():
+            for protocol, account, refusal in report.refused:
+                entry = self._ledger.book_refusal(
+                    refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s
+                )
+                if entry is not None:
+                    self._log.info(
+                        "refused",
+                        head=report.head.number,
+                        protocol=protocol,
+                        account=account,
+                        stage=refusal.stage,
+                        reason=refusal.reason,
+                        **{f"n_{name}": value for name, value in refusal.numbers.items()},
+                    )
+
+    async def _housekeep(self) -> None:
+        self._heads += 1
+        if self._heads % _TIP_EVERY_HEADS == 0:
+            self._tip_wei = await self._chain.suggested_tip()
+
+
+def describe(plan: Plan, trial: Trial) -> dict[str, Any]:
+    """A plan and its trial in the ledger's words."""
+    return {
+        "block": plan.at.number,
+        "block_hash": plan.at.hash,
+        "health_factor_wad": plan.health_factor_wad,
+        "repay_token": plan.option.repay_token.address,
+        "repay_raw": plan.outcome.repay_raw,
+        "repay_usd_e8": plan.repay_usd_e8,
+        "repay_price_base": plan.option.repay_price_base,
+        "seize_token": plan.option.seize_token.address,
+        "seize_raw": plan.outcome.seize_raw,
+        "seize_price_base": plan.option.seize_price_base,
+        "flash_source": plan.flash.source,
+        "flash_premium_bps": plan.flash.premium_bps,
+        "swaps": len(plan.legs),
+        "profit_token": plan.profit_token.address,
+        "profit_decimals": plan.profit_token.decimals,
+        "profit_price_usd_e8": plan.profit_price_usd_e8,
+        "expected_profit_raw": plan.expected_profit_raw,
+        "tried_profit_raw": trial.profit_raw,
+        "min_profit_raw": plan.min_profit_raw,
+        "gas_estimate": plan.gas_estimate,
+        "tried_gas": trial.gas_used,
+        "gas_cost_raw": plan.gas_cost_raw,
+        "next_base_fee_wei": trial.next_base_fee_wei,
+        "global_epoch": trial.global_epoch,
+        "protocol_epoch": trial.protocol_epoch,
+        "last_block": trial.last_block,
+    }

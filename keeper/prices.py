@@ -1,0 +1,56 @@
+"""The two prices that are not a protocol's: gas in dollars and the profit token in dollars, from Chainlink-style feeds.
+
+A price that is zero, negative, unanswered or older than its feed's age limit is unknown, and unknown means stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from keeper import abi
+from keeper.errors import AdapterError
+from keeper.seams import Reads
+from keeper.types import Address, BlockTime, Refusal, Reverted, hex_of
+
+USD_DECIMALS: Final = 8
+_FEED: Final = abi.load("ChainlinkFeed")
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """An aggregator and the age in seconds above which its answer is stale."""
+
+    name: str
+    address: Address
+    max_age_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A dollar price with 8 decimals and when its round was updated."""
+
+    usd_e8: int
+    updated_at_s: int
+
+
+def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
+    """Read `latestRoundData` as of `at`; the price is rounded down to 8 decimals."""
+    decimals_call = _FEED.function("decimals").call(feed.address)
+    round_call = _FEED.function("latestRoundData").call(feed.address)
+    decimals_data, round_data = yield [decimals_call, round_call]
+    for answer in (decimals_data, round_data):
+        if isinstance(answer, Reverted):
+            return Refusal("plan", "no_price", {"feed": feed.name, "error": hex_of(answer.data)})
+    assert isinstance(decimals_data, bytes) and isinstance(round_data, bytes)
+    try:
+        decimals = _FEED.function("decimals").one(decimals_data)
+        _, answer, _, updated_at_s, _ = _FEED.function("latestRoundData").decode(round_data)
+    except AdapterError as error:
+        return Refusal("plan", "no_price", {"feed": feed.name, "error": str(error)})
+    age_s = at.timestamp_s - updated_at_s
+    if answer <= 0 or age_s > feed.max_age_s:
+        numbers = {"feed": feed.name, "answer": answer, "age_s": age_s, "max_age_s": feed.max_age_s}
+        return Refusal("plan", "stale_price" if answer > 0 else "no_price", numbers)
+    usd_e8 = answer * 10**USD_DECIMALS // 10**decimals
+    return Price(usd_e8, updated_at_s)
