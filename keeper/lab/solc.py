@@ -109,16 +109,6 @@ class Artifact(msgspec.Struct, frozen=True, rename="camel"):
             )
         return bytes.fromhex(code)
 
-    def is_runtime_of(self, code: bytes) -> bool:
-        """True when `code`, read from a chain, is this contract's, whatever its immutables are."""
-        expected = bytearray.fromhex(self.runtime.removeprefix("0x"))
-        if len(expected) != len(code):
-            return False
-        found = bytearray(code)
-        for offset, length in self.immutables:
-            expected[offset : offset + length] = found[offset : offset + length] = bytes(length)
-        return expected == found
-
 
 class OwnArtifact(Artifact, frozen=True, rename="camel", kw_only=True):
     """An artifact of this project with what it was made from."""
@@ -358,7 +348,10 @@ def _replace(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def main() -> None:
-    """`python -m keeper.lab.solc`: install the lab and compile all that it deploys, as `scripts/setup` does."""
+    """`python -m keeper.lab.solc`: install the lab and compile all that it deploys, as `scripts/setup` does.
+
+    With `--write-abis` it then brings PauseGuard and Liquidator under `abis/` up to date with their sources.
+    """
 
     def report(line: str) -> None:
         print(line, file=sys.stderr)
@@ -373,6 +366,8 @@ def main() -> None:
         install(report)
         timed("the keeper's contracts", build_contracts)
         timed("Aave v3.6", build_aave_v3_6)
+        for path in write_own_artifacts() if "--write-abis" in sys.argv[1:] else ():
+            report(f"Wrote {path}")
     except KeeperError as error:
         sys.exit(f"{error}")
 
