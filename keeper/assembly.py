@@ -1,0 +1,182 @@
+"""The composition root: settings in, parts wired together out. The only place that knows every kind there is.
+
+A protocol from outside the package registers a factory under the entry-point group `keeper.protocols`: a callable
+with an attribute `config` (its pydantic model) that takes such a model and returns an `Adapter`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from keeper import abi
+from keeper.chain.client import Chain
+from keeper.config import Contracts, Settings, load
+from keeper.engine import Engine, Policy
+from keeper.errors import ChainError, ConfigError
+from keeper.execution.sender import Sender
+from keeper.guard import Guard, Limits
+from keeper.keys import OperatorKey
+from keeper.ledger import Ledger
+from keeper.prices import Feed
+from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
+from keeper.seams import Adapter, FlashSource, Venue
+from keeper.store import Store
+from keeper.types import Address, Call, Reverted, Token, Wei
+from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
+from keeper.watch import Source, Watch
+
+_GWEI: Final = 10**9
+_USD_E8: Final = 10**8
+_NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a command works with: an open chain and the configured protocols and venues, not yet loaded."""
+
+    settings: Settings
+    chain: Chain
+    sources: tuple[Source, ...]
+    venues: tuple[Venue, ...]
+    flash_sources: tuple[FlashSource, ...]
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The configured protocols."""
+        return tuple(source.adapter for source in self.sources)
+
+
+def settings(path: Path) -> Settings:
+    """Read the configuration; every problem in it is one `ConfigError`."""
+    models: dict[str, type[BaseModel]] = {"aave-v3": AaveV3Config}
+    for kind, factory in _foreign_protocols().items():
+        models[kind] = factory.config
+    return load(path, models, {"uniswap-v3": UniswapV3Config}, os.environ)
+
+
+@asynccontextmanager
+async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
+    """Connect to the chain and build what the settings name; everything is closed at the end."""
+    chain = await Chain.open(configured.chain.rpc_urls, configured.chain.id, configured.chain.quorum)
+    try:
+        adapters = [_adapter(model) for model in configured.protocols]
+        sources = [Source(adapter, model.from_block) for adapter, model in zip(adapters, configured.protocols, strict=True)]
+        between = [Address(configured.chain.wrapped_native), Address(configured.profit.token)]
+        venues = [UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)]
+        flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
+        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash))
+    finally:
+        await chain.close()
+
+
+def operator_key(configured: Settings) -> OperatorKey:
+    """The hot key, from the environment or `.env`."""
+    return OperatorKey(configured.private_key(), configured.chain.id, "KEEPER_PRIVATE_KEY")
+
+
+async def engine(
+    parts: Parts,
+    store: Store,
+    key: OperatorKey | None,
+    *,
+    operator: Address,
+    wall_clock: Callable[[], float] = time.time,
+) -> tuple[Engine, Watch]:
+    """Wire the line. Without a `key` it is a dry run for `operator`."""
+    configured = parts.settings
+    contracts = configured.require_contracts()
+    liquidator = Address(contracts.liquidator)
+    ledger = Ledger(store)
+    watch = Watch(parts.chain, parts.sources, store if key else None)
+    sender = None
+    if key is not None:
+        sender = Sender(parts.chain, key, store, ledger, liquidator, wall_clock, time.monotonic)
+    line = Engine(
+        chain=parts.chain,
+        watch=watch,
+        venues=parts.venues,
+        flash_sources=parts.flash_sources,
+        guard=Guard(liquidator, limits(configured), Path(configured.guard.halt_file)),
+        ledger=ledger,
+        sender=sender,
+        policy=await policy(parts, contracts, operator),
+        wall_clock=wall_clock,
+    )
+    return line, watch
+
+
+async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Policy:
+    """What the line works by; the profit token's feed is the one the Safe gave the Liquidator."""
+    configured = parts.settings
+    head = await parts.chain.head()
+    token = Address(configured.profit.token)
+    liquidator = Address(contracts.liquidator)
+    erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
+    reads = [
+        Call(token, erc20.function("decimals").encode()),
+        Call(token, erc20.function("symbol").encode()),
+        interface.function("feedOf").call(liquidator, token),
+    ]
+    decimals_data, symbol_data, feed_data = await parts.chain.call_all(reads, head.hash)
+    if isinstance(decimals_data, Reverted) or not decimals_data:
+        raise ConfigError(f"profit.token {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml.")
+    if isinstance(feed_data, Reverted) or not feed_data:
+        raise ConfigError(
+            f"contracts.liquidator {abi.checksum(liquidator)} is not a Liquidator; run `keeper deploy` or correct it."
+        )
+    feed, max_age_s, _, _ = interface.function("feedOf").one(feed_data)
+    if not any(feed):
+        raise ConfigError(
+            f"The Liquidator has no feed for profit.token {abi.checksum(token)}; the Safe must call setFeed for it."
+        )
+    symbol = "" if isinstance(symbol_data, Reverted) else erc20.function("symbol").one(symbol_data)
+    return Policy(
+        pause_guard=Address(contracts.pause_guard),
+        liquidator=liquidator,
+        operator=operator,
+        profit_token=Token(token, symbol, erc20.function("decimals").one(decimals_data)),
+        profit_feed=Feed("profit_token", Address(feed), max_age_s),
+        native_feed=Feed("native_usd_feed", Address(configured.profit.native_usd_feed), _NATIVE_FEED_MAX_AGE_S),
+        min_profit_usd_e8=_usd_e8(configured.profit.min_profit_usd),
+        max_slippage_bps=configured.profit.max_slippage_bps,
+        max_fee_wei=limits(configured).max_fee_wei,
+        max_repay_usd_e8=_usd_e8(configured.limits.max_repay_usd),
+    )
+
+
+def limits(configured: Settings) -> Limits:
+    """The operator's limits in the guard's units."""
+    given = configured.limits
+    return Limits(
+        max_fee_wei=Wei(int(given.max_fee_gwei * _GWEI)),
+        max_gas_spend_wei_per_hour=Wei(given.max_gas_spend_wei_per_hour),
+        max_loss_usd_e8_per_day=_usd_e8(given.max_loss_usd_per_day),
+        max_consecutive_reverts=given.max_consecutive_reverts,
+        max_repay_usd_e8=_usd_e8(given.max_repay_usd),
+        deny_accounts=frozenset(Address(account) for account in given.deny_accounts),
+        max_head_age_s=configured.chain.max_head_age_s,
+    )
+
+
+def _usd_e8(amount: Any) -> int:
+    return int(amount * _USD_E8)
+
+
+def _adapter(model: BaseModel) -> Adapter:
+    if isinstance(model, AaveV3Config):
+        return AaveV3(model)
+    adapter: Adapter = _foreign_protocols()[getattr(model, "kind", "")](model)
+    return adapter
+
+
+def _foreign_protocols() -> Mapping[str, Any]:
+    return {point.name: point.load() for point in entry_points(group="keeper.protocols")}

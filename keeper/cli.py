@@ -1,0 +1,182 @@
+"""The command line: options in, one document or a few lines out. Nothing is decided here.
+
+Exit codes: 0 done, 1 a refused or failed operation, 2 bad configuration or arguments, 3 chain unreachable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+
+from keeper import log
+from keeper.errors import KeeperError
+
+app = typer.Typer(
+    help="Keeps lending and perpetual-futures protocols solvent: finds unsafe accounts and liquidates them at a profit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+pause_app = typer.Typer(help="The emergency pause.", no_args_is_help=True)
+ledger_app = typer.Typer(help="The record of every decision and transaction.", no_args_is_help=True)
+lab_app = typer.Typer(help="Local chains of real protocols.", no_args_is_help=True)
+bench_app = typer.Typer(help="Speed, as ratios measured in one run.", no_args_is_help=True)
+app.add_typer(pause_app, name="pause")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(lab_app, name="lab")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="PATH")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DEFAULT_CONFIG = Path("keeper.toml")
+
+
+def main() -> NoReturn:
+    """Run the command line; every error of ours is one sentence on stderr and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except KeeperError as error:
+        print(f"keeper: {log.secrets.scrub(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+@app.command()
+def run(
+    config: Config = DEFAULT_CONFIG,
+    once: Annotated[bool, typer.Option("--once", help="Handle one head and exit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and try, but never sign.")] = False,
+    log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run the daemon: watch, assess, plan, try, clear, send, settle and book at every head."""
+    from keeper import commands
+
+    log.configure(log_level)
+    _wait(commands.run(config, once=once, dry_run=dry_run))
+
+
+@app.command()
+def scan(
+    config: Config = DEFAULT_CONFIG,
+    liquidatable: Annotated[bool, typer.Option("--liquidatable", help="Only positions that can be liquidated.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, least healthy first.")] = 100,
+    json: Json = False,
+) -> None:
+    """List positions with health, collateral, debt and liquidation price."""
+    from keeper import commands, render
+
+    document = _wait(commands.scan(config, liquidatable=liquidatable, limit=limit))
+    _print(document, render.scan, json)
+
+
+@app.command()
+def explain(account: str, config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Say what every stage answers for one account now, and what was refused before."""
+    from keeper import commands, render
+
+    _print(_wait(commands.explain(config, account)), render.explain, json)
+
+
+@app.command()
+def doctor(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Check configuration, chain, contracts, keys and feeds, and say how to fix what is wrong."""
+    from keeper import commands, render
+
+    document = _wait(commands.doctor(config))
+    _print(document, render.doctor, json)
+    if not document["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def deploy(
+    safe: Annotated[str, typer.Option("--safe", help="The Safe that owns both contracts.")],
+    treasury: Annotated[str, typer.Option("--treasury", help="Where all profit goes, for ever.")],
+    guardian: Annotated[list[str], typer.Option("--guardian", help="An account that may pause; repeat for several.")],
+    unpause_delay: Annotated[
+        int, typer.Option("--unpause-delay", min=1, help="Seconds between scheduling an unpause and its effect.")
+    ] = 1800,
+    config: Config = DEFAULT_CONFIG,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the Safe transactions.")] = Path("safe-setup.json"),
+    json: Json = False,
+) -> None:
+    """Deploy PauseGuard and Liquidator, write [contracts], and write the Safe transactions that finish the set-up."""
+    from keeper import commands, render
+
+    document = _wait(commands.deploy(config, safe, treasury, guardian, unpause_delay, out))
+    _print(document, render.deploy, json)
+
+
+@app.command()
+def demo(
+    json: Json = False,
+    keep: Annotated[Path | None, typer.Option("--keep", help="Keep configuration, ledger and logs in this folder.")] = None,
+) -> None:
+    """Build a local chain of real protocols and take the daemon through a price fall, a pause and an unpause."""
+    from keeper.lab import demo as lab_demo
+
+    document = _wait(lab_demo.run(keep, quiet=json))
+    _print(document, lab_demo.render, json)
+    if not document["ok"]:
+        raise typer.Exit(1)
+
+
+@pause_app.command("status")
+def pause_status(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Say for every scope whether it is paused, since when and why."""
+    from keeper import commands, render
+
+    _print(_wait(commands.pause_status(config)), render.pause_status, json)
+
+
+@ledger_app.command("list")
+def ledger_list(
+    config: Config = DEFAULT_CONFIG,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 50,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only entries of this kind.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Only entries about this account.")] = None,
+    json: Json = False,
+) -> None:
+    """List entries of the ledger."""
+    from keeper import commands, render
+
+    _print(commands.ledger_list(config, limit=limit, kind=kind, account=account), render.ledger_list, json)
+
+
+@lab_app.command("install")
+def lab_install() -> None:
+    """Install the pinned chain tools and protocol bytecode that the lab needs."""
+    from keeper.lab import install
+
+    install.install(lambda line: print(line, file=sys.stderr))
+    print(f"The lab is ready in {install.lab_home()}.")
+
+
+@bench_app.command("reaction")
+def bench_reaction(
+    json: Json = False,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/benchmarks.md.")] = False,
+    heads: Annotated[int, typer.Option("--heads", min=3, help="Price falls measured per variant and size.")] = 15,
+) -> None:
+    """Measure head to accepted transaction against a naive loop and the floor, interleaved in one run."""
+    from keeper.lab import bench
+
+    _print(_wait(bench.reaction(heads=heads, write=write)), bench.render, json)
+
+
+def _wait(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def _print(document: Any, readable: Any, json: bool) -> None:
+    if json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        sys.stdout.flush()
+    else:
+        readable(document)
