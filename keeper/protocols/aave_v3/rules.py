@@ -14,7 +14,6 @@ from keeper.fixed import (
     BPS,
     RAY,
     SECONDS_PER_YEAR,
-    WAD,
     mul_div_down,
     mul_div_up,
     percent_div_half_up,
@@ -356,26 +355,3 @@ def row_threshold(rules: Rules, threshold_bps: int, *, counted: bool) -> float:
     if not counted:
         return 0.0
     return (threshold_bps if rules.directed_rounding else threshold_bps - 1) / BPS
-
-
-__all__ = [
-    "FULL_CLOSE_HEALTH_FACTOR_WAD",
-    "NEWEST_REVISION",
-    "SENTINEL_HEALTH_FACTOR_WAD",
-    "WAD",
-    "Amounts",
-    "Pair",
-    "Rules",
-    "collateral_base",
-    "collateral_raw",
-    "compounded_interest_ray",
-    "debt_base",
-    "debt_index_ray",
-    "debt_raw",
-    "health_factor_wad",
-    "linear_interest_ray",
-    "liquidity_index_ray",
-    "row_threshold",
-    "rules_of",
-    "with_headroom_raw",
-]
