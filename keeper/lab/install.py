@@ -207,7 +207,7 @@ def _install_node(lock: Path, report: Callable[[str], None]) -> Node:
     report("Installing Node.js, which this machine lacks")
     arguments = ["install", "--quiet", "--require-hashes", "--requirement", str(lock)]
     if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", *arguments]
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     elif uv := shutil.which("uv"):
         command = [uv, "pip", *arguments, "--python", sys.executable]
     else:
