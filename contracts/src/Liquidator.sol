@@ -328,7 +328,7 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
             address token = plan.tokens[i];
             uint256 earned = _minus(token, books.held[i], books.owed[i]);
             uint256 treasuryBefore = IERC20(token).balanceOf(TREASURY);
-            _send(token, _balance(token) - books.owed[i]);
+            _send(token, _minus(token, _balance(token), books.owed[i]));
             earned = _min(earned, IERC20(token).balanceOf(TREASURY) - treasuryBefore);
             value += earned * books.prices[i];
             if (token == plan.profitToken) profit = earned;

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
+import {LiquidatorSetup} from "./LiquidatorSetup.sol";
+import {Token} from "./mocks/Tokens.sol";
+
+/// @notice A thief with the operator key. He sets the rates of every pool, owns markets that give and take what he
+/// likes, sizes the flash loan, lists the tokens, and lets rewards of ours be paid out in the middle of a swap. Every
+/// attack contains up to two real liquidations, and every second one is squeezed: the thief searches the worst rate
+/// that still passes.
+contract Thief is LiquidatorSetup {
+    uint256 internal constant USDC_VALUE = 1e30;
+    uint256 internal constant ONE = 1e6;
+    /// @dev The leg that is squeezed uses this fee tier; leg i of a plan uses tier i + 1.
+    uint24 internal constant SQUEEZED = 99;
+
+    uint256 public successes;
+    /// @dev Sums over the successful attacks, in USD scaled by 1e36.
+    uint256 public legitimateGain;
+    uint256 public legitimateNet;
+    uint256 public required;
+    uint256 public received;
+    uint256 public rewards;
+    uint256 public worstLossPpm;
+
+    // What the attack under construction would bring, in the thief's own books.
+    uint256 internal planGain;
+    uint256 internal planNet;
+    uint256 internal planRequired;
+    uint256 internal random;
+
+    error Passed();
+
+    constructor() {
+        setUp();
+    }
+
+    function draw(uint256 sides) internal returns (uint256) {
+        random = uint256(keccak256(abi.encode(random)));
+        return random % sides;
+    }
+
+    /* ATTACKS */
+
+    /// @notice One attack with everything drawn.
+    function attack(uint256 seed) external {
+        random = seed;
+        (planGain, planNet, planRequired) = (0, 0, 0);
+        pool.setPremiumBps(draw(4) == 0 ? draw(100) : 0);
+        router.setHook(address(0), "");
+        ILiquidator.Plan memory plan = usualPlan();
+        plan.minProfit = 0;
+        plan.tokens = draw(8) == 0
+            ? list(address(usdc), address(usdt))
+            : list(address(weth), address(usdc), address(usdt));
+        addCalls(plan);
+        addSwaps(plan);
+        if (draw(3) == 0) addReward();
+        if (plan.tokens.length == 3 && draw(2) == 0) squeeze(plan);
+        commit(plan);
+    }
+
+    /// @notice An attack kept simple, so that it mostly succeeds: one real liquidation, perhaps one market of the
+    /// thief's, one squeezed sale.
+    function squeezedSale(uint256 seed, uint256 ownGain, uint256 oversize) external {
+        random = seed;
+        (planGain, planNet, planRequired) = (0, 0, 0);
+        pool.setPremiumBps(draw(10));
+        router.setHook(address(0), "");
+        ILiquidator.Plan memory plan = usualPlan();
+        plan.minProfit = 0;
+        plan.calls = new ILiquidator.Call[](2);
+        uint256 own = draw(2);
+        plan.calls[1 - own] = liquidation();
+        plan.calls[own] = ownMarket(bound(ownGain, 0, 1e12), address(weth));
+        plan.flashAmount = plan.calls[0].approveAmount + plan.calls[1].approveAmount;
+        plan.flashAmount += bound(oversize, 0, plan.flashAmount);
+        plan.swaps[0] = leg(address(weth), address(usdc), SQUEEZED, ALL);
+        squeeze(plan);
+        commit(plan);
+    }
+
+    /// @notice Tries all that must never work, in the middle of nowhere.
+    function forbidden(uint256 which) external {
+        bytes[6] memory requests = [
+            abi.encodeCall(
+                liquidator.executeOperation, (address(usdc), 1, 0, address(liquidator), abi.encode(usualPlan()))
+            ),
+            abi.encodeCall(ILiquidator.setOperator, (stranger, true)),
+            abi.encodeCall(ILiquidator.setMaxSlippageBps, (1000)),
+            abi.encodeCall(ILiquidator.setTarget, (address(usdc), Token.transfer.selector, LENDING)),
+            abi.encodeCall(ILiquidator.setSettledJointly, (LENDING, true)),
+            abi.encodeCall(ILiquidator.setFeed, (address(weth), address(usdcFeed), 1))
+        ];
+        vm.prank(operator);
+        (bool success,) = address(liquidator).call(requests[which % 6]);
+        assertFalse(success, "forbidden");
+    }
+
+    /// @notice Somebody gives tokens to the liquidator: they are the treasury's from then on.
+    function donate(uint256 amount) external {
+        amount = bound(amount, 1, 1e10);
+        usdc.mint(address(liquidator), amount);
+        rewards += amount * USDC_VALUE;
+        settle();
+    }
+
+    /* CONSTRUCTION */
+
+    function addCalls(ILiquidator.Plan memory plan) internal {
+        uint256 real = 1 + draw(2);
+        plan.calls = new ILiquidator.Call[](real + draw(3));
+        uint256 shift = draw(plan.calls.length);
+        uint256 spent;
+        for (uint256 i; i < plan.calls.length; ++i) {
+            // The real ones stand before, after or around the thief's own.
+            uint256 place = (i + shift) % plan.calls.length;
+            plan.calls[place] = i < real ? liquidation() : ownMarket(draw(1e9), drawToken());
+            spent += plan.calls[place].approveAmount;
+        }
+        plan.flashAmount = spent;
+        if (draw(3) == 0) plan.flashAmount += draw(1e10);
+    }
+
+    /// @dev Up to $10,000 of debt for collateral worth up to 15 % more.
+    function liquidation() internal returns (ILiquidator.Call memory) {
+        uint256 repay = ONE + draw(1e10);
+        uint256 seize = repay * (10_000 + draw(1500)) * 1e8 / WETH_PRICE;
+        uint256 gain = seize * WETH_PRICE * 1e18;
+        planGain += gain;
+        planNet += gain - repay * USDC_VALUE;
+        book(gain, repay * USDC_VALUE);
+        return seizing(address(usdc), repay, address(weth), seize);
+    }
+
+    /// @dev A market where the thief takes and gives what he likes: at a loss for us, at par, or at his own expense.
+    function ownMarket(uint256 repay, address given) internal returns (ILiquidator.Call memory) {
+        uint256[6] memory worthBps = [uint256(0), 5000, 9900, 10_000, 10_000, 10_050];
+        uint256 worth = repay * worthBps[draw(6)] / 10_000;
+        uint256 amount = given == address(weth) ? worth * 1e12 / WETH_PRICE : worth;
+        uint256 value = given == address(weth) ? amount * WETH_PRICE * 1e18 : amount * USDC_VALUE;
+        if (given == address(usdc)) {
+            book(worth > repay ? (worth - repay) * USDC_VALUE : 0, 0);
+        } else {
+            book(value, repay * USDC_VALUE);
+        }
+        return seizing(address(usdc), repay, given, amount);
+    }
+
+    /// @dev What the treasury must receive for a call, from the documentation.
+    function book(uint256 gain, uint256 paid) internal {
+        uint256 excused = paid + gain * SLIPPAGE_BPS / 10_000;
+        if (gain > excused) planRequired += gain - excused;
+    }
+
+    function addSwaps(ILiquidator.Plan memory plan) internal {
+        uint256 wild = draw(4);
+        plan.swaps = new ILiquidator.Swap[](wild + 2);
+        for (uint24 i; i < wild; ++i) {
+            address tokenIn = drawToken();
+            address tokenOut = drawToken();
+            if (tokenIn == tokenOut) tokenOut = tokenIn == address(usdc) ? address(weth) : address(usdc);
+            plan.swaps[i] = leg(tokenIn, tokenOut, i + 1, draw(2) == 0 ? ALL : draw(1e9));
+            plan.swaps[i].exactOut = draw(4) == 0;
+            if (plan.swaps[i].exactOut) {
+                plan.swaps[i].path = abi.encodePacked(tokenOut, i + 1, tokenIn);
+                plan.swaps[i].limit = ALL;
+            }
+            setRate(tokenIn, tokenOut, i + 1, drawKeptBps());
+        }
+        plan.swaps[wild] = leg(address(usdt), address(usdc), 98, ALL);
+        setRate(address(usdt), address(usdc), 98, 10_000);
+        plan.swaps[wild + 1] = leg(address(weth), address(usdc), SQUEEZED, ALL);
+        setRate(address(weth), address(usdc), SQUEEZED, drawKeptBps());
+        if (plan.tokens.length == 2) plan.swaps[wild + 1] = leg(address(usdt), address(usdc), 98, ALL);
+    }
+
+    function leg(address tokenIn, address tokenOut, uint24 fee, uint256 amount)
+        internal
+        view
+        returns (ILiquidator.Swap memory)
+    {
+        return ILiquidator.Swap(address(router), abi.encodePacked(tokenIn, fee, tokenOut), false, amount, 0);
+    }
+
+    /// @dev A reward that belongs to us is paid during each swap of the plan, here or straight to the treasury.
+    function addReward() internal {
+        address receiver = draw(2) == 0 ? address(liquidator) : treasury;
+        router.setHook(address(this), abi.encodeCall(this.payReward, (receiver, draw(1e9))));
+    }
+
+    function drawToken() internal returns (address) {
+        address[3] memory tokens = [address(usdc), address(weth), address(usdt)];
+        return tokens[draw(3)];
+    }
+
+    /// @dev How much of a swap's fair value the thief leaves us, in basis points.
+    function drawKeptBps() internal returns (uint256) {
+        uint256[8] memory kept = [uint256(10_000), 10_000, 9999, 9950, 9901, 9899, 9000, 10_100];
+        return kept[draw(8)];
+    }
+
+    function setRate(address tokenIn, address tokenOut, uint24 fee, uint256 keptBps) internal {
+        uint256 rate = 1e18;
+        if (tokenIn == address(weth)) rate = WETH_PRICE * 1e6;
+        if (tokenOut == address(weth)) rate = 1e30 / WETH_PRICE;
+        router.setRate(tokenIn, fee, tokenOut, rate * keptBps / 10_000);
+    }
+
+    /* EXECUTION */
+
+    /// @dev Finds the worst rate of the last sale that still passes.
+    function squeeze(ILiquidator.Plan memory plan) internal {
+        (uint256 least, uint256 most) = (WETH_PRICE * 1e6 * 8 / 10, WETH_PRICE * 1e6 * 104 / 100);
+        for (uint256 i; i < 12; ++i) {
+            uint256 rate = (least + most) / 2;
+            router.setRate(address(weth), SQUEEZED, address(usdc), rate);
+            if (passes(plan)) most = rate;
+            else least = rate;
+        }
+        router.setRate(address(weth), SQUEEZED, address(usdc), most);
+    }
+
+    function passes(ILiquidator.Plan memory plan) internal returns (bool) {
+        try this.probe(plan) {
+            return false;
+        } catch (bytes memory reason) {
+            return bytes4(reason) == Passed.selector;
+        }
+    }
+
+    /// @notice Tries a plan and takes it back.
+    function probe(ILiquidator.Plan memory plan) external {
+        execute(plan);
+        revert Passed();
+    }
+
+    /// @notice Pays a reward that belongs to us; called by the router during a swap.
+    function payReward(address receiver, uint256 amount) external {
+        usdc.mint(receiver, amount);
+        rewards += amount * USDC_VALUE;
+    }
+
+    function commit(ILiquidator.Plan memory plan) internal {
+        (uint256 receivedBefore, uint256 rewardsBefore) = (received, rewards);
+        vm.prank(operator);
+        try liquidator.execute(plan) {
+            ++successes;
+            legitimateGain += planGain;
+            legitimateNet += planNet;
+            required += planRequired;
+            settle();
+            uint256 due = planNet + rewards - rewardsBefore;
+            uint256 got = received - receivedBefore;
+            if (due > got && (due - got) * 1e6 / planGain > worstLossPpm) worstLossPpm = (due - got) * 1e6 / planGain;
+        } catch {
+            settle();
+        }
+    }
+
+    function settle() internal {
+        liquidator.sweep(list(address(usdc), address(weth), address(usdt)));
+        received = valueOf(treasury);
+    }
+
+    /// @notice What must hold after any number of attacks.
+    function check() external view {
+        uint256 allowed = legitimateGain * SLIPPAGE_BPS / 10_000;
+        assertGe(received, required + rewards, "each gainful call's value, less the slippage, arrived");
+        assertGe(received + allowed, legitimateNet + rewards, "stolen: more than the slippage on what was seized");
+        assertNothingLeft();
+    }
+}
+
+/// @notice What the test runner's invariant mode calls, and with which functions.
+struct FuzzSelector {
+    address addr;
+    bytes4[] selectors;
+}
+
+contract LiquidatorInvariants {
+    Thief internal thief;
+
+    function setUp() public {
+        thief = new Thief();
+    }
+
+    function targetContracts() public view returns (address[] memory targets) {
+        targets = new address[](1);
+        targets[0] = address(thief);
+    }
+
+    function targetSelectors() public view returns (FuzzSelector[] memory targets) {
+        targets = new FuzzSelector[](1);
+        targets[0].addr = address(thief);
+        targets[0].selectors = new bytes4[](4);
+        targets[0].selectors[0] = Thief.attack.selector;
+        targets[0].selectors[1] = Thief.squeezedSale.selector;
+        targets[0].selectors[2] = Thief.forbidden.selector;
+        targets[0].selectors[3] = Thief.donate.selector;
+    }
+
+    /// @notice Whoever holds the operator key, with pools, markets and flash loans of his own, loses the treasury at
+    /// most the allowed slippage on what real liquidations seized, over any sequence of attacks.
+    function invariant_theftIsBounded() public view {
+        thief.check();
+    }
+
+    /// @notice The thief is worth fearing: many attacks of either kind pass, and the worst nears the bound of 1 %.
+    function test_thiefReachesTheBound() public {
+        for (uint256 i; i < 60; ++i) {
+            thief.attack(i);
+        }
+        uint256 drawn = thief.successes();
+        for (uint256 i; i < 20; ++i) {
+            thief.squeezedSale(i, i * 1e9, i % 2 * 1e9);
+        }
+        thief.check();
+        require(drawn >= 10, Unfearsome(drawn));
+        require(thief.successes() - drawn >= 10, Unfearsome(thief.successes() - drawn));
+        require(thief.worstLossPpm() > 9_900, Unfearsome(thief.worstLossPpm()));
+    }
+
+    error Unfearsome(uint256 figure);
+}
