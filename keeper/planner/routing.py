@@ -1,0 +1,229 @@
+"""Which swaps bring back the loan and turn the rest into the profit token, and what they leave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, NamedTuple
+
+from keeper.fixed import BPS, mul_div_down, mul_div_up
+from keeper.planner.sizing import PLAN_GAS, PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
+from keeper.seams import Reads, Venue, together
+from keeper.types import Address, Path, Quote, Refusal, SwapLeg, hex_of
+
+_HOP_GAS: Final = 150_000  # conservative, for each hop of a swap
+_HOP_GAS_OUTSIDE_POOL: Final = 80_000  # approvals, router and transfers, which a quote's own gas leaves out
+
+
+class Step(NamedTuple):
+    """Sell all of one token for another, or buy just what the loan is still owed."""
+
+    buy: bool
+    token_in: Address
+    token_out: Address
+
+
+Recipe = tuple[Step, ...]
+Route = tuple[Venue, Path]
+Routes = Callable[[Address, Address], Sequence[Route]]
+
+
+def recipes(seize: Address, repay: Address, profit: Address) -> tuple[Recipe, ...]:
+    """Ways to turn what was seized into the loan and the profit token."""
+
+    def sell(token_in: Address, token_out: Address) -> Step:
+        return Step(False, token_in, token_out)
+
+    def buy(token_in: Address) -> Step:
+        return Step(True, token_in, repay)
+
+    if seize == repay:
+        return ((),) if profit == repay else ((sell(repay, profit),),)
+    if profit == repay:
+        return ((sell(seize, repay),),)
+    if profit == seize:
+        return ((buy(seize),),)
+    return (
+        (sell(seize, repay), sell(repay, profit)),
+        (buy(seize), sell(seize, profit)),
+        (sell(seize, profit), buy(profit)),
+    )
+
+
+def routes_of(ctx: PlanContext) -> Routes:
+    """Every venue's paths between two tokens, asked for once per plan."""
+
+    @cache
+    def routes(token_in: Address, token_out: Address) -> Sequence[Route]:
+        return [(venue, path) for venue in ctx.venues for path in venue.paths(token_in, token_out)]
+
+    return routes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A size with its swaps, priced; `assured_raw` is the profit when every leg ends at its limit."""
+
+    size: Size
+    recipe: Recipe
+    legs: tuple[SwapLeg, ...]
+    gross_raw: int
+    assured_raw: int
+    gas: int
+    gas_cost_raw: int
+    excess_usd_e8: int
+
+    @property
+    def net_raw(self) -> int:
+        """Gross profit less gas."""
+        return self.gross_raw - self.gas_cost_raw
+
+    @property
+    def point(self) -> Point:
+        """Its place on the curve of amounts."""
+        return Point(self.size.amount_raw, self.net_raw, self.excess_usd_e8)
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether it is worth its gas and would pass the Liquidator's end check."""
+        return self.excess_usd_e8 <= 0 and self.net_raw >= self.size.terms.ctx.min_profit_raw
+
+    def preference(self) -> tuple[bool, int]:
+        """Sort key: what the end check passes, then what nets more."""
+        return self.excess_usd_e8 <= 0, self.net_raw
+
+    def dead_end(self) -> DeadEnd:
+        """Why it is not acceptable."""
+        ctx = self.size.terms.ctx
+        numbers: dict[str, int | str] = {
+            **self.size.terms.names,
+            "repay_raw": self.size.outcome.repay_raw,
+            "seize_raw": self.size.outcome.seize_raw,
+            "gross_raw": self.gross_raw,
+            "gas_cost_raw": self.gas_cost_raw,
+            "net_raw": self.net_raw,
+            "min_profit_raw": ctx.min_profit_raw,
+        }
+        reason = "unprofitable"
+        if self.net_raw >= ctx.min_profit_raw:
+            reason = "over_slippage"
+            numbers |= {"excess_usd_e8": self.excess_usd_e8, "max_slippage_bps": ctx.max_slippage_bps}
+        return DeadEnd(PRICED, self.net_raw, Refusal("plan", reason, numbers))
+
+
+def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | DeadEnd]:
+    """Price a recipe leg by leg, each by its best route.
+
+    A route may not use a pool in the direction an earlier leg used it: both quotes are for the pool as it is now, so
+    the second would promise too much. The opposite direction only gets better by the earlier leg.
+    """
+    terms, ctx, option = size.terms, size.terms.ctx, size.terms.option
+    repay, seize, profit = option.repay_token.address, option.seize_token.address, ctx.profit_token.address
+    held = dict.fromkeys((repay, seize, profit), 0)
+    held[seize] += size.outcome.seize_raw
+    held[repay] -= size.owed_raw
+    assured = dict(held)  # the same, with every leg at its limit
+    used: set[tuple[int, Address, int, Address]] = set()
+    legs: list[SwapLeg] = []
+    gas = PLAN_GAS
+    for step in recipe:
+        token_in, token_out = step.token_in, step.token_out
+        amount_raw = -held[token_out] if step.buy else held[token_in]
+        if step.buy and amount_raw <= 0:
+            continue
+        if amount_raw <= 0:
+            return _shortfall(size, token_in, -amount_raw, gas)
+        open_routes = [route for route in routes(token_in, token_out) if used.isdisjoint(_hops(route))]
+        answers = yield from together(
+            [venue.quote(path, amount_raw, exact_out=step.buy) for venue, path in open_routes]
+        )
+        offers = [
+            (_worth(terms, answer), venue, answer)
+            for (venue, _), answer in zip(open_routes, answers, strict=True)
+            if isinstance(answer, Quote)
+        ]
+        if not offers:
+            return _no_route(size, step, amount_raw, answers)
+        _, venue, quote = max(offers, key=lambda offer: offer[0])
+        if quote.amount_in_raw > held[token_in]:
+            return _shortfall(size, token_in, quote.amount_in_raw - held[token_in], gas)
+        if step.buy:
+            limit_raw = min(mul_div_up(quote.amount_in_raw, BPS + ctx.max_slippage_bps, BPS), held[token_in])
+            assured[token_in] -= limit_raw
+            assured[token_out] += quote.amount_out_raw
+        else:
+            least_in_raw = min(max(assured[token_in], 0), amount_raw)
+            worst_raw = mul_div_down(quote.amount_out_raw, least_in_raw, amount_raw)
+            limit_raw = mul_div_down(worst_raw, BPS - ctx.max_slippage_bps, BPS)
+            assured[token_in] -= least_in_raw
+            assured[token_out] += limit_raw
+        held[token_in] -= quote.amount_in_raw
+        held[token_out] += quote.amount_out_raw
+        used |= _hops((venue, quote.path))
+        legs.append(venue.swap_leg(quote, whole_balance=True, limit_raw=limit_raw))
+        gas += _leg_gas(quote)
+    seized_raw, repaid_raw, gross_raw = size.outcome.seize_raw, size.outcome.repay_raw, held[profit]
+    excused_usd_e8 = mul_div_down(terms.usd_e8_down(seize, seized_raw), ctx.max_slippage_bps, BPS)
+    required_usd_e8 = (
+        terms.usd_e8_up(seize, seized_raw) - terms.usd_e8_down(repay, repaid_raw) - excused_usd_e8
+    )
+    return Candidate(
+        size=size,
+        recipe=recipe,
+        legs=tuple(legs),
+        gross_raw=gross_raw,
+        assured_raw=max(assured[profit], 0),
+        gas=gas,
+        gas_cost_raw=ctx.gas_raw(gas),
+        excess_usd_e8=required_usd_e8 - terms.usd_e8_down(profit, gross_raw),
+    )
+
+
+def _hops(route: Route) -> set[tuple[int, Address, int, Address]]:
+    venue, path = route
+    hops = zip(path.tokens[:-1], path.fees, path.tokens[1:], strict=True)
+    return {(id(venue), token_in, fee, token_out) for token_in, fee, token_out in hops}
+
+
+def _leg_gas(quote: Quote) -> int:
+    hops = len(quote.path.fees)
+    return max(_HOP_GAS * hops, quote.gas + _HOP_GAS_OUTSIDE_POOL * hops)
+
+
+def _worth(terms: Terms, quote: Quote) -> int:
+    """What a quote brings, less its gas; a longer route must earn its own gas."""
+    tokens, gas = quote.path.tokens, _leg_gas(quote)
+    if quote.exact_out:
+        return -quote.amount_in_raw - terms.gas_in(tokens[0], gas)
+    return quote.amount_out_raw - terms.gas_in(tokens[-1], gas)
+
+
+def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
+    """The collateral does not bring back the loan."""
+    terms = size.terms
+    net_raw = -terms.profit_raw_up(terms.usd_e8_up(token, short_raw)) - terms.ctx.gas_raw(gas)
+    numbers = {
+        **terms.names,
+        "repay_raw": size.outcome.repay_raw,
+        "seize_raw": size.outcome.seize_raw,
+        "short_token": hex_of(token),
+        "short_raw": short_raw,
+        "net_raw": net_raw,
+        "min_profit_raw": terms.ctx.min_profit_raw,
+    }
+    return DeadEnd(PRICED, net_raw, Refusal("plan", "unprofitable", numbers))
+
+
+def _no_route(size: Size, step: Step, amount_raw: int, answers: Sequence[Quote | Refusal]) -> DeadEnd:
+    reasons = Counter(answer.reason for answer in answers if isinstance(answer, Refusal))
+    numbers = {
+        **size.terms.names,
+        "token_in": hex_of(step.token_in),
+        "token_out": hex_of(step.token_out),
+        "exact_out": step.buy,
+        "amount_raw": amount_raw,
+        "routes": dict(reasons),
+    }
+    return DeadEnd(ROUTED, size.bound_raw, Refusal("plan", "no_route", numbers))

@@ -1,0 +1,272 @@
+"""How much of an option to take, and what that amount moves, borrows and could earn at most.
+
+No market is asked here: what survives can pay for itself at oracle prices, and is worth quoting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
+from keeper.seams import Adapter, FlashSource, Reads, Venue, together
+from keeper.types import (
+    ZERO_ADDRESS,
+    Address,
+    BlockTime,
+    FlashQuote,
+    Health,
+    Option,
+    Outcome,
+    ProtocolCall,
+    Refusal,
+    Token,
+    Wei,
+    hex_of,
+    tokens_of,
+)
+
+PLAN_GAS: Final = 650_000  # conservative, for everything but swaps: flash loan, liquidation, feeds, end check
+_NATIVE_DECIMALS: Final = 18
+_HALVINGS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class PlanContext:
+    """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
+
+    `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
+    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices.
+    """
+
+    at: BlockTime
+    adapter: Adapter
+    venues: Sequence[Venue]
+    flash_sources: Sequence[FlashSource]
+    profit_token: Token
+    profit_usd_e8: int
+    native_usd_e8: int
+    gas_price_wei: Wei
+    max_fee_wei: Wei
+    min_profit_usd_e8: int
+    max_slippage_bps: int
+    max_repay_usd_e8: int
+    base_usd_e8: int = 10**8
+
+    @property
+    def min_profit_raw(self) -> int:
+        """The configured minimum in the profit token, rounded up."""
+        return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
+
+    def gas_raw(self, gas: int) -> int:
+        """What gas costs in the profit token, rounded up."""
+        cost_wei = gas * self.gas_price_wei
+        return convert_up(
+            cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
+        )
+
+
+# --- which amounts ---------------------------------------------------------------------------------------------------
+
+
+def ladder(option: Option, most_raw: int) -> list[int]:
+    """Repay amounts to price, largest first: the maximum, the largest partial amount and its halvings to 1/64.
+
+    Only what the protocol allows and what is at most `most_raw`.
+    """
+    amounts = {option.max_repay_raw} if option.max_repay_raw <= most_raw else set()
+    lowest_raw, highest_raw = max(option.min_repay_raw, 1), min(option.partial_max_repay_raw, most_raw)
+    if lowest_raw <= highest_raw:
+        amounts |= {max(highest_raw >> halving, lowest_raw) for halving in range(_HALVINGS + 1)}
+    return sorted(amounts, reverse=True)
+
+
+class Point(NamedTuple):
+    """An amount that was priced: its net profit, and by how much its costs exceed the slippage allowed (≤ 0: not)."""
+
+    amount_raw: int
+    net_raw: int
+    excess_usd_e8: int
+
+
+def refined(curve: Sequence[Point], best: Point) -> list[int]:
+    """Amounts to price between `best` and its neighbours on `curve` (by rising amount); none where more is better.
+
+    Net profit is concave in the amount, so its peak is near that of the parabola through three neighbours; what
+    price impact costs is convex, so where the chord from an allowed to an excessive amount is zero, it is allowed.
+    """
+    if best not in curve or best.excess_usd_e8 > 0 or len(curve) < 3:
+        return []
+    at = curve.index(best)
+    middle = min(max(at, 1), len(curve) - 2)
+    low, high = curve[max(at - 1, 0)], curve[min(at + 1, len(curve) - 1)]
+    peak_raw = _peak(*curve[middle - 1 : middle + 2])
+    if high is best and (peak_raw is None or peak_raw >= best.amount_raw):
+        return []
+    amounts = {(low.amount_raw + best.amount_raw) // 2, (best.amount_raw + high.amount_raw) // 2}
+    if peak_raw is not None:
+        amounts |= {peak_raw, (peak_raw + best.amount_raw) // 2}
+    if high.excess_usd_e8 > 0:
+        share = high.excess_usd_e8 - best.excess_usd_e8
+        amounts.add(best.amount_raw + (high.amount_raw - best.amount_raw) * -best.excess_usd_e8 // share)
+    priced = {point.amount_raw for point in curve}
+    return sorted(raw for raw in amounts - priced if low.amount_raw < raw < high.amount_raw)
+
+
+def _peak(a: Point, b: Point, c: Point) -> int | None:
+    """Where the parabola through three points is highest, if it opens downwards."""
+    left, right = b.amount_raw - a.amount_raw, b.amount_raw - c.amount_raw
+    rise, fall = b.net_raw - a.net_raw, b.net_raw - c.net_raw
+    bend = left * fall - right * rise
+    return b.amount_raw - (left**2 * fall - right**2 * rise) // (2 * bend) if bend > 0 else None
+
+
+# --- an option and an amount of it -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """An option with the prices of its tokens, in dollars with 8 + base decimals per whole token."""
+
+    ctx: PlanContext
+    option: Option
+    price_scale: int
+    prices: Mapping[Address, int]
+    decimals: Mapping[Address, int]
+
+    @property
+    def most_raw(self) -> int:
+        """The largest repayment `max_repay_usd_e8` allows."""
+        repay = self.option.repay_token.address
+        scale = self.price_scale * 10 ** self.decimals[repay]
+        return mul_div_down(self.ctx.max_repay_usd_e8, scale, self.prices[repay])
+
+    @property
+    def names(self) -> dict[str, str | int]:
+        """The pair, as numbers of a refusal."""
+        return {
+            "repay_token": hex_of(self.option.repay_token.address),
+            "seize_token": hex_of(self.option.seize_token.address),
+        }
+
+    def usd_e8_down(self, token: Address, raw: int) -> int:
+        """Dollars at oracle prices, rounded down (also below zero)."""
+        return mul_div_down(raw, self.prices[token], self.price_scale * 10 ** self.decimals[token])
+
+    def usd_e8_up(self, token: Address, raw: int) -> int:
+        """Dollars at oracle prices, rounded up."""
+        return -self.usd_e8_down(token, -raw)
+
+    def profit_raw_up(self, usd_e8: int) -> int:
+        """Dollars in the profit token at its oracle price, rounded up."""
+        token = self.ctx.profit_token.address
+        return mul_div_up(usd_e8, self.price_scale * 10 ** self.decimals[token], self.prices[token])
+
+    def gas_in(self, token: Address, gas: int) -> int:
+        """What gas costs in units of a token, rounded up."""
+        cost_wei = gas * self.ctx.gas_price_wei
+        native = self.ctx.native_usd_e8 * self.price_scale
+        return convert_up(cost_wei, native, self.prices[token], _NATIVE_DECIMALS, self.decimals[token])
+
+
+def terms_of(option: Option, health: Health, ctx: PlanContext) -> Terms:
+    """An option's terms at the context's prices."""
+    scale = 10**health.base_decimals
+    # where the profit token is one of the pair, the protocol's price stands for both, so that none is made by mixing
+    prices = {
+        ctx.profit_token.address: ctx.profit_usd_e8 * scale,
+        option.repay_token.address: option.repay_price_base * ctx.base_usd_e8,
+        option.seize_token.address: option.seize_price_base * ctx.base_usd_e8,
+    }
+    tokens = (ctx.profit_token, option.repay_token, option.seize_token)
+    return Terms(ctx, option, scale, prices, {token.address: token.decimals for token in tokens})
+
+
+@dataclass(frozen=True, slots=True)
+class DeadEnd:
+    """Why something did not become a plan: how far it got and how close it came."""
+
+    reached: int
+    net_raw: int
+    refusal: Refusal
+
+
+_SIZED, _BORROWED, ROUTED, PRICED = range(4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Size:
+    """An option at one amount: what it moves, the loan it takes, and what it is worth without any price impact.
+
+    `owed_raw` is what the seized collateral must bring back in the repaid token: the repayment and the premium.
+    """
+
+    terms: Terms
+    amount_raw: int
+    outcome: Outcome
+    calls: tuple[ProtocolCall, ...]
+    flash: FlashQuote
+    owed_raw: int
+    bound_raw: int
+
+
+def sizes_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Size | DeadEnd]:
+    """The option's ladder: amounts that could pay for themselves at oracle prices, and dead ends."""
+    option = terms.option
+    if min(terms.prices.values()) <= 0:
+        return [DeadEnd(_SIZED, 0, Refusal("plan", "no_price", terms.names))]
+    most_raw = terms.most_raw
+    lent_raw = max((loan.available_raw for loan in loans[option.repay_token.address]), default=0)
+    amounts = ladder(option, min(most_raw, lent_raw)) or ladder(option, most_raw)
+    if not amounts:
+        numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": most_raw}
+        return [DeadEnd(_SIZED, 0, Refusal("plan", "over_max_repay", numbers))]
+    return [size_of(terms, amount_raw, loans) for amount_raw in amounts]
+
+
+def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]) -> Size | DeadEnd:
+    """One amount of an option, with the cheapest loan for it."""
+    ctx, option = terms.ctx, terms.option
+    repay, seize = option.repay_token.address, option.seize_token.address
+    outcome = ctx.adapter.outcome(option, amount_raw)
+    numbers = {**terms.names, "repay_raw": outcome.repay_raw, "seize_raw": outcome.seize_raw}
+    if outcome.seize_raw <= 0:
+        return DeadEnd(_SIZED, 0, Refusal("plan", "nothing_seizable", numbers))
+    calls = tuple(ctx.adapter.liquidation_calls(option, amount_raw))
+    needed_raw = borrowed_raw(option, outcome, calls)
+    offers = [loan for loan in loans[repay] if loan.available_raw >= needed_raw]
+    if not needed_raw:
+        offers = [FlashQuote(ZERO_ADDRESS, repay, 0, 0)]
+    if not offers:
+        available_raw = max((loan.available_raw for loan in loans[repay]), default=0)
+        numbers |= {"needed_raw": needed_raw, "available_raw": available_raw}
+        return DeadEnd(_BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
+    flash = min(offers, key=lambda loan: loan.premium_bps)
+    owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
+
+    # A market may pay more than the oracle says, but hardly by more than the slippage we would bear ourselves.
+    seized_usd_e8 = mul_div_up(terms.usd_e8_up(seize, outcome.seize_raw), BPS + ctx.max_slippage_bps, BPS)
+    bound_raw = terms.profit_raw_up(seized_usd_e8 - terms.usd_e8_down(repay, owed_raw))
+    gas_raw = ctx.gas_raw(PLAN_GAS)
+    if bound_raw - gas_raw < ctx.min_profit_raw:
+        numbers |= {"bound_raw": bound_raw, "gas_cost_raw": gas_raw, "min_profit_raw": ctx.min_profit_raw}
+        return DeadEnd(_SIZED, bound_raw - gas_raw, Refusal("plan", "unprofitable", numbers))
+    return Size(terms, amount_raw, outcome, calls, flash, owed_raw, bound_raw)
+
+
+def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Address, list[FlashQuote]]]:
+    """What every source lends of each token."""
+    asked = [(token, source) for token in tokens_of(tokens) for source in ctx.flash_sources]
+    answers = yield from together([source.flash(token) for token, source in asked])
+    loans: dict[Address, list[FlashQuote]] = {token: [] for token in tokens}
+    for (token, _), answer in zip(asked, answers, strict=True):
+        if isinstance(answer, FlashQuote):
+            loans[token].append(answer)
+    return loans
+
+
+def borrowed_raw(option: Option, outcome: Outcome, calls: Iterable[ProtocolCall]) -> int:
+    """The flash loan: what is repaid, or what the calls approve where that is more (debt grows until inclusion)."""
+    approved_raw = sum(call.approve_raw for call in calls if call.approve_token == option.repay_token.address)
+    return max(outcome.repay_raw, approved_raw)
