@@ -12,6 +12,7 @@ import atexit
 import functools
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -106,7 +107,7 @@ class Anvil:
                 anvil = cls(process, port, home)
                 atexit.register(anvil.stop)
                 return anvil
-            complaint = _last_line(errors)
+            complaint = _complaint(errors)
             code = process.poll()
             _end(process)
             home.cleanup()
@@ -115,7 +116,7 @@ class Anvil:
                 ended = (
                     "did not listen in time" if code is None else f"exited with code {code} while starting"
                 )
-                raise ChainError(f"anvil {ended}: {complaint or 'it printed nothing'}.")
+                raise ChainError(f"anvil {ended}: {complaint}.")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def fork(
@@ -176,9 +177,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _last_line(path: Path) -> str:
+def _complaint(path: Path) -> str:
+    """What anvil printed, as one clause: its first line, and the deepest cause where it lists causes."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    if not lines:
+        return "it printed nothing"
+    first = lines[0].removeprefix("Error: ").removeprefix("error: ")
+    cause = re.match(r"- Error #\d+: (.*)", lines[-1])
+    return f"{first} ({cause[1]})" if cause else first
 
 
 # --- spawning from one thread that never ends -------------------------------------------------------------------------

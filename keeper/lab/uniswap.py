@@ -1,0 +1,271 @@
+"""Uniswap V3 and V2 with liquidity: the published bytecode, pools at the world's prices, and ways to move them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+from keeper.abi import load
+from keeper.lab.actors import Cast
+from keeper.lab.artifacts import published
+from keeper.lab.node import Contract, Node
+from keeper.lab.tokens import erc20, mint_txs
+from keeper.types import ZERO_ADDRESS, Address, Token
+
+_V3 = "@uniswap/v3-core/artifacts/contracts"
+_V3_PERIPHERY = "@uniswap/v3-periphery/artifacts/contracts"
+_FACTORY = f"{_V3}/UniswapV3Factory.sol/UniswapV3Factory.json"
+_POOL = f"{_V3}/UniswapV3Pool.sol/UniswapV3Pool.json"
+_ROUTER = f"{_V3_PERIPHERY}/SwapRouter.sol/SwapRouter.json"
+_QUOTER = f"{_V3_PERIPHERY}/lens/QuoterV2.sol/QuoterV2.json"
+_POSITIONS = f"{_V3_PERIPHERY}/NonfungiblePositionManager.sol/NonfungiblePositionManager.json"
+_V2_FACTORY = "@uniswap/v2-core/build/UniswapV2Factory.json"
+_V2_ROUTER = "@uniswap/v2-periphery/build/UniswapV2Router02.json"
+
+TICK_SPACING: Mapping[int, int] = {100: 1, 500: 10, 3000: 60, 10000: 200}
+_MAX_TICK = 887_272
+_TICK_BASE = 1.0001
+DEADLINE_S = 2**40
+_MAX = 2**256 - 1
+_E8 = 10**8
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """A pool to open at the world's prices with `depth_usd` of each token.
+
+    V3 liquidity lies between the price divided and multiplied by `range_factor`; V2 pools ignore it and the fee.
+    """
+
+    symbols: tuple[str, str]
+    fee: int
+    depth_usd: int
+    range_factor: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool with its tokens in the pool's own order; `position_id` is the deployer's liquidity (V3)."""
+
+    address: Address
+    token0: Token
+    token1: Token
+    fee: int
+    position_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class UniswapV3:
+    """Uniswap V3 with its periphery."""
+
+    factory: Address
+    router: Address
+    quoter: Address
+    positions: Address
+    pools: tuple[Pool, ...]
+
+    def pool(self, one: Token, other: Token, fee: int) -> Pool:
+        """The pool of two tokens at a fee tier. Raises KeyError when there is none."""
+        for pool in self.pools:
+            if {pool.token0, pool.token1} == {one, other} and pool.fee == fee:
+                return pool
+        raise KeyError(f"no {one.symbol}/{other.symbol} pool at {fee}")
+
+
+@dataclass(frozen=True, slots=True)
+class UniswapV2:
+    """Uniswap V2 with its router."""
+
+    factory: Address
+    router: Address
+    pairs: tuple[Pool, ...]
+
+
+async def deploy_uniswap_v3(node: Node, cast: Cast, weth: Token) -> UniswapV3:
+    """The protocol without pools."""
+    deployer = cast.deployer.address
+    factory = await node.deploy(deployer, published(_FACTORY).creation_code())
+    # v3-core 1.0.1 predates the 0.01 % tier that governance enabled later
+    await Contract(node, factory, published(_FACTORY).abi).send(deployer, "enableFeeAmount", 100, 1)
+    return UniswapV3(
+        factory=factory,
+        router=await node.deploy(deployer, published(_ROUTER).creation_code(factory, weth.address)),
+        quoter=await node.deploy(deployer, published(_QUOTER).creation_code(factory, weth.address)),
+        positions=await node.deploy(
+            deployer, published(_POSITIONS).creation_code(factory, weth.address, ZERO_ADDRESS)
+        ),
+        pools=(),
+    )
+
+
+async def open_v3_pool(
+    node: Node,
+    cast: Cast,
+    uniswap: UniswapV3,
+    tokens: Mapping[str, Token],
+    prices_e8: Mapping[str, int],
+    spec: PoolSpec,
+) -> Pool:
+    """Create a pool at the world's prices and give it the deployer's liquidity."""
+    deployer = cast.deployer.address
+    (token0, amount0), (token1, amount1) = _sorted_amounts(tokens, prices_e8, spec)
+    await _fund(node, cast, ((token0, amount0), (token1, amount1)), uniswap.positions)
+    positions = Contract(node, uniswap.positions, published(_POSITIONS).abi)
+    sqrt_price_x96 = isqrt((amount1 << 192) // amount0)
+    await positions.send(
+        deployer,
+        "createAndInitializePoolIfNecessary",
+        *(token0.address, token1.address, spec.fee, sqrt_price_x96),
+    )
+    lower, upper = _ticks(amount1 / amount0, spec)
+    order = (
+        token0.address,
+        token1.address,
+        spec.fee,
+        lower,
+        upper,
+        amount0,
+        amount1,
+        0,
+        0,
+        deployer,
+        DEADLINE_S,
+    )
+    minted = await positions.send(deployer, "mint", order)
+    increased = positions.abi.event("IncreaseLiquidity")
+    position_id = next(
+        increased.decode(log)["tokenId"] for log in minted.logs if log.topics[0] == increased.topic
+    )
+    factory = Contract(node, uniswap.factory, published(_FACTORY).abi)
+    address = await factory.read("getPool", token0.address, token1.address, spec.fee)
+    return Pool(address, token0, token1, spec.fee, position_id)
+
+
+async def deploy_uniswap_v2(
+    node: Node,
+    cast: Cast,
+    tokens: Mapping[str, Token],
+    prices_e8: Mapping[str, int],
+    specs: Sequence[PoolSpec],
+) -> UniswapV2:
+    """The protocol with pairs at the world's prices."""
+    deployer = cast.deployer.address
+    factory = await node.deploy(deployer, published(_V2_FACTORY).creation_code(deployer))
+    router = await node.deploy(deployer, published(_V2_ROUTER).creation_code(factory, tokens["WETH"].address))
+    pairs = []
+    for spec in specs:
+        sides = _sorted_amounts(tokens, prices_e8, spec)
+        (token0, amount0), (token1, amount1) = sides
+        await _fund(node, cast, sides, router)
+        await Contract(node, router, published(_V2_ROUTER).abi).send(
+            deployer,
+            "addLiquidity",
+            *(token0.address, token1.address, amount0, amount1, 0, 0, deployer, DEADLINE_S),
+        )
+        address = await Contract(node, factory, published(_V2_FACTORY).abi).read(
+            "getPair", token0.address, token1.address
+        )
+        pairs.append(Pool(address, token0, token1, 3000, 0))
+    return UniswapV2(factory, router, tuple(pairs))
+
+
+async def move_pool(
+    node: Node, cast: Cast, uniswap: UniswapV3, pool: Pool, price0_e8: int, price1_e8: int
+) -> None:
+    """Trade a V3 pool to the ratio of two dollar prices, as arbitrage does after a market move."""
+    sqrt_target = isqrt(
+        (price0_e8 * 10**pool.token1.decimals << 192) // (price1_e8 * 10**pool.token0.decimals)
+    )
+    slot0 = await Contract(node, pool.address, published(_POOL).abi).read("slot0")
+    if slot0[0] == sqrt_target:
+        return
+    falling = sqrt_target < slot0[0]
+    token_in, token_out = (pool.token0, pool.token1) if falling else (pool.token1, pool.token0)
+    price_in = price0_e8 if falling else price1_e8
+    amount = 10**12 * _E8 * 10**token_in.decimals // price_in  # a trillion dollars; the limit stops the trade
+    await _fund(node, cast, ((token_in, amount),), uniswap.router)
+    order = (
+        *(token_in.address, token_out.address, pool.fee, cast.deployer.address),
+        *(DEADLINE_S, amount, 0, sqrt_target),
+    )
+    await Contract(node, uniswap.router, published(_ROUTER).abi).send(
+        cast.deployer.address, "exactInputSingle", order
+    )
+
+
+async def drain_pool(node: Node, cast: Cast, uniswap: UniswapV3, pool: Pool, bps: int) -> None:
+    """Withdraw that part of a V3 pool's liquidity."""
+    deployer = cast.deployer.address
+    positions = Contract(node, uniswap.positions, published(_POSITIONS).abi)
+    liquidity = (await positions.read("positions", pool.position_id))[7]
+    withdrawn = (pool.position_id, liquidity * bps // 10_000, 0, 0, DEADLINE_S)
+    await positions.send(deployer, "decreaseLiquidity", withdrawn)
+    await positions.send(deployer, "collect", (pool.position_id, deployer, 2**128 - 1, 2**128 - 1))
+
+
+async def quote_v3(
+    node: Node, uniswap: UniswapV3, token_in: Token, token_out: Token, fee: int, amount_raw: int
+) -> int:
+    """What QuoterV2 says one pool gives for an exact input."""
+    quoter = Contract(node, uniswap.quoter, published(_QUOTER).abi)
+    order = (token_in.address, token_out.address, amount_raw, fee, 0)
+    return int((await quoter.read("quoteExactInputSingle", order))[0])
+
+
+async def swap_v3(
+    node: Node,
+    uniswap: UniswapV3,
+    sender: Address,
+    token_in: Token,
+    token_out: Token,
+    fee: int,
+    amount_raw: int,
+) -> int:
+    """Swap the sender's own tokens through one pool; what it received."""
+    await _approve(node, token_in, sender, uniswap.router, amount_raw)
+    before = await erc20(node, token_out).read("balanceOf", sender)
+    order = (token_in.address, token_out.address, fee, sender, DEADLINE_S, amount_raw, 0, 0)
+    await Contract(node, uniswap.router, published(_ROUTER).abi).send(sender, "exactInputSingle", order)
+    return int(await erc20(node, token_out).read("balanceOf", sender)) - int(before)
+
+
+def v2_router(node: Node, uniswap: UniswapV2) -> Contract:
+    """Uniswap V2's router."""
+    return Contract(node, uniswap.router, published(_V2_ROUTER).abi)
+
+
+def _sorted_amounts(
+    tokens: Mapping[str, Token], prices_e8: Mapping[str, int], spec: PoolSpec
+) -> tuple[tuple[Token, int], tuple[Token, int]]:
+    one, other = sorted((tokens[symbol] for symbol in spec.symbols), key=lambda token: token.address)
+    return tuple(  # type: ignore[return-value]
+        (token, spec.depth_usd * _E8 * 10**token.decimals // prices_e8[token.symbol])
+        for token in (one, other)
+    )
+
+
+def _ticks(price: float, spec: PoolSpec) -> tuple[int, int]:
+    spacing = TICK_SPACING[spec.fee]
+    middle = math.log(price) / math.log(_TICK_BASE)
+    reach = math.log(spec.range_factor) / math.log(_TICK_BASE)
+    edge = _MAX_TICK // spacing * spacing
+    lower = max(-edge, math.floor((middle - reach) / spacing) * spacing)
+    upper = min(edge, math.ceil((middle + reach) / spacing) * spacing)
+    return lower, upper
+
+
+async def _fund(node: Node, cast: Cast, sides: Sequence[tuple[Token, int]], spender: Address) -> None:
+    deployer = cast.deployer.address
+    await node.send_all([tx for token, amount in sides for tx in mint_txs(cast, token, deployer, amount)])
+    for token, amount in sides:
+        await _approve(node, token, deployer, spender, amount)
+
+
+async def _approve(node: Node, token: Token, owner: Address, spender: Address, amount_raw: int) -> None:
+    approve = load("Erc20").function("approve")
+    contract = erc20(node, token)
+    if await contract.read("allowance", owner, spender):
+        await contract.send(owner, "approve", spender, 0)  # USDT refuses to change a non-zero allowance
+    await node.send(contract.tx(owner, approve.signature, spender, amount_raw))

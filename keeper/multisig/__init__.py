@@ -1,0 +1,1 @@
+"""The Safe: its transactions, and the tools its signers use."""
