@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Coroutine, Sequence
@@ -25,8 +26,10 @@ from keeper.chain.wire import (
     ANYTHING,
     ENCODE,
     TEXT,
+    UNREADABLE,
     Answer,
     Question,
+    TimedOut,
     decode,
     outcome_of,
     result_of,
@@ -68,7 +71,7 @@ class Subscription:
 
     def __init__(self, label: str) -> None:
         self._label: Final = label
-        self._queue: Final[deque[msgspec.Raw]] = deque()
+        self._queue: Final[deque[tuple[float, msgspec.Raw]]] = deque()
         self._arrived: asyncio.Future[None] | None = None
         self._failure: str | None = None
 
@@ -77,14 +80,17 @@ class Subscription:
 
     async def __anext__(self) -> Any:
         await self._some()
-        return decode(ANYTHING, self._queue.popleft(), self._label, "a subscription")
+        return decode(ANYTHING, self._queue.popleft()[1], self._label, "a subscription")
 
-    async def newest(self) -> msgspec.Raw:
-        """The newest notification not yet read, waiting for one if need be; older ones are dropped."""
+    async def newest(self) -> tuple[float, msgspec.Raw]:
+        """The newest notification not yet read and when it arrived; waits for one, and drops older ones.
+
+        The time is `time.monotonic`'s.
+        """
         await self._some()
-        raw = self._queue.pop()
+        newest = self._queue.pop()
         self._queue.clear()
-        return raw
+        return newest
 
     async def _some(self) -> None:
         while not self._queue:
@@ -95,7 +101,7 @@ class Subscription:
 
     def _push(self, raw: msgspec.Raw) -> None:
         if len(self._queue) < _BACKLOG and self._failure is None:
-            self._queue.append(raw)
+            self._queue.append((time.monotonic(), raw))
             self._wake()
         else:
             self._fail(f"A subscription at {self._label} is {_BACKLOG} notifications behind its reader.")
@@ -222,6 +228,18 @@ class _Http(Rpc):
         return await _guarded(self._posted(body, method), self.label, self.timeout_s, method)
 
     async def _posted(self, body: bytes, method: str) -> bytes:
+        if self._session.closed:
+            raise ChainError(f"The connection to {self.label} is closed.")
+        try:
+            return await self._attempt(body, method)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            # the node closed an idle connection just as it was used again; no request of ours means more when sent
+            # twice: a transaction broadcast again is the same transaction
+            return await self._attempt(body, method)
+
+    async def _attempt(self, body: bytes, method: str) -> bytes:
         async with self._session.post(self._url, data=body, allow_redirects=False) as response:
             content = await response.read()
             # some nodes send their JSON-RPC error with a 4xx or 5xx status
@@ -304,12 +322,12 @@ class _Socket(Rpc):
     def _expire(self, number: int) -> None:
         method, future = self._waiting[number]
         if not future.done():
-            future.set_exception(ChainError(f"{self.label} did not answer {method} in {self.timeout_s:g} s."))
+            future.set_exception(TimedOut(f"{self.label} did not answer {method} in {self.timeout_s:g} s."))
 
     def _dispatch(self, message: bytes) -> None:
         try:
             answer = ANSWER.decode(message)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             # without an id nobody can be told, and what follows cannot be trusted either
             self._drop(f"{self.label} sent a message that is not JSON-RPC: {error}.")
             return
@@ -443,6 +461,6 @@ async def _guarded(work: Coroutine[Any, Any, T], label: str, timeout_s: float, w
         async with asyncio.timeout(timeout_s):
             return await work
     except TimeoutError:
-        raise ChainError(f"{label} did not answer {what} in {timeout_s:g} s.") from None
+        raise TimedOut(f"{label} did not answer {what} in {timeout_s:g} s.") from None
     except (OSError, aiohttp.ClientError) as error:
         raise ChainError(f"{label} cannot be reached for {what}: {type(error).__name__}.") from None

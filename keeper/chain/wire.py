@@ -7,16 +7,38 @@ reader decodes it into the shape it expects.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from keeper.errors import ChainError, RpcError
+from keeper.types import Address, Hash
 
 T = TypeVar("T")
 
 _HEX: Final = re.compile(r"0x((?:[0-9a-fA-F]{2})*)(?![0-9a-fA-F])")
+_EXECUTION_REVERTED: Final = 3  # Geth's code for a revert, taken over by the others
+_NOT_EXECUTED: Final = frozenset(
+    {-32700, -32600, -32601, -32602}
+)  # JSON-RPC's parse error … invalid parameters
+_FAILED_EXECUTION: Final = re.compile(
+    r"revert|out ?of ?gas|opcode|invalid ?jump|stack ?(under|over)flow|bad (jump|instruction)", re.IGNORECASE
+)
+
+UNREADABLE: Final = (
+    ValueError,
+    RecursionError,
+)  # msgspec's own errors are ValueErrors; nesting may be hostile
+
+
+class Lacking(ChainError):
+    """A healthy node does not have what it was asked for, perhaps not yet."""
+
+
+class TimedOut(ChainError):
+    """A node did not answer in time: what it was asked may be too much, or it may be gone."""
 
 
 class Failure(msgspec.Struct):
@@ -74,18 +96,50 @@ def data(text: str) -> bytes:
     return bytes.fromhex(text[2:])
 
 
+def hash_of(text: str) -> Hash:
+    """A block or transaction hash or a topic as 32 bytes. Raises `ValueError`."""
+    value = data(text)
+    if len(value) != 32:
+        raise ValueError(f"{text[:80]!r} is not a hash")
+    return Hash(value)
+
+
+def address_of(text: str) -> Address:
+    """An address as 20 bytes; a node's own need no checksum. Raises `ValueError`."""
+    value = data(text)
+    if len(value) != 20:
+        raise ValueError(f"{text[:80]!r} is not an address")
+    return Address(value)
+
+
+@contextmanager
+def reading(label: str, what: str) -> Iterator[None]:
+    """Turn a value that cannot be parsed into a `ChainError` naming the provider."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ChainError(f"{label} answered {what} with what is not an answer: {error}.") from error
+
+
+def failed_execution(error: RpcError) -> bool:
+    """Whether a node ran the code it was given and the code failed, rather than the node."""
+    if error.code == _EXECUTION_REVERTED:
+        return True
+    return error.code not in _NOT_EXECUTED and _FAILED_EXECUTION.search(error.message) is not None
+
+
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, label: str, what: str) -> T:
     """Parse an answer; anything but the shape `decoder` expects is a `ChainError` naming the provider."""
     try:
         return decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ChainError(f"{label} answered {what} with what is not an answer: {error}.") from error
 
 
 def result_of(answer: Answer, method: str, label: str) -> msgspec.Raw:
     """The undecoded result. Raises `RpcError` for an answered refusal, `ChainError` for an answer without content."""
     if answer.error is not None:
-        raise RpcError(method, answer.error.code, answer.error.message, _revert_data(answer.error.data))
+        raise RpcError(method, answer.error.code, answer.error.message, revert_data(answer.error.data))
     if not answer.result:
         raise ChainError(f"{label} answered {method} with neither a result nor an error.")
     return answer.result
@@ -99,7 +153,7 @@ def outcome_of(answer: Answer, method: str, label: str) -> msgspec.Raw | RpcErro
         return error
 
 
-def _revert_data(found: Any) -> bytes:
+def revert_data(found: Any) -> bytes:
     """Revert data in an error's `data`; empty where there is none.
 
     Geth, Reth and Anvil answer `"0x…"`, Parity's heirs `"Reverted 0x…"`; Hardhat, Ganache and proxies answer an
@@ -113,4 +167,4 @@ def _revert_data(found: Any) -> bytes:
     named = [found[key] for key in ("data", "return", "result") if key in found]
     # other strings beside it may be hexadecimal too: a transaction's hash, say
     nested = [value for value in found.values() if isinstance(value, Mapping)]
-    return next(filter(None, map(_revert_data, named + nested)), b"")
+    return next(filter(None, map(revert_data, named + nested)), b"")

@@ -1,0 +1,136 @@
+"""Transactions tried in a block that does not exist yet: its number, timestamp and base fee are overridden."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from keeper.chain.logs import LogShape, log_of
+from keeper.chain.rpc import Rpc
+from keeper.chain.wire import TEXT, Failure, data, failed_execution, quantity, reading, revert_data
+from keeper.errors import ChainError, RpcError
+from keeper.types import Address, Gas, Head, Log, hex_of
+
+_NO_METHOD: Final = -32601
+_LACKS_METHOD: Final = re.compile(r"\bmethod\b|unsupported|not supported|any variant", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class SimCall:
+    """A transaction to try: `gas` is its limit; `sender` needs no key and pays nothing."""
+
+    sender: Address
+    to: Address
+    data: bytes
+    gas: Gas
+
+
+@dataclass(frozen=True, slots=True)
+class SimResult:
+    """What it did: `status` 1 or 0, `output` the return or revert data, gas after refunds, and the logs it leaves."""
+
+    status: int
+    output: bytes
+    gas_used: Gas
+    logs: tuple[Log, ...]
+
+
+class _CallShape(msgspec.Struct, rename="camel"):
+    status: str
+    gas_used: str
+    return_data: str = "0x"
+    logs: list[LogShape] = []  # msgspec copies it
+    error: Failure | None = None
+
+
+class _BlockShape(msgspec.Struct):
+    calls: list[_CallShape]
+
+
+_BLOCKS: Final = msgspec.json.Decoder(list[_BlockShape])
+
+
+def lacks_simulation(error: RpcError) -> bool:
+    """Whether a node refused eth_simulateV1 because it has no such method."""
+    return error.code == _NO_METHOD or _LACKS_METHOD.search(error.message) is not None
+
+
+async def stacked(
+    rpc: Rpc, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
+) -> list[SimResult]:
+    """All in one eth_simulateV1 block on top of `head`, each seeing what those before it did."""
+    overrides = _overrides(head, next_timestamp_s, next_base_fee)
+    # limits are counted against the block's before anything runs; what does not fit together may still go in turn
+    overrides["gasLimit"] = hex(max(head.gas_limit, sum(call.gas for call in calls)))
+    block = {"blockOverrides": overrides, "calls": [_message(call, "input") for call in calls]}
+    blocks = await rpc.ask(
+        _BLOCKS,
+        "eth_simulateV1",
+        {"blockStateCalls": [block], "validation": False},
+        {"blockHash": hex_of(head.hash)},
+    )
+    if len(blocks) != 1 or len(blocks[0].calls) != len(calls):
+        raise ChainError(
+            f"{rpc.label} answered eth_simulateV1 for {len(calls)} calls with another number of results."
+        )
+    with reading(rpc.label, "eth_simulateV1"):
+        return [_result_of(shape) for shape in blocks[0].calls]
+
+
+async def one_by_one(
+    rpc: Rpc, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
+) -> list[SimResult]:
+    """Each alone on `head`, by eth_call and eth_estimateGas; logs stay empty.
+
+    A failed one is said to use its whole limit, since nodes do not tell.
+    """
+    overrides = _overrides(head, next_timestamp_s, next_base_fee)
+    return await asyncio.gather(*(_alone(rpc, call, head, overrides) for call in calls))
+
+
+async def _alone(rpc: Rpc, call: SimCall, head: Head, overrides: dict[str, Any]) -> SimResult:
+    where: tuple[Any, ...] = ({"blockHash": hex_of(head.hash)}, {}, overrides)
+    message = _message(call, "data")
+    try:
+        output = await rpc.ask(TEXT, "eth_call", message, *where)
+    except RpcError as error:
+        if not failed_execution(error):
+            raise
+        return SimResult(0, error.data, call.gas, ())
+    gas_used = await rpc.ask(TEXT, "eth_estimateGas", message, *where)
+    with reading(rpc.label, "eth_call or eth_estimateGas"):
+        return SimResult(1, data(output), Gas(quantity(gas_used)), ())
+
+
+def _overrides(head: Head, next_timestamp_s: int, next_base_fee: int) -> dict[str, Any]:
+    return {
+        "number": hex(head.number + 1),
+        "time": hex(next_timestamp_s),
+        "baseFeePerGas": hex(next_base_fee),
+    }
+
+
+def _message(call: SimCall, payload: str) -> dict[str, str]:
+    return {
+        "from": hex_of(call.sender),
+        "to": hex_of(call.to),
+        payload: hex_of(call.data),
+        "gas": hex(call.gas),
+    }
+
+
+def _result_of(shape: _CallShape) -> SimResult:
+    output = data(shape.return_data)
+    if shape.error is not None and not output:
+        output = revert_data(shape.error.data)  # Geth leaves returnData empty and puts it here
+    return SimResult(
+        status=quantity(shape.status),
+        output=output,
+        gas_used=Gas(quantity(shape.gas_used)),
+        logs=tuple([log_of(log) for log in shape.logs]),
+    )
