@@ -4,26 +4,24 @@ Every entry's hash is SHA-256 over the previous entry's hash (32 bytes; zeros be
 entry's canonical JSON, so changing, removing or inserting one is found by `verify`. What a chain cannot show is a
 tail cut off whole: note `tip()` somewhere else to be able to prove that.
 
-Canonical JSON: keys sorted, no spaces, ASCII; integers beyond ±2**53 as decimal strings; bytes as 0x hex (20 bytes:
-a checksummed address); Decimal as plain decimal text; no floats. Secrets and URL keys are scrubbed as in logs.
+How an entry is written down is `keeper.store.canonical`; secrets and URL keys are scrubbed there as in logs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, Select, desc, select
 
 from keeper import abi
 from keeper.errors import LedgerError
-from keeper.log import MAX_EXACT_JSON_INT, secrets
 from keeper.store import Store
+from keeper.store.canonical import GENESIS, canonical, digest, plain, recomputed
 from keeper.store.schema import entries
 from keeper.types import Address, Entry, Hash, Refusal, hex_of
 
@@ -58,7 +56,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _OUTCOMES: Final = tuple(_REQUIRED)
 _AMOUNTS: Final = ("gas_cost_wei", "gas_cost_usd_e8", "profit_raw", "profit_usd_e8")
-_GENESIS: Final = bytes(32)
+_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}|0x[0-9a-fA-F]{40}")
 _NEWS_AFTER_S: Final = 600  # a refusal not seen for this long is news again
 
 
@@ -142,12 +140,12 @@ class Ledger:
     ) -> Booked | None:
         """Append a refusal unless it only repeats what is on record; None when suppressed.
 
-        The rule: refusals of one account are the same while market, stage, reason and the names and non-numeric
-        values of the numbers are the same. One is booked when it first appears and suppressed while it keeps
-        appearing at successive heads, whatever its amounts; several that alternate within one head each count on
-        their own. It is booked again after a head at which the account was refused only otherwise, after any other
-        entry of the account, after ten minutes of silence, and after a restart. The number of suppressed repeats is
-        carried by the account's next entry as `suppressed_refusals`.
+        The rule: refusals of one account are the same while market, stage, reason and the kind of their numbers are:
+        the numbers' names, and among them the values that are words, booleans or addresses. One is booked when it
+        first appears and suppressed while it keeps appearing at successive heads, whatever its amounts; several that
+        alternate within one head each count on their own. It is booked again after a head at which the account was
+        refused only otherwise, after any other entry of the account, after ten minutes of silence, and after a
+        restart. The number of suppressed repeats is carried by the account's next entry as `suppressed_refusals`.
         """
         who = (protocol, abi.checksum(account) if account is not None else "")
         standing = self._standing.setdefault(who, _Standing())
@@ -265,18 +263,18 @@ class Ledger:
         """Number and hash of the newest entry; (0, zeros) when there is none."""
         with self._store.transaction() as connection:
             row = connection.execute(_NEWEST).one_or_none()
-        return (row.seq, Hash(bytes.fromhex(row.hash))) if row else (0, Hash(_GENESIS))
+        return (row.seq, Hash(bytes.fromhex(row.hash))) if row else (0, Hash(GENESIS))
 
     def verify(self) -> int | None:
         """The number of the first entry that is missing, altered or out of line; None when the chain is whole."""
-        expected_seq, previous = 1, _GENESIS
+        expected_seq, previous = 1, GENESIS
         with self._store.transaction() as connection:
             query = select(entries).order_by(entries.c.seq).execution_options(yield_per=1000)
             for row in connection.execute(query):
-                digest = _recomputed(row, previous)
-                if row.seq != expected_seq or digest is None or digest.hex() != row.hash:
+                actual = recomputed(row, previous)
+                if row.seq != expected_seq or actual is None or actual.hex() != row.hash:
                     return min(expected_seq, int(row.seq))
-                expected_seq, previous = expected_seq + 1, digest
+                expected_seq, previous = expected_seq + 1, actual
         return None
 
     def _append(
@@ -285,13 +283,13 @@ class Ledger:
         if type(at_s) is not int:
             raise LedgerError(f"An entry's time must be whole seconds, not {at_s!r}.")
         protocol, account = who
-        plain = {key: _plain(value, f"body.{key}") for key, value in _text_keys(body, "body")}
+        written: dict[str, Any] = plain(body, "body")
         plan = hex_of(plan_id) if plan_id is not None else ""
         with self._store.transaction() as connection:
             newest = connection.execute(_NEWEST).one_or_none()
             seq = newest.seq + 1 if newest else 1
-            prev_hash = bytes.fromhex(newest.hash) if newest else _GENESIS
-            digest = _digest(prev_hash, seq, at_s, kind, plan, protocol, account, plain)
+            prev_hash = bytes.fromhex(newest.hash) if newest else GENESIS
+            this_hash = digest(prev_hash, seq, at_s, kind, plan, protocol, account, written)
             connection.execute(
                 entries.insert().values(
                     seq=seq,
@@ -300,12 +298,12 @@ class Ledger:
                     plan_id=plan,
                     protocol=protocol,
                     account=account,
-                    body=canonical(plain),
+                    body=canonical(written),
                     prev_hash=prev_hash.hex(),
-                    hash=digest.hex(),
+                    hash=this_hash.hex(),
                 )
             )
-        return Booked(seq, at_s, kind, plan, protocol, account, plain, Hash(prev_hash), Hash(digest))
+        return Booked(seq, at_s, kind, plan, protocol, account, written, Hash(prev_hash), Hash(this_hash))
 
     def _repeats(self, kind: str, who: _Account) -> int:
         if kind == "stopped":
@@ -329,44 +327,6 @@ class Ledger:
 _NEWEST: Final = select(entries.c.seq, entries.c.hash).order_by(desc(entries.c.seq)).limit(1)
 
 
-def canonical(value: Any) -> str:
-    """Canonical JSON of plain JSON types without floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def _digest(
-    prev_hash: bytes,
-    seq: int,
-    at_s: int,
-    kind: str,
-    plan_id: str,
-    protocol: str,
-    account: str,
-    body: Mapping[str, Any],
-) -> bytes:
-    entry = {
-        "seq": seq,
-        "at_s": at_s,
-        "kind": kind,
-        "plan_id": plan_id,
-        "protocol": protocol,
-        "account": account,
-        "body": body,
-    }
-    return hashlib.sha256(prev_hash + canonical(entry).encode("ascii")).digest()
-
-
-def _recomputed(row: Row[Any], previous: bytes) -> bytes | None:
-    """The hash a stored row should have, or None when the row is not canonical or not linked to `previous`."""
-    try:
-        body = json.loads(row.body)
-        if canonical(body) != row.body or row.prev_hash != previous.hex():
-            return None
-        return _digest(previous, row.seq, row.at_s, row.kind, row.plan_id, row.protocol, row.account, body)
-    except (ValueError, TypeError, RecursionError):
-        return None  # an altered body need not be JSON at all
-
-
 def _read(row: Row[Any]) -> Booked:
     try:
         body = json.loads(row.body)
@@ -376,34 +336,6 @@ def _read(row: Row[Any]) -> Booked:
             f"Entry {row.seq} of the ledger cannot be read; run `keeper ledger verify` and restore a backup."
         ) from error
     return Booked(row.seq, row.at_s, row.kind, row.plan_id, row.protocol, row.account, body, *hashes)
-
-
-def _plain(value: Any, where: str) -> Any:
-    match value:
-        case None | bool():
-            return value
-        case str():
-            return secrets.scrub(str(value))
-        case int():
-            return value if abs(value) <= MAX_EXACT_JSON_INT else str(value)
-        case bytes():
-            return abi.checksum(value) if len(value) == 20 else hex_of(value)
-        case Decimal() if value.is_finite():
-            return format(value, "f")
-        case Mapping():
-            return {key: _plain(item, f"{where}.{key}") for key, item in _text_keys(value, where)}
-        case list() | tuple():
-            return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise LedgerError(
-        f"{where} is a {type(value).__name__} and cannot be recorded; use integers, text, bytes or lists of them."
-    )
-
-
-def _text_keys(value: Mapping[Any, Any], where: str) -> list[tuple[str, Any]]:
-    for key in value:
-        if not isinstance(key, str):
-            raise LedgerError(f"{where} has the key {key!r}, which is not text; the ledger needs names.")
-    return list(value.items())
 
 
 def _check_outcome(kind: str, body: Mapping[str, Any]) -> None:
@@ -421,7 +353,14 @@ def _check_outcome(kind: str, body: Mapping[str, Any]) -> None:
 
 def _signature(refusal: Refusal, market: str) -> tuple[str, ...]:
     shape = [
-        name if isinstance(value, int | Decimal) and not isinstance(value, bool) else f"{name}={value!r}"
+        f"{name}={value!r}" if _is_identity(value) else name
         for name, value in sorted(refusal.numbers.items())
     ]
     return (market, refusal.stage, refusal.reason, *shape)
+
+
+def _is_identity(value: Any) -> bool:
+    """Whether a value says what is refused (a token, a scope) rather than how much, when or in which words."""
+    if isinstance(value, str):
+        return _WORD.fullmatch(value) is not None
+    return isinstance(value, bool) or (isinstance(value, bytes) and len(value) == 20)

@@ -76,7 +76,7 @@ class Secrets:
         if match := _HEX_SECRET.fullmatch(text):
             self._forms |= _forms_of_bytes(bytes.fromhex(match[1]))
         longest_first = sorted(self._forms, key=len, reverse=True)
-        self._pattern = re.compile("|".join(re.escape(form) for form in longest_first), re.IGNORECASE)
+        self._pattern = re.compile("|".join(map(_whole, longest_first)), re.IGNORECASE)
 
     def register_url(self, url: str) -> None:
         """Hide what may be a key in `url` even where it appears alone, as in a library's "POST /v2/<key>"."""
@@ -205,6 +205,12 @@ def plain(value: Any, depth: int = _DEPTH) -> Any:
     if isinstance(value, Sequence | Set):
         return [plain(item, depth - 1) for item in value]
     return f"<{type(value).__name__}>"
+
+
+def _whole(form: str) -> str:
+    """A pattern for one form; a short one is hidden only where it stands alone, or it would garble numbers."""
+    pattern = re.escape(form)
+    return pattern if len(form) >= _SHORTEST_URL_KEY else rf"(?<![0-9A-Za-z]){pattern}(?![0-9A-Za-z])"
 
 
 def _forms_of_bytes(raw: bytes) -> set[str]:

@@ -1,0 +1,382 @@
+"""Settings: one TOML file, overridden by the environment, frozen once read.
+
+Nothing is guessed: unknown keys, numbers in quotes, fractions of whole units and negative amounts fail with the key
+and where it was written, all problems at once. Numbers are `int` or `Decimal`, never float; addresses are 20 bytes.
+Relative paths are relative to the file, so a command means the same wherever it is started.
+
+Precedence: environment, then `.env` beside the file, then the file. `KEEPER__SECTION__KEY` overrides one value
+(`KEEPER__PROTOCOLS__0__NAME`; lists are JSON or separated by commas). Secrets never come from the file.
+
+This module knows no protocol and no venue: their models come in through `load`, keyed by `kind`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from keeper import abi
+from keeper.errors import ConfigError
+from keeper.log import secrets
+from keeper.reading import Document, Key, dotted, rewrite_table, shown
+from keeper.types import Address, Wei
+
+PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+_PLACEHOLDERS: Final = (
+    "",
+    "0x",
+    "0x…",
+    "0x...",
+    "0x" + "0" * 40,
+)  # what [contracts] holds before `keeper deploy`
+
+# At most 8 decimals (9 for gwei), so that conversion to integers is exact.
+Usd = Annotated[Decimal, Field(ge=0, le=10**12, decimal_places=8)]
+Gwei = Annotated[Decimal, Field(gt=0, le=10**9, decimal_places=9)]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, and closed to keys it does not name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Chain(Section):
+    """`[chain]`: which chain, and who is asked about it."""
+
+    id: int = Field(gt=0, description="Chain id; a node that serves another chain is refused.")
+    rpc_urls: tuple[str, ...] = Field(
+        min_length=1,
+        repr=False,
+        description="Nodes as http(s) or ws(s) URLs or ipc paths; several serve as failover and quorum.",
+    )
+    quorum: int = Field(
+        1, ge=1, description="How many nodes must agree on the pause; 1 trusts a single node."
+    )
+    max_head_age_s: int = Field(
+        26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
+    )
+    wrapped_native: Address = Field(description="The chain's wrapped native token (WETH).")
+
+    @field_validator("rpc_urls")
+    @classmethod
+    def _reachable(cls, urls: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        places = tuple(_node(url, info) for url in urls)
+        if len(set(places)) != len(places):
+            raise ValueError("a node is listed twice; list each once, or a quorum would count it twice.")
+        return places
+
+    @field_validator("quorum")
+    @classmethod
+    def _enough_nodes(cls, quorum: int, info: ValidationInfo) -> int:
+        nodes = len(info.data.get("rpc_urls", ()))
+        if quorum > nodes > 0:
+            raise ValueError(
+                f"{quorum} nodes cannot agree when rpc_urls lists {nodes}; add nodes or lower it."
+            )
+        return quorum
+
+
+class Contracts(Section):
+    """`[contracts]`: what `keeper deploy` deployed and for whom."""
+
+    liquidator: Address = Field(description="The Liquidator contract.")
+    pause_guard: Address = Field(description="The PauseGuard contract.")
+    safe: Address = Field(description="The Safe that owns the settings of both.")
+    treasury: Address = Field(description="Where every profit goes.")
+
+
+class EnvSigner(Section):
+    """`[signer] kind = "env"`: the operator's key is the secret KEEPER_PRIVATE_KEY."""
+
+    kind: Literal["env"] = Field(
+        "env", description="Where the operator's key is kept; env: KEEPER_PRIVATE_KEY."
+    )
+
+
+class Profit(Section):
+    """`[profit]`: what a liquidation must earn."""
+
+    token: Address = Field(description="The token profit is measured and kept in.")
+    min_profit_usd: Usd = Field(Decimal(5), description="Least net profit of a liquidation, in USD.")
+    max_slippage_bps: int = Field(
+        100, ge=0, le=1000, description="Most a swap may lose against the quote, in basis points."
+    )
+    native_usd_feed: Address = Field(description="Chainlink-style aggregator of the native token in USD.")
+
+    @property
+    def min_profit_usd_e8(self) -> int:
+        """The least net profit in USD with 8 decimals, exactly."""
+        return _scaled(self.min_profit_usd, 8)
+
+
+class Limits(Section):
+    """`[limits]`: where the daemon stops itself."""
+
+    max_fee_gwei: Gwei = Field(Decimal(200), description="Highest fee per gas that is ever signed, in gwei.")
+    max_gas_spend_wei_per_hour: int = Field(
+        10**17, gt=0, description="Most gas money per hour in wei, in-flight transactions included."
+    )
+    max_loss_usd_per_day: Usd = Field(
+        Decimal(50), description="Most USD lost per day; gas of reverts and lost races counts."
+    )
+    max_consecutive_reverts: int = Field(3, ge=1, description="Reverts in a row after which nothing is sent.")
+    max_repay_usd: Usd = Field(Decimal(10**6), description="Largest debt repaid by one liquidation, in USD.")
+    deny_accounts: frozenset[Address] = Field(frozenset(), description="Accounts never liquidated.")
+
+    @property
+    def max_fee_wei(self) -> Wei:
+        """The highest fee per gas in wei, exactly."""
+        return Wei(_scaled(self.max_fee_gwei, 9))
+
+    @property
+    def max_loss_usd_e8_per_day(self) -> int:
+        """The most USD lost per day with 8 decimals, exactly."""
+        return _scaled(self.max_loss_usd_per_day, 8)
+
+    @property
+    def max_repay_usd_e8(self) -> int:
+        """The largest repaid debt in USD with 8 decimals, exactly."""
+        return _scaled(self.max_repay_usd, 8)
+
+
+class Send(Section):
+    """`[send]`: how transactions reach a block."""
+
+    route: str = Field("public", description="How transactions are sent; public: to the nodes of [chain].")
+    relays: tuple[str, ...] = Field((), repr=False, description="Relays of the private and bundle routes.")
+
+    @field_validator("route")
+    @classmethod
+    def _built(cls, route: str) -> str:
+        if route in ("private", "bundle"):
+            raise ValueError(f'"{route}" is not available in this version; set route = "public".')
+        if route != "public":
+            raise ValueError(f'{shown(route)} is not a route; set route = "public".')
+        return route
+
+    @field_validator("relays")
+    @classmethod
+    def _used(cls, relays: tuple[str, ...]) -> tuple[str, ...]:
+        if relays:
+            raise ValueError('relays are not used by the route "public"; set relays = [].')
+        return relays
+
+
+class Guard(Section):
+    """`[guard]`: the local stop."""
+
+    halt_file: Path = Field(
+        Path("keeper.halt"),
+        description="While this file exists nothing is signed; any program may create it.",
+    )
+
+    @field_validator("halt_file")
+    @classmethod
+    def _beside(cls, path: Path, info: ValidationInfo) -> Path:
+        return _base(info) / path.expanduser()
+
+
+class StoreSettings(Section):
+    """`[store]`: where the record is kept."""
+
+    url: str = Field("sqlite:///keeper.db", repr=False, description="The record: sqlite:///file.")
+
+    @field_validator("url")
+    @classmethod
+    def _beside(cls, url: str, info: ValidationInfo) -> str:
+        file = url.removeprefix("sqlite:///")
+        if file == url or not file or file == ":memory:" or "?" in file:
+            raise ValueError("the record must be an SQLite file in this version; write sqlite:///keeper.db.")
+        return f"sqlite:///{_base(info) / Path(file).expanduser()}"
+
+
+class Settings(Section):
+    """Everything a run needs, checked. Protocols and venues are the models given to `load`, in the file's order."""
+
+    path: Path
+    chain: Chain
+    contracts: Contracts | None
+    signer: EnvSigner
+    profit: Profit
+    limits: Limits
+    send: Send
+    guard: Guard
+    store: StoreSettings
+    protocols: tuple[Any, ...]
+    venues: tuple[Any, ...]
+    operator_secret: SecretStr | None
+
+    def require_contracts(self) -> Contracts:
+        """The deployed contracts, or `ConfigError` before `keeper deploy`."""
+        if self.contracts is None:
+            raise ConfigError(f"{self.path}: [contracts] is not filled in; run `keeper deploy` first.")
+        return self.contracts
+
+    def private_key(self) -> str:
+        """The operator's key in hex, or `ConfigError` when it was not given."""
+        if self.operator_secret is None:
+            env = self.path.parent / ".env"
+            raise ConfigError(f"{PRIVATE_KEY} is not set; put it in {env} or in the environment.")
+        return self.operator_secret.get_secret_value()
+
+
+_SECTIONS: Final[Mapping[str, type[Section]]] = {
+    "chain": Chain,
+    "profit": Profit,
+    "limits": Limits,
+    "send": Send,
+    "guard": Guard,
+    "store": StoreSettings,
+}
+_SIGNERS: Final[Mapping[str, type[BaseModel]]] = {"env": EnvSigner}
+_REQUIRED: Final = ("chain", "profit")
+
+
+def load(
+    path: Path,
+    protocol_models: Mapping[str, type[BaseModel]],
+    venue_models: Mapping[str, type[BaseModel]],
+    environ: Mapping[str, str],
+) -> Settings:
+    """Read and check a configuration; the models say which keys a protocol or venue of that `kind` takes.
+
+    Every model has a field `kind`, a protocol's also `name`; addresses are declared as `keeper.types.Address`. The
+    secrets read, and keys inside node URLs, are registered with `keeper.log.secrets`. Raises `ConfigError` with one
+    line per problem: where, which key, what is wrong and what to do.
+    """
+    path = path.expanduser().absolute()
+    document = Document.read(path, environ, (PRIVATE_KEY,))
+    tables = document.tables
+    known = [*_SECTIONS, "contracts", "signer", "protocols", "venues"]
+    for name in tables:
+        if name not in known:
+            document.unknown((name,), known)
+    found: dict[str, Any] = {"path": path, "contracts": _contracts(document)}
+    for name, model in _SECTIONS.items():
+        if name in _REQUIRED and name not in tables:
+            document.fail((name,), f"this section is missing; add [{name}].")
+        else:
+            found[name] = document.parse(model, (name,), tables.get(name, {}))
+    found["signer"] = _of_kind(document, ("signer",), tables.get("signer", {"kind": "env"}), _SIGNERS)
+    found["protocols"] = _protocols(document, protocol_models)
+    found["venues"] = _venues(document, venue_models)
+    found["operator_secret"] = _private_key(document)
+    document.check()
+    settings = Settings(**found)
+    for url in settings.chain.rpc_urls:
+        secrets.register_url(url)
+    return settings
+
+
+def write_contracts(
+    path: Path, liquidator: Address, pause_guard: Address, safe: Address, treasury: Address
+) -> None:
+    """Fill in `[contracts]`, adding it when missing, and leave every other byte of the file as it is."""
+    addresses = {"liquidator": liquidator, "pause_guard": pause_guard, "safe": safe, "treasury": treasury}
+    rewrite_table(path, "contracts", {name: abi.checksum(address) for name, address in addresses.items()})
+
+
+def _contracts(document: Document) -> Contracts | None:
+    raw = document.tables.get("contracts", {})
+    if isinstance(raw, dict) and all(value in _PLACEHOLDERS for value in raw.values()):
+        for name in raw:
+            if name not in Contracts.model_fields:
+                document.unknown(("contracts", name), list(Contracts.model_fields))
+        return None
+    return document.parse(Contracts, ("contracts",), raw)
+
+
+def _protocols(document: Document, models: Mapping[str, type[BaseModel]]) -> list[BaseModel | None]:
+    tables = _tables(document, "protocols")
+    if not tables:
+        document.fail(("protocols",), "there is no protocol to watch; add a [[protocols]] table.")
+    names: set[str] = set()
+    for index, table in enumerate(tables):
+        key: Key = ("protocols", index, "name")
+        name = table.get("name")
+        if name is None:
+            document.fail(key, "this key is missing; add it.")
+        elif not isinstance(name, str) or not _NAME.fullmatch(name):
+            rule = "use 1 to 31 of a-z, 0-9 and -, beginning with a letter or digit."
+            document.fail(key, f"{shown(name)} is not a usable name; {rule}")
+        elif name in names:
+            document.fail(key, f"{shown(name)} is used by another protocol; every name must differ.")
+        else:
+            names.add(name)
+    return [_of_kind(document, ("protocols", index), table, models) for index, table in enumerate(tables)]
+
+
+def _venues(document: Document, models: Mapping[str, type[BaseModel]]) -> list[BaseModel | None]:
+    tables = _tables(document, "venues")
+    return [_of_kind(document, ("venues", index), table, models) for index, table in enumerate(tables)]
+
+
+def _of_kind(
+    document: Document, key: Key, table: Any, models: Mapping[str, type[BaseModel]]
+) -> BaseModel | None:
+    if not isinstance(table, dict):
+        document.fail(key, f"{shown(table)} is not a table; write [{dotted(key)}] above its keys.")
+        return None
+    kind = table.get("kind")
+    model = models.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        allowed = ", ".join(sorted(models)) or "none"
+        what = "this key is missing" if kind is None else f"{shown(kind)} is not a known kind"
+        document.fail((*key, "kind"), f"{what}; the kinds are: {allowed}.")
+        return None
+    return document.parse(model, key, table)
+
+
+def _tables(document: Document, name: str) -> list[dict[str, Any]]:
+    raw = document.tables.get(name, [])
+    if isinstance(raw, list) and all(isinstance(table, dict) for table in raw):
+        return raw
+    document.fail((name,), f"{shown(raw)} is not a list of tables; write [[{name}]] above each.")
+    return []
+
+
+def _private_key(document: Document) -> SecretStr | None:
+    text = document.secrets.get(PRIVATE_KEY)
+    if text is not None:
+        secrets.register(text)  # before anything can go wrong with it
+    if text is not None and not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text):
+        document.fail((PRIVATE_KEY,), "this secret is not a private key; it must be 32 bytes in hex.")
+        return None
+    return SecretStr(text) if text is not None else None
+
+
+def _node(url: str, info: ValidationInfo) -> str:
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        if scheme not in ("http", "https", "ws", "wss") or not rest:
+            raise ValueError(
+                "a node must be an http://, https://, ws:// or wss:// URL or the path of an ipc socket."
+            )
+        return url
+    if not url.startswith(("/", "./", "../", "~/")):
+        raise ValueError("a node must be a URL, or an ipc path beginning with /, ./ or ~/.")
+    return str(_base(info) / Path(url).expanduser())
+
+
+def _base(info: ValidationInfo) -> Path:
+    """The folder of the file; models made by hand keep their paths as they are."""
+    context: Mapping[str, Path] = info.context or {}
+    return context.get("base", Path())
+
+
+def _scaled(amount: Decimal, decimals: int) -> int:
+    return int(amount.scaleb(decimals))
