@@ -327,8 +327,10 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         for (uint256 i; i < plan.tokens.length; ++i) {
             address token = plan.tokens[i];
             uint256 earned = _minus(token, books.held[i], books.owed[i]);
+            uint256 amount = _minus(token, _balance(token), books.owed[i]);
+            if (amount == 0) continue;
             uint256 treasuryBefore = IERC20(token).balanceOf(TREASURY);
-            _send(token, _minus(token, _balance(token), books.owed[i]));
+            _send(token, amount);
             earned = _min(earned, IERC20(token).balanceOf(TREASURY) - treasuryBefore);
             value += earned * books.prices[i];
             if (token == plan.profitToken) profit = earned;

@@ -5,28 +5,54 @@ import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
 import {LiquidatorSetup} from "./LiquidatorSetup.sol";
 import {PauseGuardSetup} from "./PauseGuardSetup.sol";
 
-/// @notice The plans whose gas is snapshot; everything but the one call is in `setUp`.
+/// @notice The executions whose gas is snapshot. Only the one call is metered, protocol and router mocks included.
 contract LiquidatorGasTest is LiquidatorSetup {
-    bytes internal exactInRequest;
-    bytes internal exactOutRequest;
-    bytes internal rewardRequest;
-    bytes internal twoCallsRequest;
-    address[] internal swept;
-
     function setUp() public override {
         super.setUp();
         // A treasury that holds the tokens already, as it will from the second liquidation on.
         usdc.mint(treasury, 1);
         weth.mint(treasury, 1);
-        exactInRequest = abi.encodeCall(ILiquidator.execute, (usualPlan()));
+    }
 
+    function meter(ILiquidator.Plan memory plan, uint256 profit) internal {
+        vm.prank(operator);
+        vm.resumeGasMetering();
+        uint256 actual = liquidator.execute(plan);
+        vm.pauseGasMetering();
+        assertEq(actual, profit, "profit");
+    }
+
+    /// @notice Flash loan, one call, one exact-input leg, two tokens.
+    function test_gas_executeExactIn() public {
+        vm.pauseGasMetering();
+        meter(usualPlan(), PROFIT);
+    }
+
+    /// @notice Flash loan, one call, one exact-output leg, two tokens.
+    function test_gas_executeExactOut() public {
+        vm.pauseGasMetering();
         ILiquidator.Plan memory plan = usualPlan();
         plan.swaps[0] = buying(address(weth), address(usdc), ALL, SEIZE);
         plan.profitToken = address(weth);
         plan.minProfit = 1;
-        exactOutRequest = abi.encodeCall(ILiquidator.execute, (plan));
+        meter(plan, SEIZE - (uint256(1000.5e6) * 1e18 + 1994e6 - 1) / 1994e6);
+    }
 
-        plan = usualPlan();
+    /// @notice Flash loan, two calls, one leg, two tokens.
+    function test_gas_executeTwoCalls() public {
+        vm.pauseGasMetering();
+        ILiquidator.Plan memory plan = usualPlan();
+        ILiquidator.Call memory first = plan.calls[0];
+        plan.calls = new ILiquidator.Call[](2);
+        (plan.calls[0], plan.calls[1]) = (first, first);
+        plan.flashAmount = 2 * REPAY;
+        meter(plan, 2 * PROFIT);
+    }
+
+    /// @notice One call with a reward, no flash loan, no leg, one token.
+    function test_gas_executeReward() public {
+        vm.pauseGasMetering();
+        ILiquidator.Plan memory plan = usualPlan();
         plan.flashSource = address(0);
         plan.flashAmount = 0;
         plan.calls[0] = seizing(address(usdc), 0, address(usdc), 33e6);
@@ -34,92 +60,71 @@ contract LiquidatorGasTest is LiquidatorSetup {
         delete plan.swaps;
         plan.tokens = list(address(usdc));
         plan.minProfit = 33e6;
-        rewardRequest = abi.encodeCall(ILiquidator.execute, (plan));
-
-        plan = usualPlan();
-        ILiquidator.Call memory first = plan.calls[0];
-        plan.calls = new ILiquidator.Call[](2);
-        (plan.calls[0], plan.calls[1]) = (first, first);
-        plan.flashAmount = 2 * REPAY;
-        plan.minProfit = 2 * PROFIT;
-        twoCallsRequest = abi.encodeCall(ILiquidator.execute, (plan));
-        swept = list(address(usdc), address(weth));
-    }
-
-    function executed(bytes memory request) internal {
-        vm.prank(operator);
-        (bool success,) = address(liquidator).call(request);
-        assertTrue(success, "executed");
-    }
-
-    /// @notice Flash loan, one call, one exact-input leg, two tokens.
-    function test_gas_executeExactIn() public {
-        executed(exactInRequest);
-    }
-
-    /// @notice Flash loan, one call, one exact-output leg, two tokens.
-    function test_gas_executeExactOut() public {
-        executed(exactOutRequest);
-    }
-
-    /// @notice Flash loan, two calls, one leg, two tokens.
-    function test_gas_executeTwoCalls() public {
-        executed(twoCallsRequest);
-    }
-
-    /// @notice One call with a reward, no flash loan, no leg, one token.
-    function test_gas_executeReward() public {
-        executed(rewardRequest);
+        meter(plan, 33e6);
     }
 
     /// @notice A plan that meets a pause.
     function test_gas_executePaused() public {
+        vm.pauseGasMetering();
         vm.prank(guardian);
         guard.pause(GLOBAL, "TEST", 0);
+        bytes memory request = abi.encodeCall(ILiquidator.execute, (usualPlan()));
         vm.prank(operator);
-        (bool success,) = address(liquidator).call(exactInRequest);
+        vm.resumeGasMetering();
+        (bool success,) = address(liquidator).call(request);
+        vm.pauseGasMetering();
         assertFalse(success, "paused");
     }
 
     /// @notice A sweep of two empty balances.
     function test_gas_sweepEmpty() public {
-        liquidator.sweep(swept);
+        vm.pauseGasMetering();
+        address[] memory tokens = list(address(usdc), address(weth));
+        vm.resumeGasMetering();
+        liquidator.sweep(tokens);
+        vm.pauseGasMetering();
         assertEq(usdc.balanceOf(treasury), 1, "nothing came");
     }
 }
 
-/// @notice The guard's verbs whose gas is snapshot.
+/// @notice The guard's verbs whose gas is snapshot. Only the one call is metered.
 contract PauseGuardGasTest is PauseGuardSetup {
-    bytes internal signature;
-
-    function setUp() public override {
-        super.setUp();
-        signature = signatureOf(KEY_ONE, LENDING, clock());
-    }
-
     /// @notice A guardian's first pause of a scope.
     function test_gas_pause() public {
+        vm.pauseGasMetering();
         vm.prank(guardian);
+        vm.resumeGasMetering();
         guard.pause(LENDING, REASON, INCIDENT);
+        vm.pauseGasMetering();
         assertTrue(state(LENDING).paused, "paused");
     }
 
     /// @notice A relayed signature.
     function test_gas_pauseBySig() public {
+        vm.pauseGasMetering();
+        bytes memory signature = signatureOf(KEY_ONE, LENDING, clock());
+        vm.resumeGasMetering();
         guard.pauseBySig(LENDING, REASON, INCIDENT, uint40(START), signature);
+        vm.pauseGasMetering();
         assertTrue(state(LENDING).paused, "paused");
     }
 
     /// @notice What the check costs a plan.
-    function test_gas_requireRunning() public view {
+    function test_gas_requireRunning() public {
         guard.requireRunning(LENDING, 0, 0);
+        vm.pauseGasMetering();
         assertFalse(state(LENDING).paused, "runs");
     }
 
-    /// @notice Pause, schedule, execute.
-    function test_gas_unpause() public {
+    /// @notice The execution of a due unpause.
+    function test_gas_executeUnpause() public {
+        vm.pauseGasMetering();
         pauseAs(guardian, LENDING);
-        unpause(LENDING);
+        schedule(LENDING);
+        vm.warp(START + DELAY);
+        vm.resumeGasMetering();
+        guard.executeUnpause(LENDING);
+        vm.pauseGasMetering();
         assertFalse(state(LENDING).paused, "runs");
     }
 }

@@ -15,6 +15,8 @@ interface Vm {
     function expectEmit(address emitter) external;
     function chainId(uint256 id) external;
     function snapshotState() external returns (uint256 id);
+    function pauseGasMetering() external;
+    function resumeGasMetering() external;
     function revertToState(uint256 id) external returns (bool);
 }
 
