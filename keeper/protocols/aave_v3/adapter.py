@@ -194,7 +194,7 @@ class AaveV3:
         """The account's health as Pool.getUserAccountData would answer at the marks' timestamp and prices."""
         return judge(position, marks.exact)
 
-    def liquidation_price(self, health: Health, marks: Marks) -> int | None:
+    def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
         """The price of the largest collateral at which the health factor is 1, in the base currency; None if none."""
         return liquidation_price(health, marks.exact)
 

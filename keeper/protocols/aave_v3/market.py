@@ -289,6 +289,8 @@ def _symbol(result: Result, token: Address) -> str:
     """A token's symbol, whether it answers a string or (as MKR does) bytes32; its address where it has none."""
     if isinstance(result, Reverted):
         return hex_of(token)
-    raw = result.rstrip(b"\0") if len(result) == 32 else str(ATOKEN.function("symbol").one(result)).encode()
-    text = raw.decode("utf-8", "replace")
+    if len(result) == 32:
+        text = result.rstrip(b"\0").decode("utf-8", "replace")
+    else:
+        text = ATOKEN.function("symbol").one(result) if result else ""
     return text if text and text.isprintable() else hex_of(token)

@@ -333,7 +333,7 @@ class Pair:
 
     def _repay_taking_at_most(self, take: int) -> int:
         """The inverse of `amounts`: the largest repayment that takes no more than `take` of collateral."""
-        if take <= 0:
+        if take < 0:
             return 0
         slack = 1 if self.rules.against_liquidator else BPS // 2 + 1
         plain = ((take + 1) * BPS - slack) // self.bonus_bps
