@@ -21,21 +21,20 @@ from keeper import abi
 from keeper.chain.client import Chain
 from keeper.config import Contracts, Settings, load
 from keeper.engine import Engine, Policy
-from keeper.errors import ChainError, ConfigError
+from keeper.errors import ConfigError
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
+from keeper.installation import Needs
 from keeper.keys import OperatorKey
 from keeper.ledger import Ledger
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
-from keeper.seams import Adapter, FlashSource, Venue
+from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.store import Store
-from keeper.types import Address, Call, Reverted, Token, Wei
+from keeper.types import Address, Reverted, Token, Wei
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
-_GWEI: Final = 10**9
-_USD_E8: Final = 10**8
 _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 
@@ -70,7 +69,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     try:
         adapters = [_adapter(model) for model in configured.protocols]
         sources = [Source(adapter, model.from_block) for adapter, model in zip(adapters, configured.protocols, strict=True)]
-        between = [Address(configured.chain.wrapped_native), Address(configured.profit.token)]
+        between = [configured.chain.wrapped_native, configured.profit.token]
         venues = [UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)]
         flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
         yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash))
@@ -86,29 +85,30 @@ def operator_key(configured: Settings) -> OperatorKey:
 async def engine(
     parts: Parts,
     store: Store,
-    key: OperatorKey | None,
+    operator: OperatorKey,
     *,
-    operator: Address,
+    sign: bool,
+    remember: bool = True,
     wall_clock: Callable[[], float] = time.time,
 ) -> tuple[Engine, Watch]:
-    """Wire the line. Without a `key` it is a dry run for `operator`."""
+    """Wire the line. Without `sign` everything happens but sending; without `remember` nothing is stored."""
     configured = parts.settings
     contracts = configured.require_contracts()
-    liquidator = Address(contracts.liquidator)
+    liquidator = contracts.liquidator
     ledger = Ledger(store)
-    watch = Watch(parts.chain, parts.sources, store if key else None)
+    watch = Watch(parts.chain, parts.sources, store, remember=remember)
     sender = None
-    if key is not None:
-        sender = Sender(parts.chain, key, store, ledger, liquidator, wall_clock, time.monotonic)
+    if sign:
+        sender = Sender(parts.chain, operator, store, ledger, liquidator, wall_clock, time.monotonic)
     line = Engine(
         chain=parts.chain,
         watch=watch,
         venues=parts.venues,
         flash_sources=parts.flash_sources,
-        guard=Guard(liquidator, limits(configured), Path(configured.guard.halt_file)),
+        guard=Guard(liquidator, limits(configured), configured.guard.halt_file),
         ledger=ledger,
         sender=sender,
-        policy=await policy(parts, contracts, operator),
+        policy=await policy(parts, contracts, operator.address),
         wall_clock=wall_clock,
     )
     return line, watch
@@ -118,15 +118,15 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
     """What the line works by; the profit token's feed is the one the Safe gave the Liquidator."""
     configured = parts.settings
     head = await parts.chain.head()
-    token = Address(configured.profit.token)
-    liquidator = Address(contracts.liquidator)
+    token = configured.profit.token
+    liquidator = contracts.liquidator
     erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
-    reads = [
-        Call(token, erc20.function("decimals").encode()),
-        Call(token, erc20.function("symbol").encode()),
+    calls = [
+        erc20.function("decimals").call(token),
+        erc20.function("symbol").call(token),
         interface.function("feedOf").call(liquidator, token),
     ]
-    decimals_data, symbol_data, feed_data = await parts.chain.call_all(reads, head.hash)
+    decimals_data, symbol_data, feed_data = await parts.chain.read(each(calls), head.hash)
     if isinstance(decimals_data, Reverted) or not decimals_data:
         raise ConfigError(f"profit.token {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml.")
     if isinstance(feed_data, Reverted) or not feed_data:
@@ -140,16 +140,31 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
         )
     symbol = "" if isinstance(symbol_data, Reverted) else erc20.function("symbol").one(symbol_data)
     return Policy(
-        pause_guard=Address(contracts.pause_guard),
+        pause_guard=contracts.pause_guard,
         liquidator=liquidator,
         operator=operator,
         profit_token=Token(token, symbol, erc20.function("decimals").one(decimals_data)),
         profit_feed=Feed("profit_token", Address(feed), max_age_s),
-        native_feed=Feed("native_usd_feed", Address(configured.profit.native_usd_feed), _NATIVE_FEED_MAX_AGE_S),
-        min_profit_usd_e8=_usd_e8(configured.profit.min_profit_usd),
+        native_feed=Feed("native_usd_feed", configured.profit.native_usd_feed, _NATIVE_FEED_MAX_AGE_S),
+        min_profit_usd_e8=configured.profit.min_profit_usd_e8,
         max_slippage_bps=configured.profit.max_slippage_bps,
-        max_fee_wei=limits(configured).max_fee_wei,
-        max_repay_usd_e8=_usd_e8(configured.limits.max_repay_usd),
+        max_fee_wei=configured.limits.max_fee_wei,
+        max_repay_usd_e8=configured.limits.max_repay_usd_e8,
+    )
+
+
+async def needs(parts: Parts, operator: Address) -> Needs:
+    """What the Liquidator must be told for these parts; loads every adapter at the newest head."""
+    head = await parts.chain.head()
+    for adapter in parts.adapters:
+        await parts.chain.read(adapter.load(), head.hash)
+    return Needs(
+        operator=operator,
+        adapters=parts.adapters,
+        venues=parts.venues,
+        flash_sources=parts.flash_sources,
+        max_slippage_bps=parts.settings.profit.max_slippage_bps,
+        feeds={},
     )
 
 
@@ -157,18 +172,14 @@ def limits(configured: Settings) -> Limits:
     """The operator's limits in the guard's units."""
     given = configured.limits
     return Limits(
-        max_fee_wei=Wei(int(given.max_fee_gwei * _GWEI)),
+        max_fee_wei=given.max_fee_wei,
         max_gas_spend_wei_per_hour=Wei(given.max_gas_spend_wei_per_hour),
-        max_loss_usd_e8_per_day=_usd_e8(given.max_loss_usd_per_day),
+        max_loss_usd_e8_per_day=given.max_loss_usd_e8_per_day,
         max_consecutive_reverts=given.max_consecutive_reverts,
-        max_repay_usd_e8=_usd_e8(given.max_repay_usd),
-        deny_accounts=frozenset(Address(account) for account in given.deny_accounts),
+        max_repay_usd_e8=given.max_repay_usd_e8,
+        deny_accounts=given.deny_accounts,
         max_head_age_s=configured.chain.max_head_age_s,
     )
-
-
-def _usd_e8(amount: Any) -> int:
-    return int(amount * _USD_E8)
 
 
 def _adapter(model: BaseModel) -> Adapter:

@@ -30,7 +30,7 @@ async def run_once(chain: Chain, engine: Engine) -> StepReport:
 
 
 async def run(
-    chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable[[], float], on_step: Callable[[StepReport], None]
+    chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable[[], float]
 ) -> None:
     """Handle heads until SIGINT or SIGTERM; a step that has begun is finished first."""
     stop = asyncio.Event()
@@ -42,7 +42,7 @@ async def run(
     ledger.book("started", None, "", None, {"head": head.number, "head_hash": head.hash}, int(wall_clock()))
     _log.info("started", head=head.number)
     try:
-        await _guarded_step(engine, head, on_step)
+        await _guarded_step(engine, head)
         heads = chain.heads()
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -54,7 +54,7 @@ async def run(
                     with contextlib.suppress(asyncio.CancelledError):
                         await coming
                     break
-                await _guarded_step(engine, coming.result(), on_step)
+                await _guarded_step(engine, coming.result())
         finally:
             stopping.cancel()
             await heads.aclose()
@@ -63,8 +63,8 @@ async def run(
         _log.info("stopped")
 
 
-async def _guarded_step(engine: Engine, head: Head, on_step: Callable[[StepReport], None]) -> None:
+async def _guarded_step(engine: Engine, head: Head) -> None:
     try:
-        on_step(await engine.step(head))
+        await engine.step(head)
     except (ChainError, AdapterError) as error:
         _log.warning("head_lost", head=head.number, error=str(error))

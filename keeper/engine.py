@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -41,6 +41,8 @@ from keeper.types import (
     Wei,
 )
 from keeper.watch import Watch
+
+T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; what is left is first in line at the next
 _LIFETIME_BLOCKS: Final = 3  # a transaction not mined by then can never execute; it is built anew
@@ -122,12 +124,16 @@ class Engine:
         self._heads = 0
         self._log = structlog.get_logger("keeper")
 
-    async def start(self, head: Head) -> None:
-        """Bring fees, book and in-flight transactions up to `head`."""
+    async def prepare(self, head: Head) -> None:
+        """Learn what the next block will look like: its tip and how long blocks take."""
         self._tip_wei = await self._chain.suggested_tip()
         if head.number > 0:
             parent = await self._chain.block(head.parent_hash)
             self._block_time_s = max(1, head.timestamp_s - parent.timestamp_s)
+
+    async def start(self, head: Head) -> None:
+        """Bring fees, book and in-flight transactions up to `head`."""
+        await self.prepare(head)
         await self._watch.start(head)
         if self._sender:
             await self._sender.recover()
@@ -160,7 +166,7 @@ class Engine:
             read_price(self._policy.profit_feed, at),
             *(adapter.marks(at) for adapter in adapters.values()),
         ]
-        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
+        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(self, health: Health, view: View, head: Head) -> Reads[Plan | Refusal]:
@@ -203,6 +209,14 @@ class Engine:
             self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
         )
 
+    async def ask(self, read: Reads[T], head: Head) -> T:
+        """Drive one read at `head`."""
+        return await self._chain.read(read, head.hash)
+
+    def standing(self, view: View, protocol: str, head: Head) -> Refusal | None:
+        """Why nothing of `protocol` may be signed at `head`, or None."""
+        return self._guard.standing(view.pause, protocol, head, self._wall_clock())
+
     def clear(self, plan: Plan, trial: Trial, view: View, head: Head) -> Clearance | Refusal:
         """Ask the guard for the right to send what was tried."""
         fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
@@ -239,7 +253,7 @@ class Engine:
         for health in unsafe:
             if self._sender and self._sender.in_flight(health.key):
                 continue
-            refusal = self._guard.standing(view.pause, health.key.protocol, head, self._wall_clock())
+            refusal = self.standing(view, health.key.protocol, head)
             if refusal is not None:
                 report.refuse(health.key, refusal)
             else:

@@ -115,6 +115,10 @@ class Adapter(Protocol):
         """Judge one position exactly, with the contract's own rounding."""
         ...
 
+    def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
+        """The price of its largest collateral, in base currency, at which it becomes liquidatable; None if there is none."""
+        ...
+
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
         """Every way the protocol allows to liquidate it now; a forbidden pair is a Refusal."""
         ...
@@ -165,6 +169,12 @@ def just(value: Any) -> Reads[Any]:
     """A read that needs no call."""
     yield from ()
     return value
+
+
+def each(calls: Sequence[Call]) -> Reads[Sequence[Result]]:
+    """The plain results of some calls."""
+    results = yield calls
+    return results
 
 
 def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:

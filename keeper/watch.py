@@ -28,6 +28,9 @@ class Cursor:
     hash: Hash
 
 
+_NOWHERE: Final = Cursor(BlockNumber(-1), Hash(bytes(32)))
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """An adapter and the block its protocol was deployed at."""
@@ -39,20 +42,26 @@ class Source:
 class Watch:
     """Follows the chain for every configured protocol and keeps the book true as of the last followed head."""
 
-    def __init__(self, chain: Chain, sources: Sequence[Source], store: Store | None) -> None:
+    def __init__(self, chain: Chain, sources: Sequence[Source], store: Store | None, *, remember: bool = True) -> None:
+        """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
         self.adapters: Final[Mapping[str, Adapter]] = {source.adapter.name: source.adapter for source in sources}
         self._sources = sources
         self._chain = chain
         self._store = store
-        self._cursor: Cursor | None = None
+        self._memory = store if remember else None
+        self._cursor = _NOWHERE
         self._filters: list[Filters] = []
+
+    async def load(self, head: Head) -> None:
+        """Load every adapter as of `head`."""
+        await self._load(self.adapters.values(), head)
 
     async def start(self, head: Head) -> None:
         """Load every adapter, then bring accounts and book up to `head`."""
-        await self._load(self.adapters.values(), head)
+        await self.load(head)
         known = await self._known(head)
-        start = head.number
+        start: int = head.number
         for source in self._sources:
             name = source.adapter.name
             cursor = self._store.cursor(name) if self._store else None
@@ -68,7 +77,8 @@ class Watch:
 
     async def fetch(self, head: Head) -> list[Log]:
         """Logs since the cursor; after a reorg, from far enough back that nothing orphaned stays believed."""
-        assert self._cursor is not None, "start() comes first"
+        if head.hash == self._cursor.hash:
+            return []
         if head.number == self._cursor.number + 1 and head.parent_hash == self._cursor.hash:
             return await self._chain.logs_at(self._filters, head.hash)
         return await self.logs(self._resume_from(head), head.number)
@@ -81,14 +91,13 @@ class Watch:
         return reloaded
 
     def _resume_from(self, head: Head) -> int:
-        assert self._cursor is not None
         if self._reorged(head):
             return max(0, min(self._cursor.number, head.number) - _REORG_REWIND)
         return self._cursor.number + 1
 
     def _reorged(self, head: Head) -> bool:
         cursor = self._cursor
-        if cursor is None:
+        if head.hash == cursor.hash:
             return False
         return head.number <= cursor.number or (head.number == cursor.number + 1 and head.parent_hash != cursor.hash)
 
@@ -127,12 +136,12 @@ class Watch:
             chunk = keys[first : first + _REFRESH_AT_ONCE]
             positions = await self._chain.read(adapter.refresh(chunk), head.hash)
             self.book.upsert(positions, adapter.rows(positions))
-        if self._store and keys:
-            self._store.add_accounts(keys)
+        if self._memory and keys:
+            self._memory.add_accounts(keys)
 
     def _move(self, head: Head) -> None:
-        moved = self._cursor is None or self._cursor.hash != head.hash
+        moved = self._cursor.hash != head.hash
         self._cursor = Cursor(head.number, head.hash)
-        if self._store and moved:
+        if self._memory and moved:
             for name in self.adapters:
-                self._store.set_cursor(name, head.number, head.hash)
+                self._memory.set_cursor(name, head.number, head.hash)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import MAX_UINT256
-from keeper.seams import Reads
+from keeper.seams import Reads, VenueKind
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -77,10 +77,12 @@ class UniswapV3:
     a missing pool is not asked again until its pair has been routed `_RECHECK_EVERY` times more.
     """
 
+    kind = VenueKind.UNISWAP_V3
+
     def __init__(self, config: UniswapV3Config, intermediates: Sequence[Address] = ()) -> None:
         self._factory = Address(config.factory)
         self._quoter = Address(config.quoter)
-        self._router = Address(config.router)
+        self.router: Address = Address(config.router)
         self._fees = config.fee_tiers
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pool, Address] = {}  # ZERO_ADDRESS: the factory knows no such pool
@@ -153,7 +155,7 @@ class UniswapV3:
         """The leg for the Liquidator; an exact output's path runs backwards, as the router wants it."""
         exact_amount_raw = quote.amount_out_raw if quote.exact_out else quote.amount_in_raw
         return SwapLeg(
-            router=self._router,
+            router=self.router,
             path=pack(quote.path, reverse=quote.exact_out),
             exact_out=quote.exact_out,
             amount_raw=MAX_UINT256 if whole_balance else exact_amount_raw,

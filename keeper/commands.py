@@ -1,0 +1,274 @@
+"""What each command does, as a document: plain JSON types, versioned by `schema`, amounts as decimal strings."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from keeper import abi, assembly
+from keeper.assembly import Parts
+from keeper.config import Settings
+from keeper.daemon import run as run_daemon
+from keeper.daemon import run_once
+from keeper.engine import Engine, StepReport, View, describe
+from keeper.errors import ConfigError
+from keeper.guard import PauseState, read_scopes
+from keeper.ledger import Booked, Ledger
+from keeper.log import plain
+from keeper.preflight import preflight, require
+from keeper.seams import Adapter
+from keeper.store import Store, sqlite_path
+from keeper.types import GLOBAL_SCOPE, Address, BlockTime, Health, Head, Marks, PositionKey, Refusal, hex_of
+from keeper.watch import Watch
+
+SCHEMA: Final = 1
+
+
+async def run(config: Path, *, once: bool, dry_run: bool) -> None:
+    """The daemon; refuses to start on anything that preflight requires and does not find."""
+    configured = assembly.settings(config)
+    key = assembly.operator_key(configured)
+    async with assembly.open_parts(configured) as parts:
+        head = await parts.chain.head()
+        for check in require(await preflight(parts.chain, configured, parts.adapters, key.address)):
+            structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
+        with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
+            engine, _ = await assembly.engine(parts, store, key, sign=not dry_run)
+            if once:
+                await run_once(parts.chain, engine)
+            else:
+                await run_daemon(parts.chain, engine, Ledger(store), time.time)
+
+
+async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any]:
+    """Positions with debt, least healthy first."""
+    configured = assembly.settings(config)
+    async with assembly.open_parts(configured) as parts:
+        head = await parts.chain.head()
+        with _memory(configured) as store:
+            watch = Watch(parts.chain, parts.sources, store, remember=False)
+            await watch.start(head)
+        at = BlockTime(head.number, head.hash, head.timestamp_s)
+        rows: list[tuple[int, dict[str, Any]]] = []
+        refused: list[dict[str, Any]] = []
+        for name, adapter in watch.adapters.items():
+            marks = await parts.chain.read(adapter.marks(at), head.hash)
+            if isinstance(marks, Refusal):
+                refused.append({"protocol": name, **_refusal(marks)})
+                continue
+            for key in watch.book.keys():
+                if key.protocol != name:
+                    continue
+                health = adapter.assess(watch.book.position(key), marks)
+                if isinstance(health, Refusal):
+                    refused.append({"protocol": name, "account": abi.checksum(key.account), **_refusal(health)})
+                elif health.health_factor_wad is not None and (health.liquidatable or not liquidatable):
+                    rows.append((health.health_factor_wad, _position(adapter, watch, health, marks)))
+    rows.sort(key=lambda row: row[0])
+    return {
+        "schema": SCHEMA,
+        "block": _block(head),
+        "positions": [row for _, row in rows[:limit]],
+        "refused": refused,
+    }
+
+
+async def explain(config: Path, account_text: str) -> dict[str, Any]:
+    """Every stage's answer for one account now, and its history of refusals."""
+    account = _account(account_text)
+    configured = assembly.settings(config)
+    key = assembly.operator_key(configured)
+    async with assembly.open_parts(configured) as parts:
+        head = await parts.chain.head()
+        with _memory(configured) as store:
+            engine, watch = await assembly.engine(parts, store, key, sign=False, remember=False)
+            await engine.prepare(head)
+            await watch.load(head)
+            view = await engine.look(head)
+            protocols = [
+                await _stages(engine, watch, adapter, view, head, account) for adapter in watch.adapters.values()
+            ]
+            history = [_entry(entry) for entry in Ledger(store).entries(50, account=account)]
+    return {
+        "schema": SCHEMA,
+        "account": abi.checksum(account),
+        "block": _block(head),
+        "protocols": protocols,
+        "history": history,
+    }
+
+
+async def doctor(config: Path) -> dict[str, Any]:
+    """Every check with its detail and, where it fails, what to do."""
+    configured = assembly.settings(config)
+    key = assembly.operator_key(configured)
+    async with assembly.open_parts(configured) as parts:
+        checks = await preflight(parts.chain, configured, parts.adapters, key.address)
+    return {
+        "schema": SCHEMA,
+        "ok": all(check.ok or not check.required for check in checks),
+        "checks": [
+            {
+                "name": check.name,
+                "ok": check.ok,
+                "required": check.required,
+                "detail": check.detail,
+                "fix": check.fix,
+            }
+            for check in checks
+        ],
+    }
+
+
+async def pause_status(config: Path) -> dict[str, Any]:
+    """Every scope's state at the newest head; an unreadable one is an error, never "running"."""
+    configured = assembly.settings(config)
+    contracts = configured.require_contracts()
+    async with assembly.open_parts(configured) as parts:
+        head = await parts.chain.head()
+        names = [adapter.name for adapter in parts.adapters]
+        at = BlockTime(head.number, head.hash, head.timestamp_s)
+        state = await parts.chain.read(read_scopes(contracts.pause_guard, names, at), head.hash)
+    if isinstance(state, Refusal):
+        raise ConfigError(
+            f"contracts.pause_guard {abi.checksum(contracts.pause_guard)} does not answer as a PauseGuard; correct it."
+        )
+    scopes = []
+    for name, scope in zip(["global", *names], state.scopes.values(), strict=True):
+        scopes.append(
+            {
+                "scope": name,
+                "paused": scope.paused,
+                "epoch": scope.epoch,
+                "reason": scope.reason,
+                "paused_at_s": scope.paused_at_s or None,
+                "unpause_at_s": scope.unpause_at_s or None,
+                "last_unpaused_at_s": scope.last_unpaused_at_s or None,
+            }
+        )
+    halted = configured.guard.halt_file.exists()
+    return {"schema": SCHEMA, "block": _block(head), "halt_file_present": halted, "scopes": scopes}
+
+
+def ledger_list(config: Path, *, limit: int, kind: str | None, account: str | None) -> dict[str, Any]:
+    """Entries, newest first; works beside a running daemon."""
+    configured = assembly.settings(config)
+    who = _account(account) if account else None
+    with Store.open(configured.store.url, read_only=True) as store:
+        entries = Ledger(store).entries(limit, kind=kind, account=who)
+        return {"schema": SCHEMA, "entries": [_entry(entry) for entry in entries]}
+
+
+async def _stages(
+    engine: Engine, watch: Watch, adapter: Adapter, view: View, head: Head, account: Address
+) -> dict[str, Any]:
+    key = PositionKey(adapter.name, adapter.market, account)
+    await watch.refresh(adapter.name, [key], head)
+    stages: list[dict[str, Any]] = []
+    answer: dict[str, Any] = {"protocol": adapter.name, "market": adapter.market, "stages": stages}
+
+    def say(stage: str, answered: str, numbers: Any = None) -> dict[str, Any]:
+        stages.append({"stage": stage, "answer": answered, "numbers": plain(numbers or {})})
+        return answer
+
+    marks = view.marks[adapter.name]
+    if isinstance(marks, Refusal):
+        return say(marks.stage, marks.reason, marks.numbers)
+    if key not in set(watch.book.keys()):
+        return say("discover", "no_debt", {"account": account})
+    health = adapter.assess(watch.book.position(key), marks)
+    if isinstance(health, Refusal):
+        return say(health.stage, health.reason, health.numbers)
+    answer["position"] = _position(adapter, watch, health, marks)
+    selected = key in set(watch.book.candidates(marks))
+    say("book", "selected" if selected else "not_selected")
+    say("assess", "liquidatable" if health.liquidatable else "healthy", {"health_factor_wad": health.health_factor_wad})
+    if not health.liquidatable:
+        return answer
+    for option in adapter.options(watch.book.position(key), health, marks):
+        if isinstance(option, Refusal):
+            say("options", option.reason, option.numbers)
+        else:
+            pair = {"repay": option.repay_token.symbol, "seize": option.seize_token.symbol}
+            say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw})
+    standing = engine.standing(view, adapter.name, head)
+    if standing is not None:
+        say(standing.stage, standing.reason, standing.numbers)
+    plan = await engine.ask(engine.plan(health, view, head), head)
+    if isinstance(plan, Refusal):
+        return say(plan.stage, plan.reason, plan.numbers)
+    say("plan", "planned", {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw})
+    if not isinstance(view.pause, PauseState):
+        return answer
+    [trial] = await engine.attempt([plan], view.pause, head)
+    if isinstance(trial, Refusal):
+        return say(trial.stage, trial.reason, trial.numbers)
+    say("trial", "pays", describe(plan, trial))
+    clearance = engine.clear(plan, trial, view, head)
+    if isinstance(clearance, Refusal):
+        return say(clearance.stage, clearance.reason, clearance.numbers)
+    return say("clear", "would_send")
+
+
+@contextmanager
+def _memory(configured: Settings) -> Iterator[Store]:
+    """The keeper's store to read from, or an empty one where none was made yet."""
+    if sqlite_path(configured.store.url).exists():
+        with Store.open(configured.store.url, chain_id=configured.chain.id, read_only=True) as store:
+            yield store
+        return
+    with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/empty.db") as store:
+        yield store
+
+
+def _position(adapter: Adapter, watch: Watch, health: Health, marks: Marks) -> dict[str, Any]:
+    price = adapter.liquidation_price(watch.book.position(health.key), health, marks)
+    return {
+        "protocol": health.key.protocol,
+        "market": health.key.market,
+        "account": abi.checksum(health.key.account),
+        "health_factor_wad": str(health.health_factor_wad) if health.health_factor_wad is not None else None,
+        "collateral_usd": _decimal(health.collateral_base, health.base_decimals),
+        "debt_usd": _decimal(health.debt_base, health.base_decimals),
+        "liquidation_price": None if price is None else _decimal(price, health.base_decimals),
+        "liquidatable": health.liquidatable,
+    }
+
+
+def _decimal(raw: int, decimals: int) -> str:
+    return format(Decimal(raw).scaleb(-decimals), "f")
+
+
+def _block(head: Head) -> dict[str, Any]:
+    return {"number": head.number, "hash": hex_of(head.hash)}
+
+
+def _refusal(refusal: Refusal) -> dict[str, Any]:
+    return {"stage": refusal.stage, "reason": refusal.reason, "numbers": plain(refusal.numbers)}
+
+
+def _entry(entry: Booked) -> dict[str, Any]:
+    return {
+        "seq": entry.seq,
+        "at_s": entry.at_s,
+        "kind": entry.kind,
+        "plan_id": entry.plan_id or None,
+        "protocol": entry.protocol or None,
+        "account": entry.account or None,
+        "body": entry.body,
+        "hash": hex_of(entry.hash),
+    }
+
+
+def _account(text: str) -> Address:
+    try:
+        return abi.address(text)
+    except ValueError:
+        raise ConfigError(f"{text} is not an account; write 0x and 40 hex digits.") from None

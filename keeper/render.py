@@ -1,0 +1,119 @@
+"""Documents as people read them: tables on a terminal, plain lines where output is piped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_WAD: Final = Decimal(10) ** 18
+_console: Final = Console(highlight=False, soft_wrap=True)
+
+
+def scan(document: Mapping[str, Any]) -> None:
+    """Positions, least healthy first."""
+    table = _table("protocol", "account", "health factor", "collateral $", "debt $", "liquidation price $", "")
+    for row in document["positions"]:
+        health = Decimal(row["health_factor_wad"]) / _WAD
+        table.add_row(
+            row["protocol"],
+            row["account"],
+            f"{health:.6f}" if health < 10**6 else "> 1e6",
+            _usd(row["collateral_usd"]),
+            _usd(row["debt_usd"]),
+            _usd(row["liquidation_price"]) if row["liquidation_price"] else "-",
+            Text("liquidatable", style="red") if row["liquidatable"] else "",
+        )
+    _console.print(table)
+    for row in document["refused"]:
+        _console.print(f"{row['protocol']} {row.get('account', '')} refused: {row['stage']} {row['reason']}")
+    _console.print(f"{len(document['positions'])} positions at block {document['block']['number']}")
+
+
+def explain(document: Mapping[str, Any]) -> None:
+    """Stage by stage, then what happened before."""
+    _console.print(f"{document['account']} at block {document['block']['number']}")
+    for protocol in document["protocols"]:
+        _console.print(f"\n[bold]{protocol['protocol']}[/bold]")
+        if position := protocol.get("position"):
+            health = Decimal(position["health_factor_wad"] or 0) / _WAD
+            _console.print(
+                f"  health factor {health:.6f}, collateral ${_usd(position['collateral_usd'])}, "
+                f"debt ${_usd(position['debt_usd'])}"
+            )
+        for stage in protocol["stages"]:
+            _console.print(f"  {stage['stage']:<9} {stage['answer']:<22} {_numbers(stage['numbers'])}")
+    if document["history"]:
+        _console.print("\n[bold]history[/bold]")
+        for entry in document["history"]:
+            _console.print(f"  {_time(entry['at_s'])} {entry['kind']:<9} {_numbers(entry['body'])}")
+
+
+def doctor(document: Mapping[str, Any]) -> None:
+    """One line a check; what to do under each that failed."""
+    for check in document["checks"]:
+        mark = "ok  " if check["ok"] else "FAIL" if check["required"] else "warn"
+        _console.print(f"{mark} {check['name']}: {check['detail']}")
+        if not check["ok"] and check["fix"]:
+            _console.print(f"       {check['fix']}")
+    _console.print("ready to run" if document["ok"] else "not ready to run")
+
+
+def deploy(document: Mapping[str, Any]) -> None:
+    """Addresses, then what the Safe still has to do."""
+    for name in ("pause_guard", "liquidator"):
+        _console.print(f"{name} {document[name]}")
+    _console.print(f"wrote [contracts] to {document['config']}")
+    for call in document["safe_transactions"]:
+        _console.print(f"  Safe: {call['description']}")
+    if document["safe_transactions"]:
+        _console.print(f"{len(document['safe_transactions'])} calls for the Safe are in {document['out']}")
+    else:
+        _console.print("the Safe has nothing left to do")
+
+
+def pause_status(document: Mapping[str, Any]) -> None:
+    """One line a scope."""
+    for scope in document["scopes"]:
+        state = "PAUSED" if scope["paused"] else "running"
+        since = f" since {_time(scope['paused_at_s'])} ({scope['reason']})" if scope["paused"] else ""
+        until = f", unpause possible {_time(scope['unpause_at_s'])}" if scope["unpause_at_s"] else ""
+        _console.print(f"{scope['scope']:<20} {state}{since}{until}, epoch {scope['epoch']}")
+    if document["halt_file_present"]:
+        _console.print("the local halt file is present: nothing is signed")
+
+
+def ledger_list(document: Mapping[str, Any]) -> None:
+    """One line an entry, newest first."""
+    for entry in document["entries"]:
+        who = " ".join(part for part in (entry["protocol"], entry["account"]) if part)
+        _console.print(f"{entry['seq']:>6} {_time(entry['at_s'])} {entry['kind']:<9} {who} {_numbers(entry['body'])}")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right" if column.endswith("$") else "left")
+    return table
+
+
+def _numbers(numbers: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={_short(value)}" for name, value in numbers.items())
+
+
+def _short(value: Any) -> str:
+    text = _numbers(value) if isinstance(value, Mapping) else str(value)
+    return f"{text[:10]}…" if text.startswith("0x") and len(text) > 42 else text
+
+
+def _usd(text: str) -> str:
+    return f"{Decimal(text):,.2f}"
+
+
+def _time(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
