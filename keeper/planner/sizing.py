@@ -102,7 +102,7 @@ def refined(curve: Sequence[Point], best: Point) -> list[int]:
     middle = min(max(at, 1), len(curve) - 2)
     low, high = curve[max(at - 1, 0)], curve[min(at + 1, len(curve) - 1)]
     peak_raw = _peak(*curve[middle - 1 : middle + 2])
-    if high is best and (peak_raw is None or peak_raw >= best.amount_raw):
+    if high == best and (peak_raw is None or peak_raw >= best.amount_raw):
         return []
     amounts = {(low.amount_raw + best.amount_raw) // 2, (best.amount_raw + high.amount_raw) // 2}
     if peak_raw is not None:

@@ -1,0 +1,818 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keeper import abi
+from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
+from keeper.planner import PlanContext, encode_execute, plan
+from keeper.planner.sizing import Point, ladder, refined
+from keeper.seams import FlashKind, Reads, VenueKind, just, together
+from keeper.types import (
+    ZERO_ADDRESS,
+    Address,
+    BlockNumber,
+    BlockTime,
+    Call,
+    FlashQuote,
+    Hash,
+    Health,
+    Option,
+    Outcome,
+    Path,
+    Plan,
+    PositionKey,
+    ProtocolCall,
+    Quote,
+    Refusal,
+    Result,
+    SwapLeg,
+    Token,
+    Wei,
+)
+
+WETH = Token(Address(b"\x01" * 20), "WETH", 18)
+USDC = Token(Address(b"\x02" * 20), "USDC", 6)
+DAI = Token(Address(b"\x03" * 20), "DAI", 18)
+POOL = Address(b"\xaa" * 20)
+LENDER = Address(b"\xdd" * 20)
+ROUTER = Address(b"\xbb" * 20)
+PRICES = {WETH.address: 2000 * 10**8, USDC.address: 10**8, DAI.address: 10**8}
+TOKENS = {token.address: token for token in (WETH, USDC, DAI)}
+AT = BlockTime(BlockNumber(7), Hash(b"\x07" * 32), 1_700_000_000)
+KEY = PositionKey("toy", "main", Address(b"\xcc" * 20))
+MILLION = 10**6
+
+
+# --- a toy world: constant-product pools, one protocol, one lender ---------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Reserves:
+    """A constant-product pool of two tokens with a fee in millionths."""
+
+    amounts: dict[Address, int]
+    fee: int
+
+    def out(self, token_in: Address, amount_in: int) -> int:
+        (token_out,) = self.amounts.keys() - {token_in}
+        paid = amount_in * (MILLION - self.fee)
+        return paid * self.amounts[token_out] // (self.amounts[token_in] * MILLION + paid)
+
+    def needed(self, token_in: Address, amount_out: int) -> int | None:
+        (token_out,) = self.amounts.keys() - {token_in}
+        left = self.amounts[token_out] - amount_out
+        if left <= 0:
+            return None
+        return self.amounts[token_in] * amount_out * MILLION // (left * (MILLION - self.fee)) + 1
+
+    def move(self, token_in: Address, amount_in: int, amount_out: int) -> None:
+        (token_out,) = self.amounts.keys() - {token_in}
+        self.amounts[token_in] += amount_in
+        self.amounts[token_out] -= amount_out
+
+
+PoolKey = tuple[frozenset[Address], int]
+
+
+@dataclass(slots=True)
+class _Venue:
+    """Quotes from pools by their exact arithmetic; every quote asks one call, so that rounds can be counted."""
+
+    pools: dict[PoolKey, _Reserves]
+    middles: Sequence[Address] = ()
+    quoted: int = 0
+    kind: VenueKind = VenueKind.UNISWAP_V3
+    router: Address = ROUTER
+
+    def pool(self, one: Address, other: Address, fee: int) -> _Reserves | None:
+        return self.pools.get((frozenset((one, other)), fee))
+
+    def fees(self, one: Address, other: Address) -> list[int]:
+        return sorted(fee for pair, fee in self.pools if pair == {one, other})
+
+    def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
+        direct = [Path((token_in, token_out), (fee,)) for fee in self.fees(token_in, token_out)]
+        through = [
+            Path((token_in, middle, token_out), (first, second))
+            for middle in self.middles
+            if middle not in (token_in, token_out)
+            for first in self.fees(token_in, middle)
+            for second in self.fees(middle, token_out)
+        ]
+        return [*direct, *through]
+
+    def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
+        self.quoted += 1
+        yield [Call(ROUTER, repr((path, amount_raw, exact_out)).encode())]
+        other = self.swapped(path, amount_raw, exact_out)
+        if not other:
+            return Refusal("plan", "no_liquidity", {})
+        amounts = (other, amount_raw) if exact_out else (amount_raw, other)
+        return Quote(path, exact_out, *amounts, gas=90_000 * len(path.fees))
+
+    def swapped(self, path: Path, amount_raw: int, exact_out: bool, *, move: bool = False) -> int | None:
+        hops = list(zip(path.tokens, path.tokens[1:], path.fees, strict=False))
+        amount: int = amount_raw
+        for token_in, token_out, fee in reversed(hops) if exact_out else hops:
+            pool = self.pool(token_in, token_out, fee)
+            if pool is None:
+                return None
+            other = pool.needed(token_in, amount) if exact_out else pool.out(token_in, amount)
+            if not other:
+                return None
+            if move:
+                pool.move(token_in, *((other, amount) if exact_out else (amount, other)))
+            amount = other
+        return amount
+
+    def swap_leg(self, quote: Quote, *, whole_balance: bool, limit_raw: int) -> SwapLeg:
+        tokens, fees = quote.path.tokens, quote.path.fees
+        path = b"".join(tokens) + b"".join(fee.to_bytes(3) for fee in fees)
+        amount_raw = quote.amount_out_raw if quote.exact_out else quote.amount_in_raw
+        return SwapLeg(
+            self.router, path, quote.exact_out, MAX_UINT256 if whole_balance else amount_raw, limit_raw
+        )
+
+
+def path_of(leg: SwapLeg) -> Path:
+    """The inverse of the toy's packing: n + 1 tokens of 20 bytes, n fees of 3."""
+    hops = (len(leg.path) - 20) // 23
+    tokens = tuple(Address(leg.path[20 * i : 20 * i + 20]) for i in range(hops + 1))
+    start = 20 * (hops + 1)
+    return Path(
+        tokens, tuple(int.from_bytes(leg.path[start + 3 * i : start + 3 * i + 3]) for i in range(hops))
+    )
+
+
+@dataclass(slots=True)
+class _Adapter:
+    """Seizes the repayment's oracle value plus a bonus."""
+
+    bonus_bps: int = 500
+    headroom_raw: int = 0
+    name: str = "toy"
+    market: str = "main"
+
+    def outcome(self, option: Option, repay_raw: int) -> Outcome:
+        seize = mul_div_down(
+            repay_raw * option.repay_price_base * 10**option.seize_token.decimals,
+            BPS + self.bonus_bps,
+            option.seize_price_base * 10**option.repay_token.decimals * BPS,
+        )
+        return Outcome(repay_raw, seize)
+
+    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+        data = b"liq!" + repay_raw.to_bytes(32)
+        return [ProtocolCall(POOL, option.repay_token.address, repay_raw + self.headroom_raw, data)]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the planner must not ask the adapter for {name}")
+
+
+@dataclass(slots=True)
+class _Flash:
+    """Lends any token at one premium."""
+
+    premium_bps: int = 5
+    available_raw: int = 10**40
+    lender: Address = LENDER
+    kind: FlashKind = FlashKind.AAVE_V3
+
+    def source(self) -> Address:
+        return self.lender
+
+    def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
+        yield [Call(self.lender, token)]
+        return FlashQuote(self.lender, token, self.premium_bps, self.available_raw)
+
+
+def drive(reads: Reads[Any]) -> tuple[Any, list[int]]:
+    """Run a read whose calls need no answer; its result and how many calls each round had."""
+    rounds: list[int] = []
+    try:
+        calls = next(reads)
+        while True:
+            rounds.append(len(calls))
+            calls = reads.send([b""] * len(calls))
+    except StopIteration as end:
+        return end.value, rounds
+
+
+def pool(one: Token, other: Token, fee: int, depth_usd: int) -> tuple[PoolKey, _Reserves]:
+    """A pool at oracle prices with `depth_usd` on each side."""
+    amounts = {t.address: depth_usd * 10**8 * 10**t.decimals // PRICES[t.address] for t in (one, other)}
+    return (frozenset((one.address, other.address)), fee), _Reserves(amounts, fee)
+
+
+def _option(repay: Token, seize: Token, max_usd: int = 100_000, **changes: Any) -> Option:
+    amount = max_usd * 10**8 * 10**repay.decimals // PRICES[repay.address]
+    option = Option(
+        key=KEY,
+        repay_token=repay,
+        seize_token=seize,
+        max_repay_raw=amount,
+        partial_max_repay_raw=amount,
+        min_repay_raw=1,
+        repay_price_base=PRICES[repay.address],
+        seize_price_base=PRICES[seize.address],
+    )
+    return replace(option, **changes)
+
+
+HEALTH = Health(KEY, 95 * 10**16, 10**13, 10**13, 8, True)
+
+
+def _context(venue: _Venue, profit: Token = USDC, **changes: Any) -> PlanContext:
+    ctx = PlanContext(
+        at=AT,
+        adapter=_Adapter(),
+        venues=(venue,),
+        flash_sources=(_Flash(),),
+        profit_token=profit,
+        profit_usd_e8=PRICES[profit.address],
+        native_usd_e8=PRICES[WETH.address],
+        gas_price_wei=Wei(10 * 10**9),
+        max_fee_wei=Wei(200 * 10**9),
+        min_profit_usd_e8=5 * 10**8,
+        max_slippage_bps=100,
+        max_repay_usd_e8=10**6 * 10**8,
+    )
+    return replace(ctx, **changes)
+
+
+# --- the Liquidator, as far as money goes ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Books:
+    """What the Liquidator holds and owes (Liquidator.sol `_run`)."""
+
+    held: dict[Address, int] = field(default_factory=dict)
+    owed: dict[Address, int] = field(default_factory=dict)
+
+
+class Reverts(Exception):
+    """The Liquidator's own check failed."""
+
+
+def execute(plan: Plan, venue: _Venue, ctx: PlanContext) -> int:
+    """Carry a plan out on the toy's pools with the contract's rules; the profit, or `Reverts`."""
+    borrowed = sum(call.approve_raw for call in plan.calls)
+    premium = mul_div_up(borrowed, plan.flash.premium_bps, BPS)
+    held, owed = dict.fromkeys(plan.tokens, 0), dict.fromkeys(plan.tokens, 0)
+    held[plan.flash.token] += borrowed - plan.outcome.repay_raw
+    owed[plan.flash.token] = borrowed + premium
+    held[plan.option.seize_token.address] += plan.outcome.seize_raw
+    for leg in plan.legs:
+        path = path_of(leg)
+        first, last = path.tokens[0], path.tokens[-1]
+        assert leg.amount_raw == MAX_UINT256
+        if leg.exact_out:
+            amount_out = max(owed[last] - held[last], 0)
+            amount_in = venue.swapped(path, amount_out, True, move=True) if amount_out else 0
+            if amount_in is None or amount_in > min(leg.limit_raw, held[first]):
+                raise Reverts("too much in")
+        else:
+            amount_in = max(held[first] - owed[first], 0)
+            amount_out = venue.swapped(path, amount_in, False, move=True) or 0
+            if amount_out < leg.limit_raw:
+                raise Reverts("too little out")
+        held[first] -= amount_in
+        held[last] += amount_out
+    earned = {token: held[token] - owed[token] for token in plan.tokens}
+    if min(earned.values()) < 0:
+        raise Reverts("overspent")
+    profit = earned[plan.profit_token.address]
+    if profit < plan.min_profit_raw:
+        raise Reverts("profit below minimum")
+    if value(earned) < required(plan, ctx):
+        raise Reverts("slippage exceeded")
+    return profit
+
+
+def value(amounts: Mapping[Address, int]) -> int:
+    """USD at the oracle, scaled like the contract: exact."""
+    return sum(raw * PRICES[token] * 10 ** (28 - TOKENS[token].decimals) for token, raw in amounts.items())
+
+
+def required(plan: Plan, ctx: PlanContext) -> int:
+    """What the treasury must receive (Liquidator.sol `_settle`)."""
+    gained = value({plan.option.seize_token.address: plan.outcome.seize_raw})
+    paid = value({plan.option.repay_token.address: plan.outcome.repay_raw})
+    return gained - paid - gained * ctx.max_slippage_bps // BPS
+
+
+PAIRS = [
+    pytest.param(repay, seize, profit, id=f"{repay.symbol}-{seize.symbol}-{profit.symbol}")
+    for repay in (USDC, DAI, WETH)
+    for seize in (WETH, USDC)
+    for profit in (USDC, WETH, DAI)
+]
+
+
+def _everywhere(depth_usd: int = 50_000_000) -> dict[PoolKey, _Reserves]:
+    return dict(
+        pool(one, other, fee, depth_usd)
+        for one, other in ((WETH, USDC), (WETH, DAI), (USDC, DAI))
+        for fee in (500, 3000)
+    )
+
+
+# --- what a plan does ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("repay", "seize", "profit"), PAIRS)
+def test_a_plan_brings_at_least_what_it_expects(repay: Token, seize: Token, profit: Token) -> None:
+    """Whatever the tokens, executing the plan returns the loan and brings at least the expected profit."""
+    venue = _Venue(_everywhere(), middles=(WETH.address, USDC.address))
+    ctx = _context(venue, profit)
+    answer, _ = drive(plan(HEALTH, [_option(repay, seize)], ctx))
+    assert isinstance(answer, Plan), answer
+    assert execute(answer, venue, ctx) >= answer.expected_profit_raw
+    assert set(answer.tokens) == {repay.address, seize.address, profit.address}
+
+
+@pytest.mark.parametrize(
+    ("repay", "seize", "profit", "kinds"),
+    [
+        (USDC, USDC, USDC, [[]]),
+        (USDC, USDC, WETH, [[False]]),
+        (USDC, WETH, USDC, [[False]]),
+        (USDC, WETH, WETH, [[True]]),
+        (DAI, WETH, USDC, [[False, False], [True, False], [False, True]]),
+    ],
+)
+def test_legs_by_case(repay: Token, seize: Token, profit: Token, kinds: list[list[bool]]) -> None:
+    """Sell for the loan's token, or buy the shortfall and keep the rest: each case has its sequence of legs."""
+    venue = _Venue(_everywhere())
+    answer, _ = drive(plan(HEALTH, [_option(repay, seize)], _context(venue, profit)))
+    assert isinstance(answer, Plan)
+    assert [leg.exact_out for leg in answer.legs] in kinds
+
+
+def test_collateral_that_is_the_debt_needs_no_swap() -> None:
+    """Same token seized, owed and kept: gross profit is the bonus less the premium, to the unit."""
+    answer, rounds = drive(plan(HEALTH, [_option(USDC, USDC)], _context(_Venue({}))))
+    assert isinstance(answer, Plan)
+    repay = answer.outcome.repay_raw
+    assert answer.expected_profit_raw == answer.outcome.seize_raw - repay - mul_div_up(repay, 5, BPS)
+    assert answer.legs == () and rounds == [1]
+
+
+def test_a_plan_states_its_gas_and_floor() -> None:
+    """Gas is priced up in the profit token, and the enforced minimum covers it and the configured minimum."""
+    venue = _Venue(_everywhere())
+    ctx = _context(venue)
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan)
+    assert answer.gas_estimate == 650_000 + 90_000 + 80_000
+    assert answer.gas_cost_wei == answer.gas_estimate * 10 * 10**9
+    assert answer.gas_cost_raw == convert_up(answer.gas_cost_wei, 2000, 1, 18, 6)
+    assert answer.gas_cost_raw + 5_000_000 <= answer.min_profit_raw < answer.expected_profit_raw
+    assert answer.repay_usd_e8 == 100_000 * 10**8
+    assert answer.profit_price_usd_e8 == 10**8 and answer.at == AT
+
+
+def test_a_longer_route_must_earn_its_gas() -> None:
+    """Two hops that give a little more lose to one hop when gas costs more than the difference."""
+    pools = dict([pool(WETH, USDC, 500, 10**9), pool(WETH, DAI, 100, 10**9), pool(DAI, USDC, 100, 10**9)])
+    venue = _Venue(pools, middles=(DAI.address,))
+    option = _option(USDC, WETH, 50_000)
+    cheap, _ = drive(plan(HEALTH, [option], _context(venue, gas_price_wei=Wei(10**8))))
+    dear, _ = drive(plan(HEALTH, [option], _context(venue, gas_price_wei=Wei(150 * 10**9))))
+    assert isinstance(cheap, Plan) and isinstance(dear, Plan)
+    assert len(path_of(cheap.legs[0]).fees) == 2
+    assert len(path_of(dear.legs[0]).fees) == 1
+
+
+def test_no_pool_is_used_twice_in_one_direction() -> None:
+    """Both legs would go through the only WETH pool; their quotes would not add up, so the route back is used."""
+    venue = _Venue(
+        dict([pool(WETH, USDC, 500, 20_000_000), pool(USDC, DAI, 500, 20_000_000)]), (USDC.address,)
+    )
+    ctx = _context(venue, USDC)
+    answer, _ = drive(plan(HEALTH, [_option(DAI, WETH, 90_000)], ctx))
+    assert isinstance(answer, Plan)
+    directed = [
+        hop
+        for leg in answer.legs
+        for hop in zip(path_of(leg).tokens, path_of(leg).tokens[1:], path_of(leg).fees, strict=False)
+    ]
+    assert len(set(directed)) == len(directed)
+    assert execute(answer, venue, ctx) >= answer.expected_profit_raw
+
+
+def test_the_loan_covers_what_the_calls_approve() -> None:
+    """A call that approves headroom above the repayment is lent the headroom, and the premium on it is paid."""
+    venue = _Venue(_everywhere())
+    ctx = _context(venue, adapter=_Adapter(headroom_raw=10**6))
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan)
+    arguments = abi.load("Liquidator").function("execute").decode_input(encode_execute(answer, 0, 0, 0))[0]
+    assert arguments[3] == answer.outcome.repay_raw + 10**6
+    assert execute(answer, venue, ctx) >= answer.expected_profit_raw
+
+
+def test_the_cheapest_loan_that_suffices_is_taken() -> None:
+    """A free lender with too little does not serve the largest amount."""
+    little = _Flash(0, 10 * 10**6, Address(b"\xd1" * 20))
+    dear = _Flash(9, 10**40, Address(b"\xd2" * 20))
+    fair = _Flash(5, 10**40, Address(b"\xd3" * 20))
+    ctx = _context(_Venue(_everywhere()), flash_sources=(little, dear, fair))
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan)
+    assert answer.flash.source == fair.lender
+
+
+def test_what_is_lent_bounds_the_amount() -> None:
+    """Where less is lent than could be repaid, exactly that much is repaid."""
+    ctx = _context(_Venue(_everywhere()), flash_sources=(_Flash(available_raw=33_333 * 10**6),))
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan)
+    assert answer.outcome.repay_raw == 33_333 * 10**6
+
+
+def test_an_option_that_repays_nothing_needs_no_loan() -> None:
+    """A protocol that rewards without payment is planned without a flash source."""
+    option = _option(USDC, USDC, max_repay_raw=0, partial_max_repay_raw=0)
+
+    class Rewards(_Adapter):
+        def outcome(self, option: Option, repay_raw: int) -> Outcome:
+            return Outcome(0, 500 * 10**6)
+
+        def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+            return [ProtocolCall(POOL, ZERO_ADDRESS, 0, b"liq!")]
+
+    ctx = _context(_Venue({}), adapter=Rewards(), flash_sources=())
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    assert answer.flash.source == ZERO_ADDRESS
+    assert answer.expected_profit_raw == 500 * 10**6
+
+
+# --- how much --------------------------------------------------------------------------------------------------------
+
+
+def best_net(option: Option, venue: _Venue, ctx: PlanContext, amounts: Sequence[int]) -> int | None:
+    """The best net profit of single-swap plans among `amounts`, by arithmetic of its own; None if none is allowed."""
+    nets = []
+    for repay in amounts:
+        seized = _Adapter().outcome(option, repay).seize_raw
+        owed = repay + mul_div_up(repay, 5, BPS)
+        for path in venue.paths(option.seize_token.address, option.repay_token.address):
+            got = venue.swapped(path, seized, False) or 0
+            gas = 650_000 + max(150_000, 90_000 + 80_000) * len(path.fees)
+            cost = convert_up(gas * ctx.gas_price_wei, 2000, 1, 18, 6)
+            earned = {USDC.address: got - owed}
+            gained = value({option.seize_token.address: seized})
+            paid = value({USDC.address: repay})
+            if got >= owed and value(earned) >= gained - paid - gained * ctx.max_slippage_bps // BPS:
+                nets.append(got - owed - cost)
+    return max(nets, default=None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    depths=st.lists(st.integers(50_000, 10**9), min_size=1, max_size=4, unique=True),
+    max_usd=st.integers(200, 3_000_000),
+    partial_percent=st.integers(0, 100),
+    gas_gwei=st.integers(0, 150),
+    slippage_bps=st.sampled_from([0, 50, 100, 500, 1000]),
+)
+def test_never_worse_than_any_rung_of_the_ladder(
+    depths: list[int], max_usd: int, partial_percent: int, gas_gwei: int, slippage_bps: int
+) -> None:
+    """The plan nets at least what the best amount of the ladder by the best single route nets; else it refuses."""
+    fees = (100, 500, 3000, 10_000)
+    venue = _Venue(dict(pool(WETH, USDC, fee, usd) for fee, usd in zip(fees, depths, strict=False)))
+    option = _option(USDC, WETH, max_usd)
+    option = replace(option, partial_max_repay_raw=option.max_repay_raw * partial_percent // 100)
+    ctx = _context(venue, gas_price_wei=Wei(gas_gwei * 10**9), max_slippage_bps=slippage_bps)
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    rungs = [amount for amount in ladder(option, option.max_repay_raw) if amount <= 10**6 * 10**6]
+    expected = best_net(option, venue, ctx, rungs)
+    if isinstance(answer, Plan):
+        net = answer.expected_profit_raw - answer.gas_cost_raw
+        assert net >= 5_000_000
+        assert expected is None or net >= expected
+        assert answer.gas_cost_raw + 5_000_000 <= answer.min_profit_raw <= answer.expected_profit_raw
+        assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    else:
+        assert expected is None or expected < 5_000_000 or rungs == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    depths=st.lists(st.integers(200_000, 10**8), min_size=6, max_size=6),
+    max_usd=st.integers(1_000, 500_000),
+    tokens=st.permutations([WETH, USDC, DAI]),
+)
+def test_what_it_expects_is_what_it_gets(depths: list[int], max_usd: int, tokens: list[Token]) -> None:
+    """With three different tokens too, executing brings no less than expected and passes every check."""
+    pairs = ((WETH, USDC), (WETH, DAI), (USDC, DAI))
+    keys = [(one, other, fee) for one, other in pairs for fee in (500, 3000)]
+    venue = _Venue(
+        dict(pool(*key, depth) for key, depth in zip(keys, depths, strict=True)),
+        middles=(WETH.address, USDC.address),
+    )
+    repay, seize, profit = tokens
+    ctx = _context(venue, profit)
+    answer, rounds = drive(plan(HEALTH, [_option(repay, seize, max_usd)], ctx))
+    if isinstance(answer, Plan):
+        assert answer.expected_profit_raw - answer.gas_cost_raw >= ctx.min_profit_raw > 0
+        assert execute(answer, venue, ctx) >= answer.expected_profit_raw
+    assert len(rounds) <= 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    moved_bps=st.integers(-120, 120),
+    tokens=st.sampled_from([(USDC, WETH, USDC), (USDC, WETH, WETH), (DAI, WETH, USDC)]),
+    slippage_bps=st.sampled_from([30, 100, 300]),
+)
+def test_the_floor_is_no_tighter_than_the_legs(
+    moved_bps: int, tokens: tuple[Token, Token, Token], slippage_bps: int
+) -> None:
+    """When pools move after planning, the enforced minimum reverts nothing that the legs' limits let pass."""
+    repay, seize, kept = tokens
+    venue = _Venue(_everywhere())
+    ctx = _context(venue, kept, max_slippage_bps=slippage_bps)
+    answer, _ = drive(plan(HEALTH, [_option(repay, seize)], ctx))
+    assert isinstance(answer, Plan)
+    for reserves in venue.pools.values():
+        if WETH.address in reserves.amounts:
+            reserves.amounts[WETH.address] = reserves.amounts[WETH.address] * (BPS - moved_bps) // BPS
+    unbound = replace(answer, min_profit_raw=0)
+    try:
+        profit = execute(unbound, venue, replace(ctx, max_slippage_bps=BPS))
+    except Reverts:
+        return
+    worth_its_gas_raw = answer.gas_cost_raw + ctx.min_profit_raw
+    assert profit >= answer.min_profit_raw or answer.min_profit_raw == worth_its_gas_raw
+
+
+@pytest.mark.parametrize("depth_usd", [400_000, 1_000_000, 3_000_000])
+def test_thin_markets_get_the_amount_that_pays_most(depth_usd: int) -> None:
+    """Where price impact eats the bonus, the plan nets at least 99.8 % of the best of a thousand amounts."""
+    venue = _Venue(dict([pool(WETH, USDC, 500, depth_usd)]))
+    option = _option(USDC, WETH, 200_000)
+    ctx = _context(venue, max_slippage_bps=1000)
+    answer, rounds = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    brute = best_net(option, venue, ctx, [option.max_repay_raw * i // 1000 for i in range(1, 1001)])
+    assert brute is not None
+    assert (answer.expected_profit_raw - answer.gas_cost_raw) * 1000 >= brute * 998
+    assert len(rounds) <= 3
+
+
+def test_the_end_check_bounds_the_amount() -> None:
+    """Where only the allowed slippage binds, the amount comes close to what would just pass, and passes."""
+    venue = _Venue(dict([pool(WETH, USDC, 500, 2_000_000)]))
+    option = _option(USDC, WETH, 200_000)
+    ctx = _context(venue, max_slippage_bps=60)
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    brute = best_net(option, venue, ctx, [option.max_repay_raw * i // 1000 for i in range(1, 1001)])
+    assert brute is not None
+    assert (answer.expected_profit_raw - answer.gas_cost_raw) * 100 >= brute * 90
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+
+
+def test_a_deep_market_takes_one_round_of_quotes() -> None:
+    """Where more is better, nothing is refined: one round for the loan, one for quotes."""
+    _, rounds = drive(plan(HEALTH, [_option(USDC, WETH)], _context(_Venue(_everywhere(10**10)))))
+    assert len(rounds) == 2
+
+
+def test_only_allowed_amounts_are_on_the_ladder() -> None:
+    """The maximum, then partial amounts by halves; nothing between partial maximum and maximum, nothing below least."""
+    option = _option(USDC, WETH, max_repay_raw=1000, partial_max_repay_raw=640, min_repay_raw=100)
+    assert ladder(option, 10**9) == [1000, 640, 320, 160, 100]
+    assert ladder(option, 999) == [640, 320, 160, 100]
+    assert ladder(option, 500) == [500, 250, 125, 100]
+    assert ladder(option, 99) == []
+    assert ladder(replace(option, partial_max_repay_raw=0), 10**9) == [1000]
+    assert ladder(replace(option, min_repay_raw=0), 10**9) == [1000, 640, 320, 160, 80, 40, 20, 10]
+
+
+def test_refinement_stays_between_neighbours() -> None:
+    """Amounts near the best are between its neighbours, aim at the parabola's top, and stop where more is better."""
+    curve = [Point(x, -((x - 70) ** 2), 0) for x in (25, 50, 100)]
+    near = refined(curve, curve[1])
+    assert 70 in near and all(25 < amount < 100 for amount in near)
+    rising = [Point(x, x, 0) for x in (25, 50, 100)]
+    assert refined(rising, rising[-1]) == []
+    bounded = [Point(25, 25, -50), Point(50, 50, -20), Point(100, 100, 30)]
+    assert 70 in refined(bounded, bounded[1])
+    assert refined(bounded[:2], bounded[1]) == []
+
+
+def test_the_best_option_wins() -> None:
+    """Among several pairs the one that nets most is taken, not the first nor the largest."""
+    venue = _Venue(dict([pool(WETH, USDC, 500, 10**9), pool(DAI, USDC, 3000, 60_000)]))
+    thin, deep = _option(USDC, DAI, 200_000), _option(USDC, WETH, 150_000)
+    answer, _ = drive(plan(HEALTH, [thin, deep], _context(venue)))
+    assert isinstance(answer, Plan)
+    assert answer.option == deep
+
+
+def test_quotes_are_bounded() -> None:
+    """However many options and routes there are, a round of quotes is bounded and has the largest amount."""
+    pools = dict(
+        pool(one, other, fee, 10**9)
+        for one, other in ((WETH, USDC), (WETH, DAI), (USDC, DAI))
+        for fee in range(100, 900, 100)
+    )
+    venue = _Venue(pools, middles=(WETH.address, USDC.address))
+    options = [_option(DAI, WETH, usd) for usd in (50_000, 60_000, 70_000)]
+    answer, rounds = drive(plan(HEALTH, options, _context(venue, USDC)))
+    assert isinstance(answer, Plan)
+    assert max(rounds) <= 256
+    assert answer.outcome.repay_raw == options[2].max_repay_raw
+
+
+# --- why not ---------------------------------------------------------------------------------------------------------
+
+
+def _refused(options: Sequence[Option | Refusal], ctx: PlanContext, health: Health = HEALTH) -> Refusal:
+    answer, _ = drive(plan(health, options, ctx))
+    assert isinstance(answer, Refusal), answer
+    assert answer.stage in {"plan", "options"}
+    return answer
+
+
+def test_a_healthy_account_is_refused_unasked() -> None:
+    """Nothing is read for an account that is not liquidatable."""
+    answer, rounds = drive(
+        plan(replace(HEALTH, liquidatable=False), [_option(USDC, WETH)], _context(_Venue({})))
+    )
+    assert answer == Refusal("plan", "healthy", {"health_factor_wad": HEALTH.health_factor_wad})
+    assert rounds == []
+
+
+def test_a_fee_above_the_limit_is_refused() -> None:
+    """The expected price of gas may not exceed the operator's maximum."""
+    ctx = _context(_Venue(_everywhere()), gas_price_wei=Wei(11), max_fee_wei=Wei(10))
+    answer = _refused([_option(USDC, WETH)], ctx)
+    assert answer == Refusal("plan", "fee_over_limit", {"inclusion_price_wei": 11, "max_fee_wei": 10})
+
+
+def test_the_adapters_refusal_is_passed_on() -> None:
+    """Where the protocol forbids every pair, its reason stands; without any option there is none."""
+    forbidden = Refusal("options", "reserve_paused", {})
+    assert _refused([forbidden], _context(_Venue({}))) == forbidden
+    assert _refused([], _context(_Venue({}))).reason == "no_option"
+
+
+def test_a_bonus_below_gas_is_refused_without_quotes() -> None:
+    """What could not pay its gas without any price impact is not quoted, and the numbers say by how much."""
+    venue = _Venue(_everywhere())
+    answer = _refused([_option(USDC, WETH, 200)], _context(venue))
+    assert answer.reason == "unprofitable"
+    assert venue.quoted == 0
+    gas = convert_up(650_000 * 10 * 10**9, 2000, 1, 18, 6)
+    assert answer.numbers["gas_cost_raw"] == gas
+    # 5 % of 200 dollars, 1 % tolerance on 210 seized, less 5 bps premium on 200
+    assert answer.numbers["bound_raw"] == 10_000_000 + 2_100_000 - 100_000
+    assert answer.numbers["bound_raw"] - gas < answer.numbers["min_profit_raw"] == 5_000_000
+
+
+def test_unprofitable_after_price_impact_states_the_best_try() -> None:
+    """Quoted and still not worth it: gross, gas and net of the amount that came closest."""
+    venue = _Venue(dict([pool(WETH, USDC, 10_000, 20_000)]))
+    ctx = _context(venue, max_slippage_bps=1000, gas_price_wei=Wei(20 * 10**9))
+    answer = _refused([_option(USDC, WETH, 2_000)], ctx)
+    assert answer.reason == "unprofitable"
+    numbers = answer.numbers
+    assert numbers["net_raw"] == numbers["gross_raw"] - numbers["gas_cost_raw"] < numbers["min_profit_raw"]
+    assert numbers["priced"] > 0
+
+
+def test_over_slippage_when_only_the_end_check_forbids() -> None:
+    """Profitable, but every amount would cost more than the allowed slippage: the pool's fee alone does."""
+    venue = _Venue(dict([pool(WETH, USDC, 10_000, 10**9)]))
+    answer = _refused([_option(USDC, WETH)], _context(venue, max_slippage_bps=90))
+    assert answer.reason == "over_slippage"
+    assert answer.numbers["net_raw"] > 0 and answer.numbers["excess_usd_e8"] > 0
+
+
+def test_no_route_names_the_leg() -> None:
+    """Without a pool the refusal says between which tokens."""
+    answer = _refused([_option(USDC, WETH)], _context(_Venue({})))
+    assert answer.reason == "no_route"
+    assert answer.numbers["token_in"] == "0x" + WETH.address.hex()
+    assert answer.numbers["token_out"] == "0x" + USDC.address.hex()
+
+
+def test_no_flash_liquidity_states_need_and_offer() -> None:
+    """Less is lent than the least repayment: both figures are there."""
+    option = _option(USDC, WETH, min_repay_raw=10**9)
+    answer = _refused(
+        [option], _context(_Venue(_everywhere()), flash_sources=(_Flash(available_raw=10**9 - 1),))
+    )
+    assert answer.reason == "no_flash_liquidity"
+    assert answer.numbers["available_raw"] == 10**9 - 1 < answer.numbers["needed_raw"]
+    assert (
+        _refused([option], _context(_Venue(_everywhere()), flash_sources=())).reason == "no_flash_liquidity"
+    )
+
+
+def test_over_max_repay_states_the_limit() -> None:
+    """An account that can only be liquidated whole is refused when the whole exceeds the operator's limit."""
+    option = _option(USDC, WETH, partial_max_repay_raw=0)
+    answer = _refused([option], _context(_Venue(_everywhere()), max_repay_usd_e8=99_999 * 10**8))
+    assert answer.reason == "over_max_repay"
+    assert answer.numbers["most_raw"] == 99_999 * 10**6
+
+
+def test_the_limit_cuts_partial_amounts() -> None:
+    """Where any amount is allowed, the operator's limit is repaid, not a rung below it."""
+    ctx = _context(_Venue(_everywhere()), max_repay_usd_e8=42_000 * 10**8)
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan)
+    assert answer.repay_usd_e8 == 42_000 * 10**8
+
+
+def test_nothing_seizable() -> None:
+    """A liquidation that would move no collateral is refused."""
+    answer = _refused([_option(USDC, WETH, max_repay_raw=0, partial_max_repay_raw=0)], _context(_Venue({})))
+    assert answer.reason == "nothing_seizable"
+
+
+def test_a_token_without_price_is_refused() -> None:
+    """A price of zero is unknown, not cheap."""
+    answer = _refused([_option(USDC, WETH, seize_price_base=0)], _context(_Venue(_everywhere())))
+    assert answer.reason == "no_price"
+
+
+# --- calldata and identity -------------------------------------------------------------------------------------------
+
+
+def test_calldata_says_what_the_plan_says() -> None:
+    """`execute` decodes to the plan's content with the epochs and the last block it was pinned to."""
+    venue = _Venue(_everywhere())
+    answer, _ = drive(plan(HEALTH, [_option(DAI, WETH)], _context(venue)))
+    assert isinstance(answer, Plan)
+    calldata = encode_execute(answer, global_epoch=3, protocol_epoch=4, last_block=99)
+    (content,) = abi.load("Liquidator").function("execute").decode_input(calldata)
+    (call,) = answer.calls
+    assert content == (
+        answer.plan_id,
+        answer.flash.source,
+        DAI.address,
+        answer.outcome.repay_raw,
+        [(call.target, call.approve_token, call.approve_raw, call.data)],
+        [(leg.router, leg.path, leg.exact_out, leg.amount_raw, leg.limit_raw) for leg in answer.legs],
+        list(answer.tokens),
+        USDC.address,
+        answer.min_profit_raw,
+        3,
+        4,
+        99,
+    )
+
+
+def test_plan_ids_follow_content_and_block() -> None:
+    """The same inputs give the same id; another block hash or another amount gives another."""
+
+    def made(**changes: Any) -> Plan:
+        option = _option(USDC, WETH, changes.pop("max_usd", 100_000))
+        answer, _ = drive(plan(HEALTH, [option], _context(_Venue(_everywhere()), **changes)))
+        assert isinstance(answer, Plan)
+        return answer
+
+    again = made(at=replace(AT, hash=Hash(b"\x08" * 32)))
+    assert made() == made()
+    assert len({made().plan_id, again.plan_id, made(max_usd=90_000).plan_id}) == 3
+
+
+# --- reading together ------------------------------------------------------------------------------------------------
+
+
+def test_together_merges_rounds_and_asks_once() -> None:
+    """Reads of different length run in lock-step, equal calls of a round are asked once, results keep their order."""
+
+    def chain_of(*names: bytes) -> Reads[list[Result]]:
+        heard: list[Result] = []
+        for name in names:
+            heard += yield [Call(POOL, name)]
+        return heard
+
+    reads = together([chain_of(b"a", b"b"), just([]), chain_of(b"a"), chain_of(b"c", b"d", b"e")])
+    assert [call.data for call in next(reads)] == [b"a", b"c"]
+    assert [call.data for call in reads.send([b"A", b"C"])] == [b"b", b"d"]
+    assert [call.data for call in reads.send([b"B", b"D"])] == [b"e"]
+    with pytest.raises(StopIteration) as end:
+        reads.send([b"E"])
+    assert end.value.value == [[b"A", b"B"], [], [b"A"], [b"C", b"D", b"E"]]
+
+
+def test_together_of_nothing_asks_nothing() -> None:
+    """No reads, no round."""
+    assert drive(together([])) == ([], [])
