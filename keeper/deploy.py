@@ -26,6 +26,7 @@ from keeper.installation import (
     Build,
     SafeCall,
     code_fault,
+    immutables_fault,
     liquidator_immutables,
     pause_guard_immutables,
 )
@@ -108,7 +109,8 @@ async def deploy(
         for part in parts:
             if not await node.code(part.address):
                 created.append(await node.create(part, deployer, settings.limits.max_fee_wei))
-            fault = code_fault(part.build, await node.code(part.address), part.immutables)
+            code = await node.code(part.address)
+            fault = code_fault(part.build, code) or immutables_fault(part.build, code, part.immutables)
             if fault is not None:
                 raise ExecutionError(
                     f"{part.build.name} at {abi.checksum(part.address)} {fault}; do not use that chain."

@@ -8,7 +8,7 @@ whatever way the Safe chose, is not asked for again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from keeper import abi
@@ -22,6 +22,8 @@ PAUSE_GUARD: Final = abi.load("PauseGuard")
 
 # Chainlink's slowest USD feeds answer once a day; an hour more is what their own contracts allow for being late.
 FEED_MAX_AGE_S: Final = 25 * 60 * 60
+
+SLIPPAGE: Final = "slippage limit"
 
 _DOMAIN_TYPE: Final = abi.keccak(b"EIP712Domain(string name,string version,address verifyingContract)")
 _WORD: Final = 32
@@ -61,31 +63,36 @@ def pause_guard_immutables(safe: Address, unpause_delay_s: int, pause_guard: Add
     return {"SAFE": _word(safe), "UNPAUSE_DELAY": unpause_delay_s.to_bytes(_WORD), "DOMAIN_SEPARATOR": domain}
 
 
-def code_fault(build: Build, code: bytes, immutables: Mapping[str, bytes]) -> str | None:
-    """How `code`, read from a chain, differs from the build with these immutables, as a clause; None if it does not.
-
-    Where the build leaves a gap, the code may hold only one of the wanted values, and each of them must be held:
-    so no address but the wanted ones can be a treasury, a guard or a Safe anywhere in the code, whatever its getters
-    say.
-    """
+def code_fault(build: Build, code: bytes) -> str | None:
+    """How `code`, read from a chain, differs from the build outside immutables, as a clause; None if it does not."""
     if not code:
         return "has no code"
     expected = bytes.fromhex(build.runtime.removeprefix("0x"))
     if len(code) != len(expected):
         return f"has {len(code)} bytes of code where the build of {build.name} has {len(expected)}"
-    gaps = {offset: code[offset : offset + length] for offset, length in build.immutables}
     masked, wanted = bytearray(code), bytearray(expected)
     for offset, length in build.immutables:
         masked[offset : offset + length] = wanted[offset : offset + length] = bytes(length)
     for at, (is_byte, build_byte) in enumerate(zip(masked, wanted, strict=True)):
         if is_byte != build_byte:
             return f"has byte {is_byte:#04x} at {at} where the build of {build.name} has {build_byte:#04x}"
-    for offset, value in gaps.items():
-        if value not in immutables.values():
-            return f"holds {_shown(value)} at byte {offset}, which is none of {_shown_all(immutables)}"
-    for name, value in immutables.items():
-        if value not in gaps.values():
-            return f"does not hold {name} = {_shown(value)}"
+    return None
+
+
+def immutables_fault(build: Build, code: bytes, wanted: Mapping[str, bytes]) -> str | None:
+    """How the immutables of code without a `code_fault` differ from the wanted words, as a clause.
+
+    Every place where the build leaves a gap may hold only one of them, and each must be held: so no address but the
+    wanted ones is a treasury, a guard or a Safe anywhere in the code, whatever its getters say.
+    """
+    held = {offset: code[offset : offset + length] for offset, length in build.immutables}
+    for offset, value in held.items():
+        if value not in wanted.values():
+            known = ", ".join(f"{name} {_shown(word)}" for name, word in wanted.items())
+            return f"holds {_shown(value)} at byte {offset}, which is none of {known}"
+    for name, value in wanted.items():
+        if value not in held.values():
+            return f"does not hold {name} {_shown(value)}"
     return None
 
 
@@ -94,18 +101,25 @@ def code_fault(build: Build, code: bytes, immutables: Mapping[str, bytes]) -> st
 
 @dataclass(frozen=True, slots=True)
 class SafeCall:
-    """A call the Safe must make; `what` says in words what it does."""
+    """A call the Safe must make; `text` is the call as a signer reads it, `meaning` what it is for."""
 
     to: Address
     data: bytes
-    what: str
+    text: str
+    meaning: str
+
+    @property
+    def what(self) -> str:
+        """Both, in one line."""
+        return f"{self.text}: {self.meaning}"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Something the Liquidator must be told: the call that does it, and how to see whether it was done.
 
-    `subject` names it in a check; `holds` judges the getter's decoded answer.
+    `subject` names it in a check; `holds` judges the getter's decoded answer and `shown` puts it into words. A feed
+    names its `token`.
     """
 
     subject: str
@@ -113,6 +127,8 @@ class Setting:
     read: Call
     decode: Callable[[bytes], Any]
     holds: Callable[[Any], bool]
+    shown: Callable[[Any], str]
+    token: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,40 +143,21 @@ class Needs:
     venues: Sequence[Venue]
     flash_sources: Sequence[FlashSource]
     max_slippage_bps: int
-    feeds: Mapping[Address, Address]
+    feeds: Mapping[Address, Address] = field(default_factory=dict)
     feed_max_age_s: int = FEED_MAX_AGE_S
 
 
 def settings_of(liquidator: Address, needs: Needs) -> list[Setting]:
     """Every setting the Liquidator needs, in the order a signer would read them."""
-    settings = [
-        _setting(
-            liquidator,
-            f"operator {abi.checksum(needs.operator)}",
-            ("isOperator", needs.operator),
-            ("setOperator", needs.operator, True),
-            "let it start liquidations",
-            bool,
-        )
-    ]
+    settings = [_operator(liquidator, needs.operator)]
     for adapter in needs.adapters:
-        settings += _targets(liquidator, adapter)
-    for source in needs.flash_sources:
-        settings.append(_flash_source(liquidator, source.source(), source.kind))
-    for venue in needs.venues:
-        settings.append(_venue(liquidator, venue.router, venue.kind))
-    for token, feed in feeds_of(needs).items():
-        settings.append(_feed(liquidator, token, feed, needs.feed_max_age_s))
-    settings.append(
-        _setting(
-            liquidator,
-            "slippage limit",
-            ("maxSlippageBps",),
-            ("setMaxSlippageBps", needs.max_slippage_bps),
-            f"a liquidation may lose at most {needs.max_slippage_bps} basis points of what it seizes",
-            lambda bps: bps <= needs.max_slippage_bps and bool(bps or not needs.max_slippage_bps),
-        )
-    )
+        settings += [_target(liquidator, adapter.name, *target) for target in adapter.targets()]
+    settings += [_flash_source(liquidator, source.source(), source.kind) for source in needs.flash_sources]
+    settings += [_venue(liquidator, venue.router, venue.kind) for venue in needs.venues]
+    settings += [
+        feed_setting(liquidator, token, feed, needs.feed_max_age_s) for token, feed in feeds_of(needs).items()
+    ]
+    settings.append(_slippage(liquidator, needs.max_slippage_bps))
     return settings
 
 
@@ -200,19 +197,46 @@ def missing_setup(liquidator: Address, needs: Needs) -> Reads[list[SafeCall]]:
     return [setting.call for setting, value in zip(settings, values, strict=True) if not setting.holds(value)]
 
 
-def _targets(liquidator: Address, adapter: Adapter) -> list[Setting]:
-    scope = scope_of(adapter.name)
-    return [
-        _setting(
-            liquidator,
-            f"target {abi.checksum(target)} {hex_of(selector)} of {adapter.name}",
-            ("protocolOf", target, selector),
-            ("setTarget", target, selector, scope),
-            f'let it call {hex_of(selector)} there in the pause scope "{adapter.name}"',
-            lambda protocol: protocol == scope,
-        )
-        for target, selector in adapter.targets()
-    ]
+def feed_setting(
+    liquidator: Address, token: Address, feed: Address, max_age_s: int = FEED_MAX_AGE_S
+) -> Setting:
+    """The USD feed of a token. Another feed than `feed` is the Safe's own choice and holds as well."""
+    return _setting(
+        liquidator,
+        f"feed of {abi.checksum(token)}",
+        ("feedOf", token),
+        ("setFeed", token, feed, max_age_s),
+        f"value the token by this feed's answers, none older than {max_age_s} s",
+        lambda value: value[0] != ZERO_ADDRESS,
+        lambda value: (
+            "missing" if value[0] == ZERO_ADDRESS else f"{abi.checksum(value[0])}, up to {value[1]} s old"
+        ),
+    )
+
+
+def _operator(liquidator: Address, operator: Address) -> Setting:
+    return _setting(
+        liquidator,
+        f"operator {abi.checksum(operator)}",
+        ("isOperator", operator),
+        ("setOperator", operator, True),
+        "let it start liquidations",
+        bool,
+        lambda value: "enabled" if value else "unknown",
+    )
+
+
+def _target(liquidator: Address, protocol: str, target: Address, selector: bytes) -> Setting:
+    scope = scope_of(protocol)
+    return _setting(
+        liquidator,
+        f"target {abi.checksum(target)} {hex_of(selector)} of {protocol}",
+        ("protocolOf", target, selector),
+        ("setTarget", target, selector, scope),
+        f'let it make this call there in the pause scope "{protocol}"',
+        lambda value: value == scope,
+        lambda value: f'in the scope "{_scope_text(value)}"' if any(value) else "not allowed",
+    )
 
 
 def _flash_source(liquidator: Address, source: Address, kind: FlashKind) -> Setting:
@@ -223,6 +247,7 @@ def _flash_source(liquidator: Address, source: Address, kind: FlashKind) -> Sett
         ("setFlashSource", source, int(kind)),
         f"let it borrow there for one transaction ({kind.name})",
         lambda value: value == kind,
+        lambda value: f"of kind {value}" if value else "not allowed",
     )
 
 
@@ -234,18 +259,20 @@ def _venue(liquidator: Address, router: Address, kind: VenueKind) -> Setting:
         ("setVenue", router, int(kind)),
         f"let it swap there ({kind.name})",
         lambda value: value == kind,
+        lambda value: f"of kind {value}" if value else "not allowed",
     )
 
 
-def _feed(liquidator: Address, token: Address, feed: Address, max_age_s: int) -> Setting:
+def _slippage(liquidator: Address, max_slippage_bps: int) -> Setting:
     return _setting(
         liquidator,
-        f"feed of {abi.checksum(token)}",
-        ("feedOf", token),
-        ("setFeed", token, feed, max_age_s),
-        f"value the token by this feed's answers, none older than {max_age_s} s",
-        # another feed is the Safe's own choice; whether it answers is for preflight to see
-        lambda value: value[0] != ZERO_ADDRESS,
+        SLIPPAGE,
+        ("maxSlippageBps",),
+        ("setMaxSlippageBps", max_slippage_bps),
+        f"a liquidation may lose at most {max_slippage_bps} basis points of what it seizes",
+        # a stricter limit is the Safe's own choice, but 0 is what a limit never set looks like
+        lambda bps: bps <= max_slippage_bps and bool(bps or not max_slippage_bps),
+        lambda bps: f"{bps} basis points",
     )
 
 
@@ -256,11 +283,17 @@ def _setting(
     write: tuple[Any, ...],
     meaning: str,
     holds: Callable[[Any], bool],
+    shown: Callable[[Any], str],
+    token: Address | None = None,
 ) -> Setting:
     getter, setter = LIQUIDATOR.function(read[0]), LIQUIDATOR.function(write[0])
-    arguments = ", ".join(_argument(value) for value in write[1:])
-    call = SafeCall(liquidator, setter.encode(*write[1:]), f"{write[0]}({arguments}): {meaning}")
-    return Setting(subject, call, getter.call(liquidator, *read[1:]), getter.one, holds)
+    text = f"{write[0]}({', '.join(_argument(value) for value in write[1:])})"
+    call = SafeCall(liquidator, setter.encode(*write[1:]), text, meaning)
+    return Setting(subject, call, getter.call(liquidator, *read[1:]), getter.one, holds, shown, token)
+
+
+def _scope_text(scope: bytes) -> str:
+    return scope.rstrip(b"\0").decode("ascii", "replace")
 
 
 def _argument(value: Any) -> str:
@@ -275,7 +308,3 @@ def _word(address: Address) -> bytes:
 
 def _shown(word: bytes) -> str:
     return abi.checksum(word[-20:]) if not any(word[:12]) and any(word[12:20]) else hex_of(Hash(word))
-
-
-def _shown_all(words: Mapping[str, bytes]) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in words.items())
