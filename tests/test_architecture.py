@@ -54,8 +54,8 @@ def test_files_are_named_for_what_they_hide() -> None:
 
 
 def test_files_stay_short() -> None:
-    """No Python file exceeds the cap."""
-    lines = {path: len(path.read_text().splitlines()) for path in _tracked("*.py")}
+    """No module exceeds the cap (tests may: one file per verb)."""
+    lines = {path: len(path.read_text().splitlines()) for path in _tracked("keeper/*.py")}
     assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
 
 
