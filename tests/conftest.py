@@ -1,0 +1,44 @@
+"""Fixtures every suite shares: a running world, isolated test by test, and worlds of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from keeper.lab.world import BASE_FEE_WEI, Lab, open_lab
+
+OpenLab = Callable[..., Awaitable[Lab]]
+
+
+@pytest.fixture(scope="session")
+async def shared_lab() -> AsyncIterator[Lab]:
+    """One world for the whole session, on a clock that ticks a second a block. Use `lab` in tests."""
+    async with await open_lab(clock="steady") as lab:
+        yield lab
+
+
+@pytest.fixture
+async def lab(shared_lab: Lab) -> AsyncIterator[Lab]:
+    """The session's world as it was built; whatever a test does to it is undone afterwards."""
+    node = shared_lab.node
+    snapshot = await node.snapshot()
+    yield shared_lab
+    await node.mine_each_transaction()
+    await node.drop_pending()
+    await node.revert(snapshot)
+    await node.steady_clock()
+    await node.set_base_fee(BASE_FEE_WEI)
+
+
+@pytest.fixture
+async def fresh_lab() -> AsyncIterator[OpenLab]:
+    """Opens worlds in processes of their own, as `open_lab` does, and closes them after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(*arguments: Any, **options: Any) -> Lab:
+            return await stack.enter_async_context(await open_lab(*arguments, **options))
+
+        yield opened
