@@ -21,11 +21,10 @@ from typing import Any, Final
 import msgspec
 from eth_hash.backends.pysha3 import keccak256 as _keccak256
 
+from keeper import share_dir
 from keeper.errors import AdapterError, ConfigError
 from keeper.types import Address, Call, Hash, Log, hex_of
 
-_HERE: Final = Path(__file__).resolve().parent
-_FOLDERS: Final = (_HERE.parent / "abis", _HERE / "share" / "abis")  # a checkout, an installed wheel
 _WORD: Final = 32
 _ARRAY: Final = re.compile(r"(.*)\[(\d*)\]")
 _BUILT_IN_ERRORS: Final[Sequence[Mapping[str, Any]]] = (
@@ -507,14 +506,17 @@ def load(name: str) -> Abi:
 
     Raises `ConfigError` when the file is missing or is not an ABI.
     """
-    for folder in _FOLDERS:
-        path = folder / f"{name}.json"
-        if path.is_file():
-            break
-    else:
-        raise ConfigError(f"abis/{name}.json is missing: install the whole package or rebuild the contracts.")
+    path = _folder() / f"{name}.json"
     try:
         content = msgspec.json.decode(path.read_bytes())
         return Abi.from_json(content["abi"] if isinstance(content, dict) else content)
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+    except FileNotFoundError:
+        raise ConfigError(
+            f"abis/{name}.json is missing: install the whole package or build the contracts."
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a contract interface: {error!r}.") from error
+
+
+def _folder() -> Path:
+    return share_dir() / "abis"
