@@ -211,6 +211,7 @@ def feed_setting(
         lambda value: (
             "missing" if value[0] == ZERO_ADDRESS else f"{abi.checksum(value[0])}, up to {value[1]} s old"
         ),
+        token,
     )
 
 
@@ -247,7 +248,7 @@ def _flash_source(liquidator: Address, source: Address, kind: FlashKind) -> Sett
         ("setFlashSource", source, int(kind)),
         f"let it borrow there for one transaction ({kind.name})",
         lambda value: value == kind,
-        lambda value: f"of kind {value}" if value else "not allowed",
+        lambda value: f"of kind {FlashKind(value).name}" if value else "not allowed",
     )
 
 
@@ -259,7 +260,7 @@ def _venue(liquidator: Address, router: Address, kind: VenueKind) -> Setting:
         ("setVenue", router, int(kind)),
         f"let it swap there ({kind.name})",
         lambda value: value == kind,
-        lambda value: f"of kind {value}" if value else "not allowed",
+        lambda value: f"of kind {VenueKind(value).name}" if value else "not allowed",
     )
 
 

@@ -28,7 +28,7 @@ from keeper.installation import (
 )
 from keeper.preflight.findings import Findings, dollars, why_not
 from keeper.prices import Feed, Price, read_price
-from keeper.seams import Reads
+from keeper.seams import Reads, together
 from keeper.types import ZERO_ADDRESS, Address, BlockTime, Refusal, Reverted, hex_of
 
 _SAFE: Final = abi.load("Safe")
@@ -157,9 +157,14 @@ def _check_settings(
         call = f"setFeed({abi.checksum(profit_token)}, its USD aggregator, {needs.feed_max_age_s})"
         _check_setting(found, feed, value, safe, call)
         wanted, values = [*wanted, feed], [*values, value]
-    for setting, value in zip(wanted, values, strict=True):
-        if setting.token is not None and setting.holds(value):
-            yield from _check_feed(found, Feed(setting.subject, value[0], value[1]), at)
+    feeds = [
+        Feed(setting.subject, value[0], value[1])
+        for setting, value in zip(wanted, values, strict=True)
+        if setting.token is not None and setting.holds(value)
+    ]
+    prices = yield from together([read_price(feed, at) for feed in feeds])
+    for source, price in zip(feeds, prices, strict=True):
+        _check_answer(found, source, price, at)
 
 
 def _check_setting(
@@ -173,8 +178,7 @@ def _check_setting(
     (found.bad if required else found.warn)(setting.subject, detail, fix)
 
 
-def _check_feed(found: Findings, feed: Feed, at: BlockTime) -> Reads[None]:
-    price = yield from read_price(feed, at)
+def _check_answer(found: Findings, feed: Feed, price: Price | Refusal, at: BlockTime) -> None:
     if isinstance(price, Price):
         age_s = at.timestamp_s - price.updated_at_s
         detail = f"{abi.checksum(feed.address)} said ${dollars(price.usd_e8)} {age_s} s ago."

@@ -65,6 +65,6 @@ def why_not(refusal: Refusal) -> str:
 
 
 def dollars(usd_e8: int) -> str:
-    """Dollars with all 8 decimals."""
+    """Dollars with at least two decimals and no zeros behind those."""
     whole, fraction = divmod(usd_e8, 10**8)
-    return f"{whole}.{fraction:08d}"
+    return f"{whole}.{f'{fraction:08d}'.rstrip('0'):0<2}"

@@ -63,8 +63,8 @@ def _configured_addresses(settings: Settings) -> Iterable[tuple[str, Address]]:
     yield "profit.native_usd_feed", settings.profit.native_usd_feed
     for section, entries in (("protocols", settings.protocols), ("venues", settings.venues)):
         for index, entry in enumerate(entries):
-            for name in type(entry.config).model_fields:
-                value = getattr(entry.config, name)
+            for name in type(entry).model_fields:
+                value = getattr(entry, name)
                 if isinstance(value, bytes) and len(value) == _ADDRESS_BYTES:
                     yield f"{section}[{index}].{name}", Address(value)
 
