@@ -97,9 +97,13 @@ def decode_aggregate3(returned: bytes, count: int) -> list[Result]:
         raise ValueError(f"{_uint(returned[_WORD : 2 * _WORD], 'big')} results came for {count} calls")
     base = 2 * _WORD
     total = len(returned)
+    if base + count * _WORD > total:
+        raise ValueError(f"{total} bytes cannot hold {count} results")
     results: list[Result] = []
     for head in range(base, base + count * _WORD, _WORD):
         start = base + _uint(returned[head : head + _WORD], "big")
+        if start + 2 * _WORD > total:
+            raise ValueError(f"a result starts at byte {start} of {total}")
         body = start + _uint(returned[start + _WORD : start + 2 * _WORD], "big") + _WORD
         end = body + _uint(returned[body - _WORD : body], "big")
         if end > total:
