@@ -286,24 +286,22 @@ class Ledger:
         written: dict[str, Any] = plain(body, "body")
         plan = hex_of(plan_id) if plan_id is not None else ""
         with self._store.transaction() as connection:
-            newest = connection.execute(_NEWEST).one_or_none()
-            seq = newest.seq + 1 if newest else 1
-            prev_hash = bytes.fromhex(newest.hash) if newest else GENESIS
-            this_hash = digest(prev_hash, seq, at_s, kind, plan, protocol, account, written)
-            connection.execute(
-                entries.insert().values(
-                    seq=seq,
-                    at_s=at_s,
-                    kind=kind,
-                    plan_id=plan,
-                    protocol=protocol,
-                    account=account,
-                    body=canonical(written),
-                    prev_hash=prev_hash.hex(),
-                    hash=this_hash.hex(),
-                )
-            )
-        return Booked(seq, at_s, kind, plan, protocol, account, written, Hash(prev_hash), Hash(this_hash))
+            seq, prev_hash = self.tip()
+            seq += 1
+            this_hash = Hash(digest(prev_hash, seq, at_s, kind, plan, protocol, account, written))
+            row = {
+                "seq": seq,
+                "at_s": at_s,
+                "kind": kind,
+                "plan_id": plan,
+                "protocol": protocol,
+                "account": account,
+                "body": canonical(written),
+                "prev_hash": prev_hash.hex(),
+                "hash": this_hash.hex(),
+            }
+            connection.execute(_INSERT, row)
+        return Booked(seq, at_s, kind, plan, protocol, account, written, prev_hash, this_hash)
 
     def _repeats(self, kind: str, who: _Account) -> int:
         if kind == "stopped":
@@ -324,6 +322,7 @@ class Ledger:
             return [_read(row) for row in connection.execute(query)]
 
 
+_INSERT: Final = entries.insert()
 _NEWEST: Final = select(entries.c.seq, entries.c.hash).order_by(desc(entries.c.seq)).limit(1)
 
 

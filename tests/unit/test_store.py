@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from keeper.errors import ConfigError, LedgerError
@@ -19,6 +19,7 @@ from keeper.store import Attempt, Cursor, Store, sqlite_path
 from keeper.store.schema import SCHEMA_VERSION, metadata
 from keeper.types import Address, BlockNumber, Gas, Hash, PositionKey, Settlement, Wei
 
+ROOT = Path(__file__).resolve().parents[2]
 SENDER = Address(b"\x0a" * 20)
 KEY = PositionKey("aave", "0xmarket", Address(b"\x0b" * 20))
 
@@ -102,7 +103,7 @@ try:
 except LedgerError as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"process {os.getpid()}" in run.stdout
     assert store.path.name in run.stdout
 
@@ -189,7 +190,7 @@ def test_a_url_with_a_password_is_not_repeated() -> None:
 
 def test_the_schema_is_ready_for_postgres() -> None:
     """Every table and index can be said in Postgres, the partial index included."""
-    dialect = postgresql.dialect()
+    dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]
     tables = [str(CreateTable(table).compile(dialect=dialect)) for table in metadata.sorted_tables]
     indexes = [
         str(CreateIndex(index).compile(dialect=dialect))
