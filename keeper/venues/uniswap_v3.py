@@ -26,6 +26,7 @@ from keeper.types import (
     Path,
     Quote,
     Refusal,
+    Result,
     Reverted,
     SwapLeg,
     hex_of,
@@ -54,7 +55,7 @@ def _address(value: object) -> object:
     return abi.address(value) if isinstance(value, str) else value
 
 
-_ConfigAddress = Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
+_ConfigAddress = Annotated[Address, BeforeValidator(_address), Field(min_length=20, max_length=20)]
 _FeeTier = Annotated[int, Field(gt=0, lt=1_000_000)]
 
 
@@ -80,9 +81,9 @@ class UniswapV3:
     kind = VenueKind.UNISWAP_V3
 
     def __init__(self, config: UniswapV3Config, intermediates: Sequence[Address] = ()) -> None:
-        self._factory = Address(config.factory)
-        self._quoter = Address(config.quoter)
-        self.router: Address = Address(config.router)
+        self._factory = config.factory
+        self._quoter = config.quoter
+        self.router: Address = config.router
         self._fees = config.fee_tiers
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pool, Address] = {}  # ZERO_ADDRESS: the factory knows no such pool
@@ -92,21 +93,23 @@ class UniswapV3:
     def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
         """Direct routes by every fee tier, then two-hop routes by the deepest tiers through each intermediate.
 
-        Pools not seen yet are taken to exist and to be deep, so nothing is left out unseen.
+        No pool is left out before it was seen, nor for longer than `_RECHECK_EVERY` calls after.
         """
         if token_in == token_out:
             return ()
         middles = [token for token in self._intermediates if token not in (token_in, token_out)]
         self._routed[token_in, token_out] += 1
-        width = _TIERS_PER_HOP
-        if self._routed[token_in, token_out] % _RECHECK_EVERY == 0:
-            width = len(self._fees)
+        every = self._routed[token_in, token_out] % _RECHECK_EVERY == 0
+        if every:
             self._forget({token_in, token_out, *middles})
         direct = [Path((token_in, token_out), (fee,)) for fee in self._tiers(token_in, token_out)]
         through = [
             Path((token_in, middle, token_out), fees)
             for middle in middles
-            for fees in product(self._tiers(token_in, middle)[:width], self._tiers(middle, token_out)[:width])
+            for fees in product(
+                self._tiers(token_in, middle, deepest=not every),
+                self._tiers(middle, token_out, deepest=not every),
+            )
         ]
         return (*direct, *through)
 
@@ -133,15 +136,8 @@ class UniswapV3:
             ask.call(self._quoter, pack(path, reverse=exact_out), amount_raw),
         ]
         # what was asked is settled by `located`: another quote of the same round may have learnt the pool meanwhile
-        for pool, address, result in zip(pools, located, surveyed, strict=True):
-            if isinstance(result, Reverted):
-                asked = hex_of(address or self._factory)
-                raise AdapterError(f"{asked} reverted a Uniswap V3 read; check the venue's factory address.")
-            if address is None:
-                self._addresses[pool] = _GET_POOL.one(result)
-            else:
-                self._depths[pool] = _LIQUIDITY.one(result)
-        if any(self._addresses.get(pool) == ZERO_ADDRESS for pool in pools):
+        found = [self._learn(*seen) for seen in zip(pools, located, surveyed, strict=True)]
+        if not all(found):
             return Refusal("plan", "no_pool", about)
         if isinstance(answer, Reverted):
             return Refusal("plan", "no_liquidity", {**about, "revert": hex_of(answer.data)})
@@ -162,12 +158,33 @@ class UniswapV3:
             limit_raw=limit_raw,
         )
 
-    def _tiers(self, one: Address, other: Address) -> list[int]:
-        """Fee tiers whose pool may exist, deepest for its fee first."""
+    def _learn(self, pool: _Pool, address: Address | None, answer: Result) -> bool:
+        """Note what the factory (asked where `address` was unknown) or the pool answered: whether there is a pool."""
+        if address is None:
+            if isinstance(answer, Reverted):
+                asked = hex_of(self._factory)
+                raise AdapterError(
+                    f"{asked} is no Uniswap V3 factory: getPool reverted; check venues.factory."
+                )
+            self._addresses[pool] = _GET_POOL.one(answer)
+            return self._addresses[pool] != ZERO_ADDRESS
+        if isinstance(answer, Reverted) or not answer:
+            # its creation was undone by a reorganisation
+            self._addresses.pop(pool, None)
+            self._depths.pop(pool, None)
+            return False
+        self._depths[pool] = _LIQUIDITY.one(answer)
+        return True
+
+    def _tiers(self, one: Address, other: Address, *, deepest: bool = False) -> list[int]:
+        """Fee tiers whose pool may exist, deepest for its fee first; only the deepest of those seen, if asked so."""
         pools = [_pool(one, other, fee) for fee in self._fees]
-        alive = [pool for pool in pools if self._addresses.get(pool) != ZERO_ADDRESS]
-        alive.sort(key=lambda pool: self._depths.get(pool, MAX_UINT256) // pool[2], reverse=True)
-        return [fee for _, _, fee in alive]
+        unseen = [
+            pool for pool in pools if pool not in self._depths and self._addresses.get(pool) != ZERO_ADDRESS
+        ]
+        seen = [pool for pool in pools if pool in self._depths]
+        seen.sort(key=lambda pool: self._depths[pool] // pool[2], reverse=True)
+        return [fee for _, _, fee in (*unseen, *(seen[:_TIERS_PER_HOP] if deepest else seen))]
 
     def _forget(self, tokens: set[Address]) -> None:
         """Ask the factory again for pools it did not know."""
