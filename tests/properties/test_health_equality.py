@@ -3,17 +3,31 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
 
+import pytest
+
+from keeper.abi import load
 from keeper.book import Book
-from keeper.fixed import BPS, RAY, WAD
+from keeper.errors import ExecutionError, RpcError
+from keeper.fixed import BPS, MAX_UINT256, RAY, WAD
+from keeper.lab.aave import Version, configurator_of, oracle_of, pool_of
+from keeper.lab.chainlink import deploy_feed
+from keeper.lab.node import Contract, Tx
+from keeper.lab.positions import AccountData, account_data
+from keeper.lab.tokens import erc20, mint_txs
 from keeper.protocols.aave_v3.health import Account, judge
 from keeper.protocols.aave_v3.marks import AaveMarks
 from keeper.protocols.aave_v3.positions import rows_of
 from keeper.protocols.aave_v3.rules import rules_of
-from keeper.types import Health
+from keeper.types import Address, Health, Marks, Option, hex_of
+from tests.protocols.aave_v3_lab import Follower, following, open_random, random_factors
 from tests.protocols.aave_v3_markets import marks_of, positions_of, random_marks
 
 DEEP = os.environ.get("KEEPER_DEEP") == "1"
+POSITIONS = 1_000 if DEEP else 60
+ROUNDS = 8 if DEEP else 5
+MONTH_S = 30 * 86_400
 
 # --- without a chain: the rows never lose an account ---------------------------------------------------------------
 
@@ -63,7 +77,7 @@ def test_rows_miss_no_unsafe_account() -> None:
         book.upsert(positions, rows_of(positions))
         marks = marks_of(exact)
         candidates = set(book.candidates(marks))
-        for key in list(book.keys()):
+        for key in list(book):
             health = judge(book.position(key), exact)
             assert isinstance(health, Health)
             assert health.health_factor_wad is not None or health.debt_base == 0
@@ -96,7 +110,7 @@ def test_a_row_of_a_safe_account_is_near_its_health() -> None:
         book = Book()
         book.upsert(positions, rows_of(positions))
         candidates = set(book.candidates(marks_of(exact)))
-        for key in list(book.keys()):
+        for key in list(book):
             health = judge(book.position(key), exact)
             assert isinstance(health, Health)
             account: Account = health.detail
@@ -105,3 +119,222 @@ def test_a_row_of_a_safe_account_is_near_its_health() -> None:
                 spared += 1
                 assert key not in candidates, health
     assert spared > 200
+
+
+# --- on a chain: health and liquidations equal the pool's ----------------------------------------------------------
+
+
+async def _own_emode_price(follower: Follower) -> None:
+    """Give e-mode 2 a price of its own, a percent above its assets' first price (3.0 only)."""
+    deployer, node = follower.world.cast.deployer.address, follower.node
+    feed = await deploy_feed(node, follower.world.cast, "ETHX", 2_020 * 10**8)
+    source = Address(b"\xee" * 20)
+    await oracle_of(node, follower.market).send(deployer, "setAssetSources", [source], [feed.proxy])
+    await configurator_of(node, follower.market).send(
+        deployer, "setEModeCategory", 2, 9_000, 9_300, 10_100, source, "ETH correlated"
+    )
+
+
+async def _live(follower: Follower, chance: random.Random, accounts: Sequence[Address]) -> Counter[str]:
+    """Let some accounts do what accounts do: change e-mode, switch collateral, repay, borrow, give aTokens away."""
+    pool, node, market = pool_of(follower.node, follower.market), follower.node, follower.market
+    done: Counter[str] = Counter()
+    for owner in chance.sample(list(accounts), max(len(accounts) // 5, 1)):
+        symbol = chance.choice(list(market.reserves))
+        asset = market.reserves[symbol].token.address
+        amount = 10 ** max(market.reserves[symbol].token.decimals - 2, 0)
+        order: tuple[object, ...] = chance.choice(
+            [
+                ("setUserEMode", chance.choice((0, 1, 2))),
+                ("setUserUseReserveAsCollateral", asset, chance.random() < 0.5),
+                ("borrow", asset, amount, 2, 0, owner),
+                ("withdraw", asset, amount, owner),
+                ("transfer", chance.choice(accounts), amount),
+            ]
+        )
+        contract = (
+            pool
+            if order[0] != "transfer"
+            else Contract(
+                node, market.reserves[symbol].a_token, erc20(node, market.reserves[symbol].token).abi
+            )
+        )
+        try:
+            await node.call(contract.address, contract.abi.function(str(order[0])).encode(*order[1:]), owner)
+        except RpcError:
+            done["refused by the pool"] += 1
+            continue
+        await contract.send(owner, str(order[0]), *order[1:])
+        done[str(order[0])] += 1
+    return done
+
+
+def _assert_equal(
+    follower: Follower, owners: Sequence[Address], truths: Sequence[AccountData], marks: Marks
+) -> int:
+    """Every figure of every account is the pool's, and every unsafe one is a candidate; how many are unsafe."""
+    candidates = set(follower.book.candidates(marks))
+    unsafe = 0
+    for owner, truth in zip(owners, truths, strict=True):
+        key = follower.key(owner)
+        if key not in follower.book:
+            assert truth.debt_base == 0, hex_of(owner)
+            continue
+        health = follower.health(owner, marks)
+        account: Account = health.detail
+        assert health.collateral_base == truth.collateral_base
+        assert health.debt_base == truth.debt_base
+        assert (health.health_factor_wad or MAX_UINT256) == truth.health_factor_wad
+        if health.collateral_base:
+            assert account.weighted_base_bps // health.collateral_base == truth.liquidation_threshold_bps
+        assert health.liquidatable == (truth.health_factor_wad < WAD)
+        if health.liquidatable:
+            unsafe += 1
+            assert key in candidates
+    return unsafe
+
+
+async def _truths_at(follower: Follower, owners: Sequence[Address], timestamp_s: int) -> list[AccountData]:
+    """What the pool would say in a block at that time, by overriding the block's time."""
+    function = pool_of(follower.node, follower.market).abi.function("getUserAccountData")
+    answers = []
+    for owner in owners:
+        message = {"to": hex_of(follower.market.pool), "data": hex_of(function.encode(owner))}
+        answers.append(
+            await follower.node.rpc.request("eth_call", message, "latest", {}, {"time": hex(timestamp_s)})
+        )
+    return [AccountData(*function.decode(bytes.fromhex(answer[2:]))) for answer in answers]
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(1800 if DEEP else 300)
+@pytest.mark.parametrize("version", ["3.0", "3.6"])
+async def test_health_equals_the_pools_to_the_last_digit(version: Version) -> None:
+    """Through random prices, months of interest and what users do, with accounts found from logs alone: collateral,
+    debt, average threshold and health factor equal Pool.getUserAccountData at the head and at a future timestamp,
+    and the rows select everyone below 1.
+    """
+    chance = random.Random(f"health {version}")
+    unsafe = 0
+    done: Counter[str] = Counter()
+    async with following(version) as follower:
+        if version == "3.0":
+            await _own_emode_price(follower)
+        owners = await open_random(follower, chance, 0, POSITIONS)
+        for number in range(ROUNDS):
+            if number:
+                await follower.set_prices(random_factors(chance))
+                await follower.node.advance(chance.choice((1, 60, MONTH_S, 5 * MONTH_S)))
+                done += await _live(follower, chance, owners)
+            head = await follower.follow()
+            truths = await account_data(follower.node, follower.market, owners)
+            unsafe += _assert_equal(follower, owners, truths, await follower.marks(head))
+            some = chance.sample(owners, 10)
+            ahead_s = chance.choice((1, 12, 86_400, 10 * MONTH_S))
+            later = await _truths_at(follower, some, head.timestamp_s + ahead_s)
+            _assert_equal(follower, some, later, await follower.marks(head, ahead_s))
+        assert len(follower.book) >= POSITIONS * 9 // 10
+    assert unsafe > POSITIONS // 4
+    assert sum(done.values()) - done["refused by the pool"] >= POSITIONS // 10
+
+
+async def _fund(follower: Follower) -> None:
+    """Give the liquidator a fortune in every token, and the pool its approval."""
+    cast, node, market = follower.world.cast, follower.node, follower.market
+    liquidator = cast.liquidator.address
+    txs = []
+    for reserve in market.reserves.values():
+        txs += mint_txs(cast, reserve.token, liquidator, 10**7 * 10**reserve.token.decimals)
+        txs.append(
+            erc20(node, reserve.token).tx(liquidator, "approve", market.pool, MAX_UINT256, gas=100_000)
+        )
+    await node.send_all(txs)
+
+
+async def _balances(follower: Follower, option: Option) -> tuple[int, int]:
+    liquidator = follower.world.cast.liquidator.address
+    repaid = await erc20(follower.node, option.repay_token).read("balanceOf", liquidator)
+    seized = await erc20(follower.node, option.seize_token).read("balanceOf", liquidator)
+    return repaid, seized
+
+
+def _amount(chance: random.Random, option: Option) -> int:
+    """The maximum, the bounds of the partial range, or anything in it."""
+    choices = [option.max_repay_raw, option.max_repay_raw]
+    if option.partial_max_repay_raw:
+        low, high = option.min_repay_raw, option.partial_max_repay_raw
+        choices += [low, high, chance.randint(low, high), int(low + (high - low) * chance.random() ** 3)]
+    return chance.choice(choices)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(1800 if DEEP else 300)
+@pytest.mark.parametrize("version", ["3.0", "3.6"])
+async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Version) -> None:
+    """For random unsafe accounts, pairs and amounts within an option's bounds, mined at the marks' timestamp: the call
+    succeeds, and what the liquidator pays and receives equals the outcome. One unit beyond the partial bound, where
+    the rules forbid dust, the pool refuses.
+    """
+    chance = random.Random(f"liquidation {version}")
+    node_time = "evm_setNextBlockTimestamp"
+    tried, dusty, partial = 0, 0, 0
+    async with following(version) as follower:
+        node, pool = follower.node, pool_of(follower.node, follower.market)
+        if version == "3.0":
+            await _own_emode_price(follower)
+        owners = await open_random(follower, chance, 0, POSITIONS)
+        await _fund(follower)
+        liquidator = follower.world.cast.liquidator.address
+        for _ in range(ROUNDS):
+            await follower.set_prices(random_factors(chance))
+            await node.advance(chance.choice((1, MONTH_S, 4 * MONTH_S)))
+            head = await follower.follow()
+            marks = await follower.marks(head, ahead_s=1)
+            for owner in owners:
+                if follower.key(owner) not in follower.book or not follower.health(owner, marks).liquidatable:
+                    continue
+                options = [each for each in follower.options(owner, marks) if isinstance(each, Option)]
+                assert options
+                option = chance.choice(options)
+                amount = _amount(chance, option)
+                expected = follower.adapter.outcome(option, amount)
+                (call,) = follower.adapter.liquidation_calls(option, amount)
+                assert expected.repay_raw <= call.approve_raw
+                before = await _balances(follower, option)
+                snapshot = await node.snapshot()
+                await node.rpc.request(node_time, marks.at.timestamp_s)
+                await node.send(_tx(liquidator, call.target, call.data), pool.abi)
+                after = await _balances(follower, option)
+                if option.repay_token == option.seize_token:
+                    assert after[0] - before[0] == expected.seize_raw - expected.repay_raw
+                else:
+                    assert before[0] - after[0] == expected.repay_raw, (option, amount)
+                    assert after[1] - before[1] == expected.seize_raw, (option, amount)
+                await node.revert(snapshot)
+                tried += 1
+                partial += amount < option.max_repay_raw
+                if 0 < option.partial_max_repay_raw < option.max_repay_raw and version == "3.6":
+                    dusty += await _refuses_dust(follower, option, marks)
+    assert tried > POSITIONS // 3
+    assert partial > tried // 8
+    assert dusty > 0 or version == "3.0"
+
+
+def _tx(sender: Address, to: Address, data: bytes) -> Tx:
+    return Tx(sender, to, data, gas=3_000_000)
+
+
+async def _refuses_dust(follower: Follower, option: Option, marks: Marks) -> int:
+    """One unit more than the partial bound must be refused, unless it empties the collateral; whether it was tried."""
+    more = option.partial_max_repay_raw + 1
+    pair = option.detail.pair
+    if not pair.leaves_dust(pair.amounts(more)):
+        return 0
+    node = follower.node
+    snapshot = await node.snapshot()
+    await node.rpc.request("evm_setNextBlockTimestamp", marks.at.timestamp_s)
+    (call,) = follower.adapter.liquidation_calls(option, more)
+    with pytest.raises(ExecutionError, match="MustNotLeaveDust"):
+        await node.send(_tx(follower.world.cast.liquidator.address, call.target, call.data), load("AavePool"))
+    await node.revert(snapshot)
+    return 1

@@ -1,0 +1,165 @@
+"""An adapter and a book that follow one Aave market of a local world, the way the daemon does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from keeper.book import Book
+from keeper.chain.client import Chain
+from keeper.fixed import WAD
+from keeper.lab.aave import AaveMarket, Version
+from keeper.lab.actors import account
+from keeper.lab.chainlink import set_prices
+from keeper.lab.node import Node
+from keeper.lab.positions import PositionSpec, open_positions
+from keeper.lab.world import Lab, World, WorldSpec, open_lab
+from keeper.protocols.aave_v3 import AaveV3, AaveV3Config
+from keeper.types import (
+    Address,
+    BlockNumber,
+    BlockTime,
+    Health,
+    Marks,
+    Option,
+    PositionKey,
+    Refusal,
+)
+
+STABLES: tuple[str, ...] = ("USDC", "DAI", "USDT")
+ETHERS: tuple[str, ...] = ("WETH", "wstETH")
+PLAIN: tuple[str, ...] = (*STABLES, *ETHERS, "WBTC")
+
+
+@dataclass(slots=True)
+class Follower:
+    """One adapter with a book, kept up to date from logs alone."""
+
+    lab: Lab
+    chain: Chain
+    market: AaveMarket
+    adapter: AaveV3
+    book: Book = field(default_factory=Book)
+    followed: int = -1
+    reloads: int = 0
+
+    @property
+    def node(self) -> Node:
+        """The local node."""
+        return self.lab.node
+
+    @property
+    def world(self) -> World:
+        """Everything deployed."""
+        return self.lab.world
+
+    async def follow(self) -> BlockTime:
+        """Read what logs since the last call touched; the head that the book is now true at."""
+        head = await self.node.head()
+        if self.followed < 0:
+            await self.chain.read(self.adapter.load(), head.hash)
+        logs = await self.chain.logs([self.adapter.sources()], self.followed + 1, head.number)
+        touched = self.adapter.discover(logs)
+        keys = set(touched.keys)
+        if touched.reload and self.followed >= 0:
+            await self.chain.read(self.adapter.load(), head.hash)
+            self.reloads += 1
+        positions = await self.chain.read(
+            self.adapter.refresh(sorted(keys, key=lambda key: key.account)), head.hash
+        )
+        self.book.upsert(positions, self.adapter.rows(positions))
+        self.followed = head.number
+        return head
+
+    async def marks(self, head: BlockTime, ahead_s: int = 0) -> Marks:
+        """Marks as of `ahead_s` after `head`."""
+        at = BlockTime(BlockNumber(head.number), head.hash, head.timestamp_s + ahead_s)
+        marks = await self.chain.read(self.adapter.marks(at), head.hash)
+        assert isinstance(marks, Marks), marks
+        return marks
+
+    def key(self, owner: Address) -> PositionKey:
+        """An account's key."""
+        return PositionKey(self.adapter.name, self.adapter.market, owner)
+
+    def health(self, owner: Address, marks: Marks) -> Health:
+        """An account's health, which must not be refused."""
+        health = self.adapter.assess(self.book.position(self.key(owner)), marks)
+        assert isinstance(health, Health), health
+        return health
+
+    def options(self, owner: Address, marks: Marks) -> Sequence[Option | Refusal]:
+        """An account's options."""
+        position = self.book.position(self.key(owner))
+        return self.adapter.options(position, self.health(owner, marks), marks)
+
+    async def set_prices(self, factors: dict[str, float]) -> None:
+        """Report the world's first prices times these factors, all in one block."""
+        feeds, first = self.world.feeds, self.world.prices_e8
+        await set_prices(
+            self.node, {feeds[symbol]: int(first[symbol] * factor) for symbol, factor in factors.items()}
+        )
+
+
+@asynccontextmanager
+async def following(
+    version: Version, spec: WorldSpec | None = None, max_price_age_s: int | None = None
+) -> AsyncIterator[Follower]:
+    """A fresh world with a follower of its Aave market of that version; every block is one second after the last."""
+    async with await open_lab(spec, clock="steady") as lab, await Chain.open([lab.anvil.url], 31337) as chain:
+        market = lab.world.aave[version]
+        config = AaveV3Config(
+            name="aave", pool_addresses_provider=market.provider, max_price_age_s=max_price_age_s
+        )
+        yield Follower(lab, chain, market, AaveV3(config))
+
+
+def random_specs(chance: random.Random, world: World, first: int, count: int) -> list[PositionSpec]:
+    """Positions of every kind: one to five collaterals, one to three debts, e-modes, isolation, cents and fortunes."""
+    specs = []
+    for number in range(first, first + count):
+        kind = chance.choice(("plain", "plain", "plain", "stable", "ether", "isolated"))
+        worth_usd = 10 ** chance.uniform(-1, 5.3) if chance.random() < 0.4 else 10 ** chance.uniform(3, 4.3)
+        e_mode, lowest = 0, 1.075
+        supply = borrow = PLAIN
+        if kind == "stable":
+            e_mode, supply, borrow = 1, STABLES, STABLES
+        elif kind == "ether":
+            e_mode, supply, borrow = 2, ETHERS, ETHERS
+        elif kind == "isolated":
+            supply, borrow, lowest = ("ISO",), STABLES, 1.21
+        held = chance.sample(supply, chance.randint(1, min(5, len(supply))))
+        owed = chance.sample(borrow, chance.randint(1, min(3, len(borrow))))
+        if e_mode and chance.random() < 0.5:
+            held = list(dict.fromkeys([*held, chance.choice(PLAIN)]))
+        specs.append(
+            PositionSpec(
+                account=account(number),
+                supply={symbol: _raw(world, symbol, worth_usd * chance.uniform(0.2, 1)) for symbol in held},
+                borrow={symbol: chance.randint(1, 10) for symbol in owed},
+                health_factor_wad=int(chance.uniform(lowest, lowest + 0.15) * WAD),
+                e_mode=e_mode,
+            )
+        )
+    return specs
+
+
+async def open_random(follower: Follower, chance: random.Random, first: int, count: int) -> list[Address]:
+    """Open that many random positions, in chunks a block or so each; their accounts."""
+    specs = random_specs(chance, follower.world, first, count)
+    for start in range(0, len(specs), 50):
+        await open_positions(follower.node, follower.world.cast, follower.market, specs[start : start + 50])
+    return [spec.account for spec in specs]
+
+
+def random_factors(chance: random.Random) -> dict[str, float]:
+    """A bad day: stablecoins within 3 %, everything else down by up to 30 % or up by up to 10 %."""
+    factors = {symbol: chance.uniform(0.97, 1.03) for symbol in STABLES}
+    factors |= {symbol: chance.uniform(0.7, 1.1) for symbol in (*ETHERS, "WBTC", "ISO")}
+    return factors
+
+
+def _raw(world: World, symbol: str, usd: float) -> int:
+    return max(1, int(usd * 1e8 / world.prices_e8[symbol] * 10 ** world.tokens[symbol].decimals))
