@@ -26,7 +26,7 @@ from enum import Enum
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
 import structlog
@@ -118,6 +118,7 @@ def configure(level: str = "info", json: bool | None = None) -> None:
     readable = terminal if json is None else not json
     stamp: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -133,13 +134,13 @@ def configure(level: str = "info", json: bool | None = None) -> None:
     structlog.configure(
         processors=[*stamp, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=lambda *names: _Stream(stream, *names),
         cache_logger_on_first_use=False,
     )
     handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*stamp, structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()],
+            foreign_pre_chain=[*stamp, structlog.stdlib.ExtraAdder()],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
@@ -151,8 +152,8 @@ def configure(level: str = "info", json: bool | None = None) -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger whose events carry `logger=name`."""
-    logger: FilteringBoundLogger = structlog.get_logger(logger=name)
+    """A logger whose events carry `logger=name`; the same as `structlog.get_logger(name)`, typed."""
+    logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger
 
 
@@ -273,6 +274,14 @@ def _spell_out(value: Any) -> Any:
     if isinstance(value, dict):
         return {_spell_out(key): _spell_out(item) for key, item in value.items()}
     return [_spell_out(item) for item in value] if isinstance(value, list) else value
+
+
+class _Stream(structlog.WriteLogger):
+    """Writes lines, and knows the name it was asked for."""
+
+    def __init__(self, stream: TextIO, name: str = "keeper") -> None:
+        super().__init__(stream)
+        self.name = name
 
 
 class _Handler(logging.StreamHandler[Any]):

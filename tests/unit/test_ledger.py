@@ -543,7 +543,7 @@ def test_several_refusals_of_one_head_do_not_flood(ledger: Ledger) -> None:
 def test_what_is_refused_distinguishes_how_much_does_not(ledger: Ledger) -> None:
     """Other names, words, booleans or addresses among the numbers are news; amounts, hashes and prose are not."""
     _refuse(ledger, 1, amount=1, token=USDC, scope="global", block=b"\x01" * 32, error="at block 17: no")
-    same = {
+    same: dict[str, Any] = {
         "amount": 2**70,
         "token": USDC,
         "scope": "global",
