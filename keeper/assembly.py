@@ -15,9 +15,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
+from dotenv import dotenv_values
 from pydantic import BaseModel
 
-from keeper import abi
+from keeper import abi, log
 from keeper.chain.client import Chain
 from keeper.config import Contracts, Settings, load
 from keeper.engine import Engine, Policy
@@ -25,7 +26,7 @@ from keeper.errors import ConfigError
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
-from keeper.keys import OperatorKey
+from keeper.keys import DeployerKey, OperatorKey
 from keeper.ledger import Ledger
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
@@ -35,6 +36,7 @@ from keeper.types import Address, Reverted, Token, Wei
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
+_DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
 _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 
@@ -60,6 +62,16 @@ def settings(path: Path) -> Settings:
     for kind, factory in _foreign_protocols().items():
         models[kind] = factory.config
     return load(path, models, {"uniswap-v3": UniswapV3Config}, os.environ)
+
+
+def deployer_key(configured: Settings) -> DeployerKey:
+    """The key that pays for deploying, from the environment or `.env`; it never owns anything."""
+    beside = dotenv_values(configured.path.with_name(".env"))
+    secret = os.environ.get(_DEPLOYER_KEY) or beside.get(_DEPLOYER_KEY)
+    if not secret:
+        raise ConfigError(f"{_DEPLOYER_KEY} is not set; put the key that pays for deploying into the environment or .env.")
+    log.secrets.register(secret)
+    return DeployerKey(secret, configured.chain.id, _DEPLOYER_KEY)
 
 
 @asynccontextmanager

@@ -114,7 +114,7 @@ class Book:
         """Whether a position is held."""
         return key in self._places
 
-    def keys(self) -> Iterator[PositionKey]:
+    def __iter__(self) -> Iterator[PositionKey]:
         """Every position held."""
         return iter(self._places)
 

@@ -58,7 +58,7 @@ def run(
     from keeper import commands
 
     log.configure(log_level)
-    _wait(commands.run(config, once=once, dry_run=dry_run))
+    _wait(commands.run(config, _builds(), once=once, dry_run=dry_run))
 
 
 @app.command()
@@ -88,7 +88,7 @@ def doctor(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
     """Check configuration, chain, contracts, keys and feeds, and say how to fix what is wrong."""
     from keeper import commands, render
 
-    document = _wait(commands.doctor(config))
+    document = _wait(commands.doctor(config, _builds()))
     _print(document, render.doctor, json)
     if not document["ok"]:
         raise typer.Exit(1)
@@ -109,7 +109,11 @@ def deploy(
     """Deploy PauseGuard and Liquidator, write [contracts], and write the Safe transactions that finish the set-up."""
     from keeper import commands, render
 
-    document = _wait(commands.deploy(config, safe, treasury, guardian, unpause_delay, out))
+    document = _wait(
+        commands.deploy(
+            config, _builds(), safe=safe, treasury=treasury, guardians=guardian, unpause_delay_s=unpause_delay, out=out
+        )
+    )
     _print(document, render.deploy, json)
 
 
@@ -168,6 +172,12 @@ def bench_reaction(
     from keeper.lab import bench
 
     _print(_wait(bench.reaction(heads=heads, write=write)), bench.render, json)
+
+
+def _builds() -> dict[str, Any]:
+    from keeper.lab.solc import own_artifact
+
+    return {name: own_artifact(name) for name in ("PauseGuard", "Liquidator")}
 
 
 def _wait(work: Coroutine[Any, Any, Any]) -> Any:

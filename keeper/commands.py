@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -14,30 +14,33 @@ import structlog
 
 from keeper import abi, assembly
 from keeper.assembly import Parts
-from keeper.config import Settings
+from keeper.config import Settings, write_contracts
 from keeper.daemon import run as run_daemon
 from keeper.daemon import run_once
-from keeper.engine import Engine, StepReport, View, describe
+from keeper.engine import Engine, View, describe
 from keeper.errors import ConfigError
 from keeper.guard import PauseState, read_scopes
+from keeper.installation import Build, missing_setup
 from keeper.ledger import Booked, Ledger
 from keeper.log import plain
-from keeper.preflight import preflight, require
+from keeper.preflight import Check, preflight, require
 from keeper.seams import Adapter
 from keeper.store import Store, sqlite_path
-from keeper.types import GLOBAL_SCOPE, Address, BlockTime, Health, Head, Marks, PositionKey, Refusal, hex_of
+from keeper.types import Address, BlockTime, Head, Health, Marks, PositionKey, Refusal, hex_of
 from keeper.watch import Watch
 
 SCHEMA: Final = 1
 
 
-async def run(config: Path, *, once: bool, dry_run: bool) -> None:
+Builds = Mapping[str, Build]  # our two contracts by name, as built
+
+
+async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool) -> None:
     """The daemon; refuses to start on anything that preflight requires and does not find."""
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        head = await parts.chain.head()
-        for check in require(await preflight(parts.chain, configured, parts.adapters, key.address)):
+        for check in require(await _checks(parts, key.address, builds)):
             structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
         with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
             engine, _ = await assembly.engine(parts, store, key, sign=not dry_run)
@@ -63,7 +66,7 @@ async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any
             if isinstance(marks, Refusal):
                 refused.append({"protocol": name, **_refusal(marks)})
                 continue
-            for key in watch.book.keys():
+            for key in watch.book:
                 if key.protocol != name:
                     continue
                 health = adapter.assess(watch.book.position(key), marks)
@@ -105,12 +108,12 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
     }
 
 
-async def doctor(config: Path) -> dict[str, Any]:
+async def doctor(config: Path, builds: Builds) -> dict[str, Any]:
     """Every check with its detail and, where it fails, what to do."""
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        checks = await preflight(parts.chain, configured, parts.adapters, key.address)
+        checks = await _checks(parts, key.address, builds)
     return {
         "schema": SCHEMA,
         "ok": all(check.ok or not check.required for check in checks),
@@ -123,6 +126,55 @@ async def doctor(config: Path) -> dict[str, Any]:
                 "fix": check.fix,
             }
             for check in checks
+        ],
+    }
+
+
+async def deploy(
+    config: Path,
+    builds: Builds,
+    *,
+    safe: str,
+    treasury: str,
+    guardians: Sequence[str],
+    unpause_delay_s: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Both contracts, `[contracts]` in the configuration, and what the Safe still has to do as a file it can import."""
+    from keeper.deploy import deploy as create  # noqa: PLC0415 - web3 takes a second to import
+    from keeper.deploy import transaction_builder_json  # noqa: PLC0415
+
+    configured = assembly.settings(config)
+    deployment = await create(
+        configured,
+        assembly.deployer_key(configured),
+        _account(safe),
+        _account(treasury),
+        [_account(guardian) for guardian in guardians],
+        unpause_delay_s,
+        builds,
+    )
+    write_contracts(config, deployment.liquidator, deployment.pause_guard, deployment.safe, deployment.treasury)
+    operator = assembly.operator_key(configured).address
+    async with assembly.open_parts(assembly.settings(config)) as parts:
+        head = await parts.chain.head()
+        needed = missing_setup(deployment.liquidator, await assembly.needs(parts, operator))
+        calls = await parts.chain.read(needed, head.hash)
+    _write(out, transaction_builder_json(calls, configured.chain.id, deployment.safe, int(time.time() * 1000)))
+    return {
+        "schema": SCHEMA,
+        "pause_guard": abi.checksum(deployment.pause_guard),
+        "liquidator": abi.checksum(deployment.liquidator),
+        "safe": abi.checksum(deployment.safe),
+        "treasury": abi.checksum(deployment.treasury),
+        "created": [
+            {"name": made.name, "tx": hex_of(made.transaction_hash), "gas_cost_wei": str(made.cost_wei)}
+            for made in deployment.created
+        ],
+        "config": str(config),
+        "out": str(out),
+        "safe_transactions": [
+            {"to": abi.checksum(call.to), "data": hex_of(call.data), "description": call.what} for call in calls
         ],
     }
 
@@ -181,7 +233,7 @@ async def _stages(
     marks = view.marks[adapter.name]
     if isinstance(marks, Refusal):
         return say(marks.stage, marks.reason, marks.numbers)
-    if key not in set(watch.book.keys()):
+    if key not in watch.book:
         return say("discover", "no_debt", {"account": account})
     health = adapter.assess(watch.book.position(key), marks)
     if isinstance(health, Refusal):
@@ -215,6 +267,26 @@ async def _stages(
     if isinstance(clearance, Refusal):
         return say(clearance.stage, clearance.reason, clearance.numbers)
     return say("clear", "would_send")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another file with --out.") from error
+
+
+async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:
+    return await preflight(
+        parts.chain,
+        parts.settings,
+        parts.adapters,
+        parts.venues,
+        parts.flash_sources,
+        operator,
+        builds,
+        time.time(),
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Final, final
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from eth_utils import ValidationError
+from eth_utils.exceptions import ValidationError
 
 from keeper import abi
 from keeper.errors import ConfigError, KeyMisuse
@@ -59,7 +59,7 @@ class _Key:
                 "type": 2,
                 "chainId": self._chain_id,
                 "nonce": nonce,
-                "to": abi.checksum(to),
+                "to": bytes(to),
                 "value": 0,
                 "data": data,
                 "gas": fees.gas_limit,

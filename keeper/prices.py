@@ -11,7 +11,7 @@ from typing import Final
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.seams import Reads
-from keeper.types import Address, BlockTime, Refusal, Reverted, hex_of
+from keeper.types import Address, BlockTime, Refusal, Reverted
 
 USD_DECIMALS: Final = 8
 _FEED: Final = abi.load("ChainlinkFeed")
@@ -39,10 +39,9 @@ def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
     decimals_call = _FEED.function("decimals").call(feed.address)
     round_call = _FEED.function("latestRoundData").call(feed.address)
     decimals_data, round_data = yield [decimals_call, round_call]
-    for answer in (decimals_data, round_data):
-        if isinstance(answer, Reverted):
-            return Refusal("plan", "no_price", {"feed": feed.name, "error": hex_of(answer.data)})
-    assert isinstance(decimals_data, bytes) and isinstance(round_data, bytes)
+    if isinstance(decimals_data, Reverted) or isinstance(round_data, Reverted):
+        error = decimals_data if isinstance(decimals_data, Reverted) else round_data
+        return Refusal("plan", "no_price", {"feed": feed.name, "error": repr(error)})
     try:
         decimals = _FEED.function("decimals").one(decimals_data)
         _, answer, _, updated_at_s, _ = _FEED.function("latestRoundData").decode(round_data)

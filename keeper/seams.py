@@ -116,7 +116,7 @@ class Adapter(Protocol):
         ...
 
     def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
-        """The price of its largest collateral, in base currency, at which it becomes liquidatable; None if there is none."""
+        """The price in base currency of its largest collateral at which it becomes liquidatable; None without one."""
         ...
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:

@@ -85,7 +85,7 @@ class Watch:
 
     async def absorb(self, logs: Sequence[Log], head: Head) -> bool:
         """Read again what `logs` touched, as of `head`; true when parameters or addresses were loaded again."""
-        orphaned = set(self.book.keys()) if self._reorged(head) else set()
+        orphaned = set(self.book) if self._reorged(head) else set()
         reloaded = await self._absorb(logs, head, orphaned)
         self._move(head)
         return reloaded
@@ -122,7 +122,7 @@ class Watch:
             if touched.reload:
                 # new addresses or parameters change what the words of every position mean
                 await self._load([adapter], head)
-                keys[name] |= {key for key in self.book.keys() if key.protocol == name}
+                keys[name] |= {key for key in self.book if key.protocol == name}
                 reloaded = True
             keys[name] |= touched.keys
         for name, touched_keys in keys.items():

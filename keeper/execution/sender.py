@@ -21,7 +21,19 @@ from keeper.keys import OperatorKey, Signed
 from keeper.ledger import Ledger
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction, Store
-from keeper.types import Address, Gas, Hash, Head, Plan, PositionKey, Refusal, Settlement, Submission, Trial, Wei
+from keeper.types import (
+    Address,
+    Gas,
+    Hash,
+    Head,
+    Plan,
+    PositionKey,
+    Refusal,
+    Settlement,
+    Submission,
+    Trial,
+    Wei,
+)
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given before its nonce is taken back
