@@ -49,8 +49,8 @@ __all__ = ["PlanContext", "encode_execute", "plan"]
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
 
-# A quote costs the node some 150 000 gas, and nodes end a call at some 50 million.
-_MAX_QUOTES: Final = 256
+# A quote costs the node up to 210 000 gas (two hops), and nodes end a call at some 50 million.
+_MAX_QUOTES: Final = 192
 
 
 def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) -> Reads[Plan | Refusal]:

@@ -633,7 +633,7 @@ def test_quotes_are_bounded() -> None:
     options = [_option(DAI, WETH, usd) for usd in (50_000, 60_000, 70_000)]
     answer, rounds = drive(plan(HEALTH, options, _context(venue, USDC)))
     assert isinstance(answer, Plan)
-    assert max(rounds) <= 256
+    assert max(rounds) <= 192
     assert answer.outcome.repay_raw == options[2].max_repay_raw
 
 
