@@ -11,7 +11,7 @@ import pytest
 from keeper.chain.pool import Pool
 from keeper.chain.rpc import Rpc
 from keeper.errors import ChainError, ConfigError, RpcError, WrongChain
-from tests.scripted_node import HangUp, Refuse, ScriptedNode, Silence
+from tests.scripted_node import HangUp, Method, Refuse, ScriptedNode, Silence
 
 DEAD = "http://127.0.0.1:1/v3/SECRETKEY"
 
@@ -24,7 +24,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[list[ScriptedNode]]:
         for number in range(3):
             folder = tmp_path / str(number)
             folder.mkdir()
-            methods = {"eth_chainId": lambda: "0x7a69", "who": partial(int, number)}
+            methods: dict[str, Method] = {"eth_chainId": lambda: "0x7a69", "who": partial(int, number)}
             started.append(await stack.enter_async_context(ScriptedNode(folder, methods)))
         yield started
 
