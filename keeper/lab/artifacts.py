@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,16 @@ def aave_v3_0(name: str) -> Artifact:
     return published(_aave_v3_0_paths()[name])
 
 
+@functools.cache
 def aave_v3_6(name: str) -> Artifact:
     """A contract of Aave 3.6, compiled from its published source; half a minute of work the first time."""
-    return _compiled(_aave_v3_6()[name])
+    built = _aave_v3_6()
+    # A contract's interface names its own errors only, but most come from the libraries it delegates to.
+    errors = [entry for library in built.values() for entry in library.abi if entry["type"] == "error"]
+    return _compiled(built[name], errors)
 
 
+@functools.cache
 def own(name: str) -> Artifact:
     """A contract of `contracts/lab`, compiled when its source changed."""
     return _compiled(_own()[name])
@@ -126,9 +131,11 @@ def _own() -> Mapping[str, solc.Artifact]:
     return solc.compile_sources("lab", entries, [root], {}, solc.OWN_SOLC, solc.OWN_SETTINGS)
 
 
-def _compiled(built: solc.Artifact) -> Artifact:
+def _compiled(built: solc.Artifact, errors: Sequence[Mapping[str, Any]] = ()) -> Artifact:
     links = tuple((library, start) for library, places in built.links.items() for start in places)
-    return Artifact(built.name, Abi.from_json(built.abi), built.bytecode.removeprefix("0x"), links)
+    return Artifact(
+        built.name, Abi.from_json([*built.abi, *errors]), built.bytecode.removeprefix("0x"), links
+    )
 
 
 def _read(file: Path) -> str:

@@ -20,6 +20,7 @@ from keeper.types import Address, BlockNumber, BlockTime, Call, Gas, Hash, Log, 
 
 ETHER: Final = 10**18
 TX_GAS: Final = 16_000_000  # below EIP-7825's cap of 2^24
+_TIP_WEI = 10**9
 _MINED_TIMEOUT_S = 60.0
 
 
@@ -219,7 +220,9 @@ class Node:
         if automine:
             await self.rpc.request("evm_setAutomine", False)
         try:
-            hashes = await self._all([("eth_sendTransaction", [_message(tx)]) for tx in txs])
+            hashes = await self._all(
+                [("eth_sendTransaction", [message]) for message in await self._ordered(txs)]
+            )
             deadline = time.monotonic() + _MINED_TIMEOUT_S
             while int((await self.rpc.request("txpool_status"))["pending"], 16):
                 if time.monotonic() > deadline:
@@ -251,6 +254,24 @@ class Node:
             if isinstance(answer, RpcError):
                 raise answer
         return answers
+
+    async def _ordered(self, txs: Sequence[Tx]) -> list[dict[str, str]]:
+        """Messages that are mined in this order, though a node may take the requests of a batch in any.
+
+        Nonces order what one sender sends; fees that fall from one transaction to the next order the senders.
+        """
+        senders = list(dict.fromkeys(tx.sender for tx in txs))
+        counts = await self._all(
+            [("eth_getTransactionCount", [hex_of(sender), "pending"]) for sender in senders]
+        )
+        nonces = {sender: int(count, 16) for sender, count in zip(senders, counts, strict=True)}
+        fee_wei = 2 * int(await self.rpc.request("eth_gasPrice"), 16) + len(txs)
+        messages = []
+        for place, tx in enumerate(txs):
+            fees = {"maxFeePerGas": hex(fee_wei - place), "maxPriorityFeePerGas": hex(_TIP_WEI)}
+            messages.append(_message(tx) | fees | {"nonce": hex(nonces[tx.sender])})
+            nonces[tx.sender] += 1
+        return messages
 
     async def _reverted(self, tx: Tx, mined: Any, abi: Abi | None) -> ExecutionError:
         """The reason, found by calling again on the state before: receipts carry none."""

@@ -19,7 +19,7 @@ from keeper.types import Address
 
 _VARIABLE_RATE = 2
 # Near what each uses, so that a block of 30 million holds many.
-_SUPPLY_GAS, _BORROW_GAS, _FLAG_GAS = 400_000, 700_000, 300_000
+_SUPPLY_GAS, _FLAG_GAS, _BORROW_GAS, _BORROW_GAS_PER_ASSET = 400_000, 400_000, 500_000, 80_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ async def open_positions(
     """Open positions in a few blocks and say what the market says of each.
 
     The debt is rounded down by a raw unit of its token, and the market's average threshold to a basis point, so the
-    health factor is at least the wanted one and hardly above. Raises ExecutionError when the loan-to-value limit does not allow so low a health factor; open it
-    higher and let the price fall.
+    health factor is at least the wanted one and hardly above. Raises ExecutionError when the loan-to-value limit
+    does not allow so low a health factor; open it higher and let the price fall.
     """
     pool = pool_of(node, market)
     await node.set_balances({spec.account for spec in specs})
@@ -73,9 +73,10 @@ async def open_positions(
     prices = await _prices(node, market, {symbol for spec in specs for symbol in spec.borrow})
     borrows = []
     for spec, account in zip(specs, before, strict=True):
+        gas = _BORROW_GAS + _BORROW_GAS_PER_ASSET * (len(spec.supply) + len(spec.borrow))
         for symbol, amount in _amounts(market, spec, account, prices).items():
             order = (market.reserves[symbol].token.address, amount, _VARIABLE_RATE, 0, spec.account)
-            borrows.append(pool.tx(spec.account, "borrow", *order, gas=_BORROW_GAS))
+            borrows.append(pool.tx(spec.account, "borrow", *order, gas=gas))
     await node.send_all(borrows, pool.abi)
     return await account_data(node, market, [spec.account for spec in specs])
 

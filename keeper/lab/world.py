@@ -230,10 +230,13 @@ async def open_lab(
     return Lab(anvil, node, prepared.world)
 
 
-async def prepare(spec: WorldSpec | None = None) -> Prepared:
-    """A built world on disk, built now if nobody has. Several processes may call it at once: one builds."""
+async def prepare(spec: WorldSpec | None = None, cache: Path | None = None) -> Prepared:
+    """A built world on disk, built now if nobody has. Several processes may call it at once: one builds.
+
+    `cache` is where built worlds are kept, the lab's own cache by default.
+    """
     spec = spec or WorldSpec()
-    folder = cache_dir() / "lab" / _key(spec)
+    folder = (cache or cache_dir() / "lab") / _key(spec)
     if not folder.is_dir():
         with await asyncio.to_thread(_alone, folder.parent):
             if not folder.is_dir():
