@@ -2,11 +2,13 @@
 
 One block per protocol, market and group holds exact words beside float rows; a block's rows times its weights are its
 margins. A row may only over-select: whoever is returned is judged exactly by the adapter, whoever is not is safe.
+A large block also keeps its rows in order of health at some earlier weights: however weights moved since, none of a
+row's terms grew or shrank by more than the most any weight did, so only a prefix has to be multiplied again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,27 +18,65 @@ from numpy.typing import NDArray
 from keeper.types import Address, Marks, Position, PositionKey, Positions, Rows, Weights
 
 _SMALLEST: Final = 16
+_SCANNED_WHOLE: Final = 2_000  # rows below which multiplying all is faster than choosing
+_CHUNK: Final = 65_536
+_ROUNDING: Final = 1 + 1e-9  # what float64 may be off by when healths are compared, generously
+_SLOT_BITS: Final = 40
+_SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
+_NOWHERE: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Slots by rising health at `weights`: the sum of a row's positive terms over that of its negative ones and
+    `slack`. `usual` is how long a prefix is when nothing moved.
+    """
+
+    weights: NDArray[np.float64]
+    slack: float
+    healths: NDArray[np.float64]
+    slots: NDArray[np.intp]
+    usual: int
+
+    def prefix(self, weights: Weights) -> NDArray[np.intp] | None:
+        """Slots that may be below the slack at other weights; None where nothing can be said.
+
+        With every weight between `least` and `most` times what it was, a margin is at least least · P − most · N, so
+        one below `weights.slack` has P / (N + slack) < max(most, weights.slack / slack) / least.
+        """
+        if len(weights.values) != len(self.weights):
+            return None
+        moved = self.weights != weights.values
+        ratios = np.ones(len(moved))
+        with np.errstate(divide="ignore"):
+            np.divide(weights.values, self.weights, out=ratios, where=moved)
+        least, most = float(ratios.min()), float(ratios.max())
+        if not (least > 0.0 and np.isfinite(most)):
+            return None
+        bound = max(most, weights.slack / self.slack) / least * _ROUNDING
+        return self.slots[: int(np.searchsorted(self.healths, bound))]
 
 
 class _Block:
-    """Positions of one protocol, market and group: the first `count` slots of arrays that double when full."""
+    """Positions of one group: the first `count` slots of arrays that double when full."""
 
-    def __init__(self, protocol: str, market: str, group: int) -> None:
-        self.protocol = protocol
-        self.market = market
+    def __init__(self, number: int, group: int) -> None:
+        self.number = number
         self.group = group
         self.count = 0
         self.accounts: list[Address] = []
         self.words: NDArray[np.uint64] = np.zeros((0, 0, 2), dtype=np.uint64)
-        self.rows: NDArray[np.float64] = np.zeros((0, 0))
         self.always: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        self._rows: NDArray[np.float64] = np.zeros((0, 0))
+        self._order: _Order | None = None
+        self._changed: set[int] = set()  # slots written since they were put in order
 
     def reserve(self, extra: int, width: int, columns: int) -> None:
         """Make room for `extra` more positions of `width` words and `columns` exposures; new columns hold zeros."""
         need = self.count + extra
         capacity = len(self.always)
-        width, columns = max(width, self.words.shape[1]), max(columns, self.rows.shape[1])
-        if need <= capacity and width == self.words.shape[1] and columns == self.rows.shape[1]:
+        width, columns = max(width, self.words.shape[1]), max(columns, self._rows.shape[1])
+        if need <= capacity and width == self.words.shape[1] and columns == self._rows.shape[1]:
             return
         capacity = max(capacity, _SMALLEST)
         while capacity < need:
@@ -45,9 +85,9 @@ class _Block:
         rows = np.zeros((capacity, columns))
         always = np.zeros(capacity, dtype=np.bool_)
         words[: self.count, : self.words.shape[1]] = self.words[: self.count]
-        rows[: self.count, : self.rows.shape[1]] = self.rows[: self.count]
+        rows[: self.count, : self._rows.shape[1]] = self._rows[: self.count]
         always[: self.count] = self.always[: self.count]
-        self.words, self.rows, self.always = words, rows, always
+        self.words, self._rows, self.always = words, rows, always
 
     def append(self, account: Address) -> int:
         """A slot for a new account."""
@@ -65,128 +105,203 @@ class _Block:
         """Set whole slots; columns beyond what is given become zero."""
         self.words[slots, : words.shape[1]] = words
         self.words[slots, words.shape[1] :] = 0
-        self.rows[slots, : rows.shape[1]] = rows
-        self.rows[slots, rows.shape[1] :] = 0.0
+        self._rows[slots, : rows.shape[1]] = rows
+        self._rows[slots, rows.shape[1] :] = 0.0
         self.always[slots] = always
+        if self._order is not None:
+            self._changed.update(slots.tolist())
 
     def drop(self, slot: int) -> Address | None:
         """Free a slot by moving the last account into it; that account, if one moved."""
         last = self.count - 1
         account = self.accounts.pop()
         self.count = last
+        self._changed.discard(last)
         if slot == last:
             return None
         self.accounts[slot] = account
         self.words[slot] = self.words[last]
-        self.rows[slot] = self.rows[last]
+        self._rows[slot] = self._rows[last]
         self.always[slot] = self.always[last]
+        if self._order is not None:
+            self._changed.add(slot)
         return account
 
-    def candidates(self, weights: Weights | None) -> NDArray[np.intp]:
+    def candidates(self, weights: Weights | None) -> list[int]:
         """Slots whose margin is below the slack or that have no bound; all of them without weights."""
         if weights is None:
-            return np.arange(self.count)
-        columns = self.rows.shape[1]
-        values = weights.values[:columns]
-        margins = self.rows[: self.count, : len(values)] @ values
-        # "not at least the slack" rather than "below it": a margin that is not a number is looked at too
-        return np.flatnonzero(~(margins >= weights.slack) | self.always[: self.count])
+            return list(range(self.count))
+        rows = self._rows[: self.count]
+        values = np.zeros(rows.shape[1])
+        shared = min(len(values), len(weights.values))
+        values[:shared] = weights.values[:shared]
+        weights = Weights(values, weights.slack)
+        suspects = self._suspects(weights)
+        if suspects is None:
+            below = np.flatnonzero(_below(rows @ values, weights.slack))
+        else:
+            below = suspects[_below(rows[suspects] @ values, weights.slack)]
+        always = np.flatnonzero(self.always[: self.count])
+        return np.union1d(below, always).tolist() if len(always) else below.tolist()
+
+    def _suspects(self, weights: Weights) -> NDArray[np.intp] | None:
+        """The only slots that may be below the slack, or None for all; puts the block in order when that pays."""
+        if self.count < _SCANNED_WHOLE:
+            return None
+        order = self._order
+        prefix = order.prefix(weights) if order is not None else None
+        if order is None or prefix is None or len(self._changed) > self.count // 8:
+            self._sort(weights)
+            return None
+        if len(prefix) > 2 * order.usual + self.count // 8:
+            self._sort(
+                weights
+            )  # the weights have moved far: the next heads are spared, this one is multiplied
+            return None
+        if self._changed:
+            changed = np.fromiter(self._changed, dtype=np.intp, count=len(self._changed))
+            prefix = np.union1d(prefix, changed)
+        return prefix[prefix < self.count]
+
+    def _sort(self, weights: Weights) -> None:
+        healths = np.empty(self.count)
+        sizes = np.abs(weights.values)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for first in range(0, self.count, _CHUNK):
+                rows = self._rows[first : min(first + _CHUNK, self.count)]
+                margins, gross = rows @ weights.values, np.abs(rows) @ sizes
+                healths[first : first + _CHUNK] = (gross + margins) / (gross - margins + 2 * weights.slack)
+        # A row that cannot be measured comes first: it is in every prefix.
+        healths[np.isnan(healths)] = -np.inf
+        slots = np.argsort(healths).astype(np.intp)
+        self._changed.clear()
+        self._order = None
+        if weights.slack > 0.0:
+            healths = healths[slots]
+            usual = int(np.searchsorted(healths, _ROUNDING))
+            self._order = _Order(weights.values, weights.slack, healths, slots, usual)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    block: _Block
-    slot: int
+def _below(margins: NDArray[np.float64], slack: float) -> NDArray[np.bool_]:
+    """Whether each margin is below the slack; one that is not a number is."""
+    return ~(margins >= slack)
+
+
+class _Shelf:
+    """The positions of one market of one protocol; a place is a block's number and a slot in one integer."""
+
+    def __init__(self, protocol: str, market: str) -> None:
+        self.protocol = protocol
+        self.market = market
+        self.places: dict[Address, int] = {}
+        self.blocks: list[_Block] = []
+        self._of_group: dict[int, _Block] = {}
+
+    def block(self, group: int) -> _Block:
+        """The block of a group, made when it is first asked for."""
+        found = self._of_group.get(group)
+        if found is None:
+            found = self._of_group[group] = _Block(len(self.blocks), group)
+            self.blocks.append(found)
+        return found
+
+    def find(self, account: Address) -> tuple[_Block, int]:
+        """Where an account is. Raises `KeyError` when it is not held."""
+        place = self.places[account]
+        return self.blocks[place >> _SLOT_BITS], place & _SLOT_MASK
+
+    def slot(self, block: _Block, account: Address) -> int:
+        """The account's slot in `block`, made for it when it was elsewhere or nowhere."""
+        place = self.places.get(account, _NOWHERE)
+        if place >> _SLOT_BITS == block.number:
+            return place & _SLOT_MASK
+        self.remove(account)
+        slot = block.append(account)
+        self.places[account] = block.number << _SLOT_BITS | slot
+        return slot
+
+    def remove(self, account: Address) -> None:
+        """Forget an account; nothing happens when it is not held."""
+        place = self.places.pop(account, _NOWHERE)
+        if place == _NOWHERE:
+            return
+        moved = self.blocks[place >> _SLOT_BITS].drop(place & _SLOT_MASK)
+        if moved is not None:
+            self.places[moved] = place
 
 
 class Book:
     """Positions by account. Not safe for threads; one event loop owns it."""
 
     def __init__(self) -> None:
-        self._blocks: dict[tuple[str, str, int], _Block] = {}
-        self._places: dict[PositionKey, _Place] = {}
+        self._shelves: dict[tuple[str, str], _Shelf] = {}
 
     def __len__(self) -> int:
         """Positions held."""
-        return len(self._places)
+        return sum(len(shelf.places) for shelf in self._shelves.values())
 
     def __contains__(self, key: PositionKey) -> bool:
         """Whether a position is held."""
-        return key in self._places
+        shelf = self._shelves.get((key.protocol, key.market))
+        return shelf is not None and key.account in shelf.places
 
     def __iter__(self) -> Iterator[PositionKey]:
-        """Every position held."""
-        return iter(self._places)
+        """Every position held; the book must not change meanwhile."""
+        for shelf in self._shelves.values():
+            for account in shelf.places:
+                yield PositionKey(shelf.protocol, shelf.market, account)
 
     def upsert(self, positions: Positions, rows: Rows) -> None:
         """Set these positions to what was read; one that owes nothing leaves the book, one that changed its group
         moves.
         """
-        keys = [PositionKey(positions.protocol, positions.market, account) for account in positions.accounts]
-        live = positions.live
-        self.remove(key for key, lives in zip(keys, live, strict=True) if not lives)
+        shelf = self._shelf(positions.protocol, positions.market)
+        accounts, live = positions.accounts, positions.live
+        for index in np.flatnonzero(~live).tolist():
+            shelf.remove(accounts[index])
         for group in np.unique(positions.group[live]).tolist():
             chosen = np.flatnonzero(live & (positions.group == group))
-            block = self._block(positions.protocol, positions.market, group)
+            block = shelf.block(group)
             block.reserve(len(chosen), positions.words.shape[1], rows.values.shape[1])
-            slots = np.fromiter(
-                (self._slot(block, keys[index]) for index in chosen.tolist()),
-                dtype=np.intp,
-                count=len(chosen),
-            )
+            slots = np.array([shelf.slot(block, accounts[index]) for index in chosen.tolist()], dtype=np.intp)
             block.write(slots, positions.words[chosen], rows.values[chosen], positions.always_check[chosen])
 
     def remove(self, keys: Iterable[PositionKey]) -> None:
         """Forget these positions; those not held are ignored."""
-        for key in keys:
-            place = self._places.pop(key, None)
-            if place is None:
-                continue
-            moved = place.block.drop(place.slot)
-            if moved is not None:
-                self._places[PositionKey(key.protocol, key.market, moved)] = place
+        for key in list(keys):
+            self._shelf(key.protocol, key.market).remove(key.account)
 
     def candidates(self, marks: Marks) -> list[PositionKey]:
         """Every position of the marks' market that may be liquidatable, in no order."""
         found: list[PositionKey] = []
-        for block in self._of_market(marks.market):
-            accounts = block.accounts
-            found += [
-                PositionKey(block.protocol, block.market, accounts[slot])
-                for slot in block.candidates(marks.weights.get(block.group)).tolist()
-            ]
+        for shelf in self._shelves.values():
+            if shelf.market != marks.market:
+                continue
+            for block in shelf.blocks:
+                slots = block.candidates(marks.weights.get(block.group)) if block.count else []
+                found += [PositionKey(shelf.protocol, shelf.market, block.accounts[slot]) for slot in slots]
         return found
 
     def position(self, key: PositionKey) -> Position:
         """A held position with its exact words. Raises `KeyError` for one that is not held."""
-        place = self._places[key]
-        words = place.block.words[place.slot].tolist()
-        return Position(key, place.block.group, tuple(high << 64 | low for high, low in words))
+        block, slot = self._shelves[key.protocol, key.market].find(key.account)
+        return Position(key, block.group, tuple(high << 64 | low for high, low in block.words[slot].tolist()))
 
     @property
     def always_check(self) -> int:
         """How many positions have no bound and are judged at every head: a cost, and a metric."""
-        return sum(int(block.always[: block.count].sum()) for block in self._blocks.values())
+        blocks = [block for shelf in self._shelves.values() for block in shelf.blocks]
+        return sum(int(block.always[: block.count].sum()) for block in blocks)
 
     def counts(self) -> dict[str, int]:
         """Positions held, by protocol."""
         held: dict[str, int] = {}
-        for block in self._blocks.values():
-            held[block.protocol] = held.get(block.protocol, 0) + block.count
+        for shelf in self._shelves.values():
+            held[shelf.protocol] = held.get(shelf.protocol, 0) + len(shelf.places)
         return held
 
-    def _block(self, protocol: str, market: str, group: int) -> _Block:
-        return self._blocks.setdefault((protocol, market, group), _Block(protocol, market, group))
-
-    def _of_market(self, market: str) -> Sequence[_Block]:
-        return [block for block in self._blocks.values() if block.market == market and block.count]
-
-    def _slot(self, block: _Block, key: PositionKey) -> int:
-        place = self._places.get(key)
-        if place is not None and place.block is block:
-            return place.slot
-        if place is not None:
-            self.remove([key])
-        slot = block.append(key.account)
-        self._places[key] = _Place(block, slot)
-        return slot
+    def _shelf(self, protocol: str, market: str) -> _Shelf:
+        shelf = self._shelves.get((protocol, market))
+        if shelf is None:
+            shelf = self._shelves[protocol, market] = _Shelf(protocol, market)
+        return shelf
