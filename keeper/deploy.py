@@ -255,12 +255,14 @@ class _Node:
 @asynccontextmanager
 async def _node(settings: Settings) -> AsyncIterator[_Node]:
     """The first configured node that answers; raises `WrongChain` if that one serves another chain."""
+    from web3 import AsyncHTTPProvider  # noqa: PLC0415 - see the module's docstring
+
     faults = []
     for url in settings.chain.rpc_urls:
         node = _Node(_web3(url), label_of(url))
         try:
             with _answering(node.label, "eth_chainId"):
-                if hasattr(node.web3.provider, "connect"):
+                if not isinstance(node.web3.provider, AsyncHTTPProvider):
                     await node.web3.provider.connect()
                 served = await node.web3.eth.chain_id
         except ChainError as error:
@@ -280,11 +282,14 @@ async def _node(settings: Settings) -> AsyncIterator[_Node]:
 
 
 def _web3(url: str) -> AsyncWeb3[Any]:
+    """Without retries of its own: the next node is the better one."""
     from web3 import AsyncHTTPProvider, AsyncIPCProvider, AsyncWeb3, WebSocketProvider  # noqa: PLC0415
 
     if url.startswith(("http://", "https://")):
-        return AsyncWeb3(AsyncHTTPProvider(url))
-    return AsyncWeb3(WebSocketProvider(url) if url.startswith(("ws://", "wss://")) else AsyncIPCProvider(url))
+        return AsyncWeb3(AsyncHTTPProvider(url, exception_retry_configuration=None))
+    if url.startswith(("ws://", "wss://")):
+        return AsyncWeb3(WebSocketProvider(url, max_connection_retries=1))
+    return AsyncWeb3(AsyncIPCProvider(url, max_connection_retries=1))
 
 
 @contextmanager
