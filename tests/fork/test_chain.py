@@ -273,8 +273,8 @@ async def test_providers_that_disagree_are_not_believed() -> None:
         for anvil, code in ((honest, CODES[REVERTS]), (lying, CODES[BLOCK])):
             async with await Node.open(anvil.url) as node:
                 await install_preinstalls(node, CHAIN_ID)
-                await node.set_code({BLOCK: CODES[BLOCK], REVERTS: code})
                 await node.advance(100)  # a block of its own: Anvil's genesis runs with another clock
+                await node.set_code({BLOCK: CODES[BLOCK], REVERTS: code})
         async with await Chain.open([honest.ws_url, lying.url], CHAIN_ID, quorum=2) as chain:
             head = await chain.head()
             agreed = await chain.read(asking([Call(BLOCK, b"")]), head.hash, quorum=True)
