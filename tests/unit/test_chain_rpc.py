@@ -17,6 +17,7 @@ BIG = 2**256 - 1
 
 def raising(error: Exception) -> Any:
     """A method that answers with an error."""
+
     def method(*_: Any) -> Any:
         raise error
 
