@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -20,6 +21,31 @@ from keeper.ledger import Ledger
 from keeper.types import Head
 
 _log = structlog.get_logger("keeper.daemon")
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What a run came to, booked when it stops; reaction is from a head's arrival to its first broadcast."""
+
+    heads: int = 0
+    sent: int = 0
+    reactions_us: list[int] = field(default_factory=list)
+
+    def count(self, report: StepReport) -> None:
+        """Add one head."""
+        self.heads += 1
+        self.sent += len(report.sent)
+        if report.reaction_us is not None:
+            self.reactions_us.append(report.reaction_us)
+
+    def body(self) -> dict[str, int]:
+        """In the ledger's words; percentiles only where there was something to measure."""
+        body = {"heads": self.heads, "sent": self.sent}
+        if self.reactions_us:
+            ordered = sorted(self.reactions_us)
+            body["reaction_p50_us"] = ordered[len(ordered) // 2]
+            body["reaction_p99_us"] = ordered[len(ordered) * 99 // 100]
+        return body
 
 
 async def run_once(chain: Chain, engine: Engine) -> StepReport:
@@ -39,10 +65,11 @@ async def run(
         loop.add_signal_handler(number, stop.set)
     head = await chain.head()
     await engine.start(head)
+    statistics = Statistics()
     ledger.book("started", None, "", None, {"head": head.number, "head_hash": head.hash}, int(wall_clock()))
     _log.info("started", head=head.number)
     try:
-        await _guarded_step(engine, head)
+        await _guarded_step(engine, head, statistics)
         heads = chain.heads()
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -54,17 +81,17 @@ async def run(
                     with contextlib.suppress(asyncio.CancelledError):
                         await coming
                     break
-                await _guarded_step(engine, coming.result())
+                await _guarded_step(engine, coming.result(), statistics)
         finally:
             stopping.cancel()
             await heads.aclose()
     finally:
-        ledger.book("stopped", None, "", None, {}, int(wall_clock()))
+        ledger.book("stopped", None, "", None, statistics.body(), int(wall_clock()))
         _log.info("stopped")
 
 
-async def _guarded_step(engine: Engine, head: Head) -> None:
+async def _guarded_step(engine: Engine, head: Head, statistics: Statistics) -> None:
     try:
-        await engine.step(head)
+        statistics.count(await engine.step(head))
     except (ChainError, AdapterError) as error:
         _log.warning("head_lost", head=head.number, error=str(error))

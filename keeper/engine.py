@@ -44,7 +44,7 @@ from keeper.watch import Watch
 T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; what is left is first in line at the next
-_LIFETIME_BLOCKS: Final = 3  # a transaction not mined by then can never execute; it is built anew
+_LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
 _TIP_EVERY_HEADS: Final = 50
@@ -79,14 +79,14 @@ class View:
 
 @dataclass(slots=True)
 class StepReport:
-    """What one head came to; `reaction_ms` is from its arrival to the first broadcast."""
+    """What one head came to; `reaction_us` is from its arrival to the first broadcast."""
 
     head: Head
     liquidatable: int = 0
     sent: list[Submission] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
     refused: list[tuple[str, Address | None, Refusal]] = field(default_factory=list)
-    reaction_ms: float | None = None
+    reaction_us: int | None = None
 
     def refuse(self, key: PositionKey, refusal: Refusal) -> None:
         """Note why a position is left alone at this head."""
@@ -150,7 +150,7 @@ class Engine:
         plans = await self._plan(unsafe, view, head, report)
         await self._execute(plans, view, head, report)
         if report.sent:
-            report.reaction_ms = (report.sent[0].sent_s - head.seen_s) * 1000
+            report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
         self._book(report)
         await self._housekeep()
         return report
@@ -198,7 +198,7 @@ class Engine:
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
-        last_block = BlockNumber(head.number + _LIFETIME_BLOCKS)
+        last_block = BlockNumber(head.number + max(2, _LIFETIME_S // self._block_time_s))
         attempts: list[Attempt] = []
         for one in plans:
             epochs = (pause.global_scope.epoch, pause.scopes[scope_of(one.key.protocol)].epoch)
@@ -327,8 +327,8 @@ def describe(plan: Plan, trial: Trial) -> dict[str, Any]:
         "profit_token": plan.profit_token.address,
         "profit_decimals": plan.profit_token.decimals,
         "profit_price_usd_e8": plan.profit_price_usd_e8,
-        "expected_profit_raw": plan.expected_profit_raw,
-        "tried_profit_raw": trial.profit_raw,
+        "planned_profit_raw": plan.expected_profit_raw,
+        "expected_profit_raw": trial.profit_raw,
         "min_profit_raw": plan.min_profit_raw,
         "gas_estimate": plan.gas_estimate,
         "tried_gas": trial.gas_used,

@@ -262,7 +262,6 @@ class Sender:
             "profit_raw": profit_raw,
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
             "expected_profit_raw": int(intent.body["expected_profit_raw"]),
-            "tried_profit_raw": int(intent.body["tried_profit_raw"]),
         }
 
     def _lose(self, transaction: OpenTransaction) -> None:
