@@ -38,7 +38,7 @@ _SLOTS = 100
 _PROBE_E_MODE = STABLECOINS.category
 _UINT120 = 2**120 - 1  # a scaled balance; 3.6 keeps a delegation mode in the eight bits above it
 _INDEX_SHIFT = 128
-_RECORDS_PER_TX = 500
+_RECORDS_PER_TX, _RECORD_GAS = 500, 9_000
 _FOUNDER_MARGIN = 3  # times the crowd's debt, in extra collateral, so that the founder itself stays healthy
 _MORE = 10_001
 _VARIABLE_RATE = 2
@@ -104,9 +104,10 @@ async def write_accounts(
     founder = account(first_account + count)
     await _found(node, cast, market, facts, founder, holdings)
     layout = await _layout(node, market, facts, founder)
+    # Events first: anvil hashes the whole state for every block, which is slow once the crowd is in it.
+    await _announce(node, cast, market, accounts, holdings)
     await node.set_storage(_words(market, facts, layout, accounts, holdings))
     await _shrink(node, market, facts, layout, founder, holdings)
-    await _announce(node, cast, market, accounts, holdings)
     await _check(node, market, accounts, wanted)
     return Crowd(accounts, tuple(wanted))
 
@@ -301,7 +302,10 @@ async def _announce(
     await node.set_code({market.pool: stand_in})
     try:
         chunks = [records[at : at + _RECORDS_PER_TX] for at in range(0, len(records), _RECORDS_PER_TX)]
-        await node.send_all([Tx(sender, market.pool, b"".join(chunk)) for chunk in chunks])
+        txs = [
+            Tx(sender, market.pool, b"".join(chunk), gas=_RECORD_GAS * (len(chunk) + 10)) for chunk in chunks
+        ]
+        await node.send_all(txs)
     finally:
         await node.set_code({market.pool: code})
 

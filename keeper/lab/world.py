@@ -51,7 +51,9 @@ from keeper.types import Token, hex_of
 
 Clock = Literal["wall", "steady"]
 
-GENESIS_S = 1_735_689_600  # 2025-01-01; any fixed time in the past makes two builds the same, byte for byte
+GENESIS_S = (
+    1_735_689_600  # 2025-01-01: any fixed time in the past gives two builds the same times and accounts
+)
 BASE_FEE_WEI = 10**9
 _E8 = 10**8
 _DEPLOYER_ETHER = 10**9
