@@ -1,9 +1,10 @@
 """What to liquidate, how much of it and by which route: the plan with the best net profit, or why there is none.
 
 For every way the protocol allows (an `Option`) a ladder of repay amounts is priced: flash premium, seized collateral,
-and swaps that return the loan and bring the rest into the profit token. Quotes of all options, amounts and routes go
-out in one round; only legs that depend on an earlier leg's result need a second. Where the best amount turns out to
-lie inside the ladder, its neighbourhood is priced once more in the same way; where more is better, it is not.
+and swaps that return the loan and bring the rest into the profit token. The largest amounts of all options are quoted
+first, by all routes in one round; smaller ones follow only if they could still net more at oracle prices, so a deep
+market is priced once. Where the best amount lies inside the ladder, its neighbourhood is priced too. A leg that
+depends on an earlier leg's result adds a round.
 
 Two limits of a plan come from the Liquidator's end check. Its profit may not fall below `min_profit_raw`, and what
 swaps and the flash premium cost may not exceed `max_slippage_bps` of the seized value at oracle prices; amounts
@@ -73,18 +74,22 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     loans = yield from read_loans([each.option.repay_token.address for each in terms], ctx)
     routes = routes_of(ctx)
     sized = [size for each in terms for size in sizes_of(each, loans)]
-    worth_quoting = [size for size in sized if isinstance(size, Size)]
-    results = yield from together(_within_budget(worth_quoting, routes, ctx))
-    best = max(_candidates(results), key=Candidate.preference, default=None)
+    large, small = _by_size([size for size in sized if isinstance(size, Size)])
+    results = yield from together(_within_budget(large, routes, ctx))
+    best = _best(results)
+    found_raw = best.net_raw if best is not None and best.acceptable else None
+    hopeful = [size for size in small if found_raw is None or size.most_net_raw > found_raw]
+    results += yield from together(_within_budget(hopeful, routes, ctx))
+    best = _best(results)
     if best is not None:
         amounts = refined(_curve(results, best), best.point)
         near = [size_of(best.size.terms, amount_raw, loans) for amount_raw in amounts]
         results += yield from together(
             [attempt(size, best.recipe, routes) for size in near if isinstance(size, Size)]
         )
-        best = max(_candidates(results), key=Candidate.preference)
-        if best.acceptable:
-            return _plan_of(best, health)
+        best = _best(results)
+    if best is not None and best.acceptable:
+        return _plan_of(best, health)
     dead_ends = [size for size in sized if isinstance(size, DeadEnd)]
     dead_ends += [each.dead_end() if isinstance(each, Candidate) else each for each in results]
     closest = max(dead_ends, key=lambda dead_end: (dead_end.reached, dead_end.net_raw))
@@ -117,7 +122,7 @@ def _within_budget(
 ) -> list[Reads[Candidate | DeadEnd]]:
     """Attempts on the options that promise most; where quotes run out, ladders are thinned, then options left out."""
     options = [list(group) for _, group in groupby(sizes, key=lambda size: id(size.terms))]
-    options.sort(key=lambda rungs: max(size.bound_raw for size in rungs), reverse=True)
+    options.sort(key=lambda rungs: max(size.most_net_raw for size in rungs), reverse=True)
     attempts: list[Reads[Candidate | DeadEnd]] = []
     room = _MAX_QUOTES
     for rungs in options:
@@ -129,6 +134,21 @@ def _within_budget(
         thinned = [rungs[rung * len(rungs) // kept] for rung in range(kept)]
         attempts += [attempt(size, way, routes) for size in thinned for way in ways]
     return attempts
+
+
+def _by_size(sizes: Sequence[Size]) -> tuple[list[Size], list[Size]]:
+    """The amounts above half of each option's largest, which comes first, and the others."""
+    large: list[Size] = []
+    small: list[Size] = []
+    for _, group in groupby(sizes, key=lambda size: id(size.terms)):
+        rungs = list(group)
+        for size in rungs:
+            (large if size is rungs[0] or 2 * size.amount_raw > rungs[0].amount_raw else small).append(size)
+    return large, small
+
+
+def _best(results: Iterable[Candidate | DeadEnd]) -> Candidate | None:
+    return max(_candidates(results), key=Candidate.preference, default=None)
 
 
 def _candidates(results: Iterable[Candidate | DeadEnd]) -> list[Candidate]:

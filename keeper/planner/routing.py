@@ -13,8 +13,9 @@ from keeper.planner.sizing import PLAN_GAS, PRICED, ROUTED, DeadEnd, PlanContext
 from keeper.seams import Reads, Venue, together
 from keeper.types import Address, Path, Quote, Refusal, SwapLeg, hex_of
 
-_HOP_GAS: Final = 150_000  # conservative, for each hop of a swap
-_HOP_GAS_OUTSIDE_POOL: Final = 80_000  # approvals, router and transfers, which a quote's own gas leaves out
+_LEG_GAS: Final = (
+    90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
+)
 
 
 class Step(NamedTuple):
@@ -188,8 +189,7 @@ def _hops(route: Route) -> set[tuple[int, Address, int, Address]]:
 
 
 def _leg_gas(quote: Quote) -> int:
-    hops = len(quote.path.fees)
-    return max(_HOP_GAS * hops, quote.gas + _HOP_GAS_OUTSIDE_POOL * hops)
+    return quote.gas + _LEG_GAS
 
 
 def _worth(terms: Terms, quote: Quote) -> int:
@@ -226,4 +226,4 @@ def _no_route(size: Size, step: Step, amount_raw: int, answers: Sequence[Quote |
         "amount_raw": amount_raw,
         "routes": dict(reasons),
     }
-    return DeadEnd(ROUTED, size.bound_raw, Refusal("plan", "no_route", numbers))
+    return DeadEnd(ROUTED, size.most_net_raw, Refusal("plan", "no_route", numbers))

@@ -197,9 +197,10 @@ _SIZED, _BORROWED, ROUTED, PRICED = range(4)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Size:
-    """An option at one amount: what it moves, the loan it takes, and what it is worth without any price impact.
+    """An option at one amount: what it moves, the loan it takes, and at most what it can net.
 
     `owed_raw` is what the seized collateral must bring back in the repaid token: the repayment and the premium.
+    `most_net_raw` is the profit at oracle prices without any swap's cost, with a tolerance, less the least gas.
     """
 
     terms: Terms
@@ -208,7 +209,7 @@ class Size:
     calls: tuple[ProtocolCall, ...]
     flash: FlashQuote
     owed_raw: int
-    bound_raw: int
+    most_net_raw: int
 
 
 def sizes_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Size | DeadEnd]:
@@ -252,7 +253,7 @@ def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[Flas
     if bound_raw - gas_raw < ctx.min_profit_raw:
         numbers |= {"bound_raw": bound_raw, "gas_cost_raw": gas_raw, "min_profit_raw": ctx.min_profit_raw}
         return DeadEnd(_SIZED, bound_raw - gas_raw, Refusal("plan", "unprofitable", numbers))
-    return Size(terms, amount_raw, outcome, calls, flash, owed_raw, bound_raw)
+    return Size(terms, amount_raw, outcome, calls, flash, owed_raw, bound_raw - gas_raw)
 
 
 def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Address, list[FlashQuote]]]:
