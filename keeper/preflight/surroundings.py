@@ -151,7 +151,7 @@ def check_quorum(found: Findings, settings: Settings) -> None:
 def check_files(found: Findings, settings: Settings) -> None:
     """The record and the halt file."""
     path = sqlite_path(settings.store.url)
-    fault = _unwritable(path)
+    fault = unwritable(path)
     if fault is None:
         found.good("store", f"The record is kept in {path}.")
     else:
@@ -167,7 +167,8 @@ def check_files(found: Findings, settings: Settings) -> None:
         found.good("halt file", f"There is no halt file at {halt_file}.", required=False)
 
 
-def _unwritable(path: Path) -> str | None:
+def unwritable(path: Path) -> str | None:
+    """Why a file cannot be made or written there, as a clause."""
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {folder}"
