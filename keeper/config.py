@@ -51,7 +51,7 @@ Gwei = Annotated[Decimal, Field(gt=0, le=10**9, decimal_places=9)]
 class Section(BaseModel):
     """A table of the file: frozen, and closed to keys it does not name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class Chain(Section):
@@ -351,12 +351,14 @@ def _tables(document: Document, name: str) -> list[dict[str, Any]]:
 
 def _private_key(document: Document) -> SecretStr | None:
     text = document.secrets.get(PRIVATE_KEY)
-    if text is not None:
-        secrets.register(text)  # before anything can go wrong with it
-    if text is not None and not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text):
+    if text is None:
+        return None
+    if len(text) > 16:
+        secrets.register(text)  # even if it is none: a key with a typing slip is still nearly the key
+    if not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text):
         document.fail((PRIVATE_KEY,), "this secret is not a private key; it must be 32 bytes in hex.")
         return None
-    return SecretStr(text) if text is not None else None
+    return SecretStr(text)
 
 
 def _node(url: str, info: ValidationInfo) -> str:

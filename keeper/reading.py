@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import os
 import re
 import tempfile
@@ -95,10 +96,8 @@ class Document:
     def fail(self, key: Key, sentence: str) -> None:
         """Note what is wrong with a key; an empty key means the file as a whole."""
         self._failed.add(key)
-        origin = next(
-            (self._origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._origins), None
-        )
-        self._problems.append(": ".join(filter(None, (origin or str(self.path), dotted(key), sentence))))
+        written = (self._origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._origins)
+        self._problems.append(": ".join(filter(None, (next(written, str(self.path)), dotted(key), sentence))))
 
     def check(self) -> None:
         """Raise `ConfigError` with one line per problem, if there is any."""
@@ -174,21 +173,18 @@ class Document:
             last = depth == len(parts) - 1
             fresh: Any = _Written(source.text) if last else [] if isinstance(parts[depth + 1], int) else {}
             if isinstance(node, dict) and isinstance(part, str) and part:
-                if last or part not in node:
-                    node[part] = fresh
+                new = last or part not in node
             elif isinstance(node, list) and isinstance(part, int) and part <= len(node):
-                if part == len(node):
-                    node.append(fresh)
-                elif last:
-                    node[part] = fresh
+                new = last or part == len(node)
+                node += [None] if part == len(node) else []
             else:
                 self._origins[tuple(parts)] = where
-                self.fail(
-                    tuple(parts), "there is no such place in the configuration; correct the variable's name."
-                )
+                self.fail(tuple(parts), "there is no such place in the configuration; correct the name.")
                 return
+            if new:
+                node[part] = fresh
+                self._origins[tuple(parts[: depth + 1])] = where
             node = node[part]
-        self._origins[tuple(parts)] = where
 
 
 def read_tables(path: Path, parse_float: Any = Decimal) -> dict[str, Any]:
@@ -216,9 +212,10 @@ def rewrite_table(path: Path, table: str, values: Mapping[str, str]) -> None:
     `ConfigError`, with the file untouched, when the result would not read back as exactly that change.
     """
     before = read_tables(path, parse_float=str)
+    old = before.get(table, {})
     text = path.read_bytes().decode("utf-8")
     after = _with_values(text, table, values)
-    expected = before | {table: dict(before.get(table, {})) | dict(values)}
+    expected = before | {table: old | dict(values) if isinstance(old, dict) else old}
     try:
         understood = tomllib.loads(after, parse_float=str) == expected
     except tomllib.TOMLDecodeError:
@@ -242,13 +239,7 @@ def shown(value: Any) -> str:
         return "a table"
     if isinstance(value, list):
         return "a list"
-    text = (
-        f'"{value}"'
-        if isinstance(value, str)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -331,8 +322,11 @@ def _sentence(error: Any, model: type[BaseModel], loc: tuple[int | str, ...]) ->
         return str(error["ctx"]["error"])
     field = model.model_fields.get(str(loc[0])) if loc else None
     value = "the value" if field is not None and field.repr is False else shown(error["input"])
-    rule = message.removeprefix("Input should").removeprefix("Value should").strip()
-    return f"{value} should {rule}; correct it." if rule != message else f"{value}: {message}; correct it."
+    if kind == "too_short":
+        return "this list is empty; put something in it."
+    if found := re.fullmatch(r"(?:Decimal input|Input|Value) should (.*)", message):
+        return f"{value} should {found[1]}; correct it."
+    return f"{value}: {message}; correct it."
 
 
 def _suggest(name: str, allowed: Sequence[str]) -> str:
