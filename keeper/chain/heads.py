@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from keeper.chain.pool import Pool
-from keeper.chain.rpc import Rpc, Subscription
+from keeper.chain.rpc import Rpc
+from keeper.chain.subscription import Subscription
 from keeper.chain.wire import Lacking, decode, hash_of, quantity, reading
 from keeper.errors import ChainError, RpcError, WrongChain
 from keeper.types import BlockNumber, Gas, Hash, Head, Wei, hex_of

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -20,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from keeper.chain.subscription import Subscription
 from keeper.chain.wire import (
     ANSWER,
     ANSWERS,
@@ -43,8 +42,8 @@ _WebSocket = aiohttp.ClientWebSocketResponse[bool]
 
 _MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 _BATCH: Final = 500
-_BACKLOG: Final = 10_000  # notifications a subscriber may lag behind before it is cut off
-_HEARTBEAT_S: Final = 15.0  # WebSocket pings, so that a dead peer is noticed between blocks
+_HEARTBEAT_S: Final = 30.0  # WebSocket pings, so that a dead peer is noticed between blocks
+_GOODBYE_S: Final = 1.0  # how long a WebSocket peer may take to agree that it is over
 
 
 def label_of(url: str) -> str:
@@ -58,61 +57,6 @@ def label_of(url: str) -> str:
     except ValueError:
         port = None
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
-
-
-class Subscription:
-    """Notifications of one subscription in order of arrival.
-
-    Iterating yields decoded JSON. It raises `ChainError` when the connection is gone, and when the subscriber lags
-    so far behind that remembering more would only hide it.
-    """
-
-    __slots__ = ("_arrived", "_failure", "_label", "_queue")
-
-    def __init__(self, label: str) -> None:
-        self._label: Final = label
-        self._queue: Final[deque[tuple[float, msgspec.Raw]]] = deque()
-        self._arrived: asyncio.Future[None] | None = None
-        self._failure: str | None = None
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Any:
-        await self._some()
-        return decode(ANYTHING, self._queue.popleft()[1], self._label, "a subscription")
-
-    async def newest(self) -> tuple[float, msgspec.Raw]:
-        """The newest notification not yet read and when it arrived; waits for one, and drops older ones.
-
-        The time is `time.monotonic`'s.
-        """
-        await self._some()
-        newest = self._queue.pop()
-        self._queue.clear()
-        return newest
-
-    async def _some(self) -> None:
-        while not self._queue:
-            if self._failure is not None:
-                raise ChainError(self._failure)
-            self._arrived = asyncio.get_running_loop().create_future()
-            await self._arrived
-
-    def _push(self, raw: msgspec.Raw) -> None:
-        if len(self._queue) < _BACKLOG and self._failure is None:
-            self._queue.append((time.monotonic(), raw))
-            self._wake()
-        else:
-            self._fail(f"A subscription at {self._label} is {_BACKLOG} notifications behind its reader.")
-
-    def _fail(self, why: str) -> None:
-        self._failure = self._failure or why
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
 
 
 class Rpc(ABC):
@@ -336,7 +280,7 @@ class _Socket(Rpc):
         elif answer.params is not None:
             subscription = self._subscriptions.get(answer.params.subscription)
             if subscription is not None:
-                subscription._push(answer.params.result)
+                subscription.push(answer.params.result)
         elif answer.error is not None:
             self._drop(f"{self.label} refused a message: {answer.error.message}.")
 
@@ -363,7 +307,7 @@ class _Socket(Rpc):
             if not future.done():
                 future.set_exception(ChainError(why))
         for subscription in self._subscriptions.values():
-            subscription._fail(why)
+            subscription.fail(why)
         self._subscriptions.clear()
         self._abandon()
 
@@ -380,7 +324,11 @@ class _Ws(_Socket):
         session = aiohttp.ClientSession()
         try:
             ws = await session.ws_connect(
-                url, max_msg_size=_MAX_ANSWER_BYTES, heartbeat=_HEARTBEAT_S, decode_text=False
+                url,
+                max_msg_size=_MAX_ANSWER_BYTES,
+                heartbeat=_HEARTBEAT_S,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE_S),
+                decode_text=False,
             )
         except BaseException:
             await session.close()

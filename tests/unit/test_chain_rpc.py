@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,6 @@ async def test_a_refusal_without_revert_data_has_none(node: ScriptedNode, data: 
         '["0x1"]',
         "null",
         "<html>rate limited</html>",
-        '{"jsonrpc":"2.0","id":{id},"error":{"data":' + "[" * 5000 + "]" * 5000 + "}}",
     ],
 )
 async def test_a_malformed_answer_is_a_chain_error(node: ScriptedNode, transport: str, text: str) -> None:
@@ -149,6 +149,22 @@ async def test_a_malformed_answer_is_a_chain_error(node: ScriptedNode, transport
         await rpc.request("broken")
     assert not isinstance(caught.value, RpcError)
     assert "SECRETKEY" not in str(caught.value)
+    await rpc.close()
+
+
+async def test_hostile_nesting_is_a_chain_error(node: ScriptedNode, transport: str) -> None:
+    """An answer nested deeper than the interpreter's limit is refused like any other nonsense."""
+    node.methods["nested"] = lambda: Literal(
+        '{"jsonrpc":"2.0","id":{id},"error":{"code":3,"data":' + "[" * 5000 + "]" * 5000 + "}}"
+    )
+    rpc = await connect(node.at(transport))
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)  # the default, which other tests' libraries may have raised
+    try:
+        with pytest.raises(ChainError, match="recursion"):
+            await rpc.request("nested")
+    finally:
+        sys.setrecursionlimit(limit)
     await rpc.close()
 
 
@@ -311,7 +327,7 @@ async def test_newest_skips_what_a_slow_reader_missed(node: ScriptedNode) -> Non
 
 async def test_a_subscriber_that_lags_too_far_is_cut_off(node: ScriptedNode, monkeypatch: Any) -> None:
     """Memory for a reader that never comes is bounded, and what was dropped is an error, not a gap."""
-    monkeypatch.setattr("keeper.chain.rpc._BACKLOG", 3)
+    monkeypatch.setattr("keeper.chain.subscription._BACKLOG", 3)
     node.methods["eth_subscribe"] = lambda *_: "0xs"
     rpc = await connect(node.ipc_path)
     subscription = await rpc.subscribe("logs")
