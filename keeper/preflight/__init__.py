@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from keeper import abi
 from keeper.chain.client import Chain
-from keeper.chain.reads import MULTICALL3
 from keeper.config import Settings
 from keeper.errors import AdapterError
 from keeper.installation import Build, Needs
@@ -43,38 +41,24 @@ async def preflight(
 ) -> list[Check]:
     """Check everything at one head, `now_s` being wall-clock seconds; adapters are loaded on the way.
 
-    `builds` are our two contracts by name. Raises `ChainError` only when no node answers.
+    `builds` are our two contracts by name. Raises `ChainError` only when no node answers; that the chain is the
+    configured one and can be read at all was settled when it was opened.
     """
     found = Findings()
     head = await chain.head()
     at = BlockTime(head.number, head.hash, head.timestamp_s)
     check_head(found, settings, head, now_s)
-    if await chain.code(MULTICALL3, head.hash):
-        found.good("Multicall3", f"Multicall3 is at {abi.checksum(MULTICALL3)}.")
-        codes = await check_addresses(found, chain, settings, head)
-        loaded = await check_protocols(found, chain, adapters, head)
-        await check_money(found, chain, settings, operator, head, at)
-        await check_contracts(
-            found,
-            chain,
-            settings,
-            codes,
-            builds,
-            Needs(
-                operator=operator,
-                adapters=loaded,
-                venues=venues,
-                flash_sources=[source for source in flash_sources if _is_loaded(source)],
-                max_slippage_bps=settings.profit.max_slippage_bps,
-            ),
-            at,
-        )
-    else:
-        found.bad(
-            "Multicall3",
-            f"Chain {settings.chain.id} has no Multicall3 at {abi.checksum(MULTICALL3)}.",
-            "Have it deployed there (its one transaction is public), or use a chain that has it.",
-        )
+    codes = await check_addresses(found, chain, settings, head)
+    loaded = await check_protocols(found, chain, adapters, head)
+    await check_money(found, chain, settings, operator, head, at)
+    needs = Needs(
+        operator=operator,
+        adapters=loaded,
+        venues=venues,
+        flash_sources=[source for source in flash_sources if _is_loaded(source)],
+        max_slippage_bps=settings.profit.max_slippage_bps,
+    )
+    await check_contracts(found, chain, settings, codes, builds, needs, at)
     check_quorum(found, settings)
     check_files(found, settings)
     return found.checks

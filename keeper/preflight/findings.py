@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from keeper.errors import ChainError, ConfigError
+from keeper.errors import ConfigError
 from keeper.types import Refusal
 
 
@@ -40,15 +40,11 @@ class Findings:
 
 
 def require(checks: Iterable[Check]) -> list[Check]:
-    """The warnings among the checks; raises the first required one that failed, as one sentence.
-
-    Raises `ChainError` for what the node cannot do and `ConfigError` for everything else.
-    """
+    """The warnings among the checks; raises the first required one that failed as one sentence, a `ConfigError`."""
     warnings = []
     for check in checks:
         if not check.ok and check.required:
-            message = f"{check.detail.removesuffix('.')}: {check.fix[:1].lower()}{check.fix[1:]}"
-            raise ChainError(message) if check.name == "Multicall3" else ConfigError(message)
+            raise ConfigError(f"{check.detail.removesuffix('.')}: {check.fix[:1].lower()}{check.fix[1:]}")
         if not check.ok:
             warnings.append(check)
     return warnings

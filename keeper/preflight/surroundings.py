@@ -10,6 +10,7 @@ from typing import Final
 
 from keeper import abi
 from keeper.chain.client import Chain
+from keeper.chain.reads import MULTICALL3
 from keeper.config import Settings
 from keeper.errors import AdapterError
 from keeper.installation import FEED_MAX_AGE_S
@@ -28,8 +29,9 @@ _ADDRESS_BYTES: Final = 20
 
 
 def check_head(found: Findings, settings: Settings, head: Head, now_s: float) -> None:
-    """The chain's id, which opening it has checked, and the age of its head."""
+    """What opening the chain has settled, and the age of its head."""
     found.good("chain id", f"The nodes serve chain {settings.chain.id}.")
+    found.good("Multicall3", f"Multicall3 is at {abi.checksum(MULTICALL3)}.")
     age_s, limit_s = int(now_s) - head.timestamp_s, settings.chain.max_head_age_s
     detail = f"Block {head.number} is {age_s} s old, and chain.max_head_age_s is {limit_s}."
     if age_s > limit_s:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keeper import abi
-from keeper.errors import ChainError, ConfigError
+from keeper.errors import ConfigError
 from keeper.installation import (
     code_fault,
     immutables_fault,
@@ -125,12 +125,6 @@ def test_the_first_required_failure_is_raised_as_one_sentence() -> None:
     with pytest.raises(ConfigError) as caught:
         require(checks)
     assert str(caught.value) == "contracts.safe 0xA has no code: correct it in the configuration."
-
-
-def test_what_the_node_lacks_is_a_chain_error() -> None:
-    """The exit code tells a wrong configuration from a wrong chain."""
-    with pytest.raises(ChainError, match="Chain 1 has no Multicall3 at 0xA: use another"):
-        require([Check("Multicall3", False, "Chain 1 has no Multicall3 at 0xA.", "Use another.")])
 
 
 # --- words and files -------------------------------------------------------------------------------------------------
