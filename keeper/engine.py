@@ -16,7 +16,7 @@ import structlog
 
 from keeper.chain.client import Chain
 from keeper.execution.fees import bid, inclusion_price
-from keeper.execution.sender import Sender
+from keeper.execution.sender import Cleared, Sender
 from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
@@ -218,17 +218,22 @@ class Engine:
 
     def clear(self, plan: Plan, trial: Trial, view: View, head: Head) -> Clearance | Refusal:
         """Ask the guard for the right to send what was tried."""
+        return self._clear(plan, trial, view, head, self._spent())
+
+    def _clear(self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent) -> Clearance | Refusal:
         fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
         if isinstance(fees, Refusal):
             return fees
-        now_s = self._wall_clock()
-        in_flight_wei = self._sender.in_flight_wei() if self._sender else 0
-        spent = Spent(
-            gas_wei_last_hour=self._ledger.gas_spent_wei(int(now_s) - _HOUR_S) + in_flight_wei,
-            loss_usd_e8_last_day=self._ledger.loss_usd_e8(int(now_s) - _DAY_S),
+        return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+
+    def _spent(self) -> Spent:
+        now_s = int(self._wall_clock())
+        return Spent(
+            gas_wei_last_hour=self._ledger.gas_spent_wei(now_s - _HOUR_S),
+            in_flight_wei=self._sender.in_flight_wei() if self._sender else 0,
+            loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
             consecutive_reverts=self._ledger.consecutive_reverts(),
         )
-        return self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s)
 
     def _assess(self, view: View, report: StepReport) -> list[Health]:
         """Every position that is liquidatable by the protocol's own arithmetic, largest debt first."""
@@ -272,17 +277,22 @@ class Engine:
         if not chosen or isinstance(view.pause, Refusal):
             return
         trials = await self.attempt(chosen, view.pause, head)
+        cleared: list[Cleared] = []
+        spent = self._spent()
         for one, trial in zip(chosen, trials, strict=True):
             if isinstance(trial, Refusal):
                 report.refuse(one.key, trial)
                 continue
-            clearance = self.clear(one, trial, view, head)
+            clearance = self._clear(one, trial, view, head, spent)
             if isinstance(clearance, Refusal):
                 report.refuse(one.key, clearance)
             elif self._sender is None:
                 report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
             else:
-                report.sent.append(await self._sender.send(one, trial, clearance, describe(one, trial)))
+                cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
+                spent = spent.with_in_flight(clearance.fees)
+        if self._sender:
+            report.sent = await self._sender.send(cleared)
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())

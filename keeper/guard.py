@@ -9,7 +9,7 @@ can still only execute while nothing is paused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
@@ -75,21 +75,31 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What the ledger says was spent lately; gas still in flight counts as spent."""
-
-    gas_wei_last_hour: int
-    loss_usd_e8_last_day: int
-    consecutive_reverts: int
-
-
-@dataclass(frozen=True, slots=True)
 class Fees:
     """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit."""
 
     max_fee_wei: Wei
     tip_wei: Wei
     gas_limit: Gas
+
+    @property
+    def worst_case_wei(self) -> int:
+        """The most its gas can cost."""
+        return self.max_fee_wei * self.gas_limit
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was spent lately; `in_flight_wei` is the most that everything signed and undecided can still cost."""
+
+    gas_wei_last_hour: int
+    in_flight_wei: int
+    loss_usd_e8_last_day: int
+    consecutive_reverts: int
+
+    def with_in_flight(self, fees: Fees) -> Spent:
+        """The same with one more transaction in flight."""
+        return replace(self, in_flight_wei=self.in_flight_wei + fees.worst_case_wei)
 
 
 @final
@@ -257,9 +267,9 @@ class Guard:
         if fees.max_fee_wei > limits.max_fee_wei:
             numbers = {"fee_wei": fees.max_fee_wei, "max_fee_wei": limits.max_fee_wei}
             return Refusal("clear", "fee_over_limit", numbers)
-        worst_wei = spent.gas_wei_last_hour + fees.max_fee_wei * fees.gas_limit
+        worst_wei = spent.gas_wei_last_hour + spent.in_flight_wei + fees.worst_case_wei
         if worst_wei > limits.max_gas_spend_wei_per_hour:
-            numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "worst_case_wei": worst_wei}
+            numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "in_flight_wei": spent.in_flight_wei}
             return Refusal("clear", "gas_budget", numbers | {"limit_wei": limits.max_gas_spend_wei_per_hour})
         if spent.loss_usd_e8_last_day > limits.max_loss_usd_e8_per_day:
             numbers = {"loss_usd_e8": spent.loss_usd_e8_last_day, "limit_usd_e8": limits.max_loss_usd_e8_per_day}

@@ -7,7 +7,9 @@ Liquidator's own event, never estimated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -17,7 +19,7 @@ from keeper.chain.client import Chain, Receipt
 from keeper.errors import ChainError, ExecutionError, RpcError
 from keeper.execution.fees import cancel_fees
 from keeper.guard import Clearance
-from keeper.keys import OperatorKey, Signed
+from keeper.keys import OperatorKey
 from keeper.ledger import Ledger
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction, Store
@@ -38,6 +40,16 @@ from keeper.types import (
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given before its nonce is taken back
 _TRANSFER_GAS: Final = Gas(21_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """A plan that may be sent; `numbers` go into the ledger's intent."""
+
+    plan: Plan
+    trial: Trial
+    clearance: Clearance
+    numbers: Mapping[str, Any]
 
 
 class Sender:
@@ -90,29 +102,45 @@ class Sender:
         claimed = self._store.highest_nonce(self.operator)
         self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)
 
-    async def send(self, plan: Plan, trial: Trial, clearance: Clearance, numbers: Mapping[str, Any]) -> Submission:
-        """Record, sign, record and broadcast one cleared liquidation; `numbers` go into the ledger's intent.
+    async def send(self, cleared: Sequence[Cleared]) -> list[Submission]:
+        """Record, sign, record and broadcast cleared liquidations, in this order.
 
         A node that does not take the bytes is not an error of the plan: the transaction stays in flight until it is
         mined or its nonce is taken back.
         """
-        nonce = self._next_nonce
+        if not cleared:
+            return []
         at_s = self._now_s()
-        key = plan.key
+        reserved = [self._reservation(one.plan, number, at_s) for number, one in enumerate(cleared)]
         with self._store.transaction():
-            self._store.reserve(plan.plan_id, nonce, sender=self.operator, key=key, at_s=at_s)
-            self._ledger.book(
-                "intent", plan.plan_id, key.protocol, key.account, {"nonce": nonce, **numbers}, at_s
+            for one, transaction in zip(cleared, reserved, strict=True):
+                self._store.reserve(
+                    transaction.plan_id,
+                    transaction.nonce,
+                    sender=self.operator,
+                    key=transaction.key,
+                    at_s=at_s,
+                )
+                self._note("intent", transaction, {"nonce": transaction.nonce, **one.numbers}, at_s)
+        self._next_nonce += len(cleared)
+        attempts = [
+            self._signed_plan(one, transaction, at_s) for one, transaction in zip(cleared, reserved, strict=True)
+        ]
+        self._record(list(zip(reserved, attempts, strict=True)))
+        sent_s = self._monotonic()
+        await self._broadcast([(one.plan.plan_id, attempt) for one, attempt in zip(cleared, attempts, strict=True)])
+        return [
+            Submission(
+                one.plan.plan_id,
+                transaction.nonce,
+                attempt.hash,
+                attempt.raw,
+                one.trial.last_block,
+                attempt.max_fee_wei,
+                sent_s,
             )
-        self._next_nonce = nonce + 1
-        fees = clearance.fees
-        signed = self._key.sign(self._liquidator, trial.calldata, nonce, fees, clearance)
-        attempt = Attempt(
-            signed.hash, "plan", signed.raw, fees.max_fee_wei, fees.gas_limit, trial.last_block, at_s, None
-        )
-        self._record(OpenTransaction(plan.plan_id, self.operator, nonce, key, "signed", at_s, ()), attempt)
-        sent_s = await self._broadcast(plan.plan_id, signed)
-        return Submission(plan.plan_id, nonce, signed.hash, signed.raw, trial.last_block, fees.max_fee_wei, sent_s)
+            for one, transaction, attempt in zip(cleared, reserved, attempts, strict=True)
+        ]
 
     async def settle(self, head: Head, native: Price | Refusal, tip_wei: Wei) -> list[Settlement]:
         """Account for everything in flight that the chain has decided, and take back nonces that expired.
@@ -133,65 +161,70 @@ class Sender:
                 await self._cancel(transaction, head, tip_wei)
         return settlements
 
-    async def _broadcast(self, plan_id: Hash, signed: Signed) -> float:
-        transaction = self._open[plan_id]
-        sent_s = self._monotonic()
-        try:
-            answered = await self._chain.send_raw(signed.raw)
-        except ChainError as error:
-            code = error.code if isinstance(error, RpcError) else None
-            body = {"tx": signed.hash, "error": str(error), "code": code}
-            self._ledger.book(
-                "not_taken", plan_id, transaction.key.protocol, transaction.key.account, body, self._now_s()
-            )
-            self._log.warning("not_taken", tx=signed.hash, error=str(error))
-            return sent_s
-        if answered != signed.hash:
-            raise ExecutionError(
-                f"The node answered transaction hash 0x{answered.hex()} for 0x{signed.hash.hex()}; stop using it."
-            )
-        at_s = self._now_s()
-        with self._store.transaction():
-            self._store.sent(signed.hash, at_s)
-            self._ledger.book(
-                "sent", plan_id, transaction.key.protocol, transaction.key.account, {"tx": signed.hash}, at_s
-            )
-        return sent_s
+    def _reservation(self, plan: Plan, number: int, at_s: int) -> OpenTransaction:
+        nonce = self._next_nonce + number
+        return OpenTransaction(plan.plan_id, self.operator, nonce, plan.key, "reserved", at_s, ())
 
-    def _record(self, transaction: OpenTransaction, attempt: Attempt) -> None:
-        key = transaction.key
-        body = {
-            "tx": attempt.hash,
-            "purpose": attempt.purpose,
-            "nonce": transaction.nonce,
-            "max_fee_wei": attempt.max_fee_wei,
-            "gas_limit": attempt.gas_limit,
-            "last_block": attempt.last_block,
-        }
-        with self._store.transaction():
-            self._store.signed(
-                transaction.plan_id,
-                attempt.hash,
-                attempt.raw,
-                purpose="cancel" if attempt.purpose == "cancel" else "plan",
-                max_fee_wei=attempt.max_fee_wei,
-                gas_limit=attempt.gas_limit,
-                last_block=attempt.last_block,
-                at_s=attempt.signed_at_s,
-            )
-            self._ledger.book(
-                "signed", transaction.plan_id, key.protocol, key.account, body, attempt.signed_at_s
-            )
-        attempts = (*transaction.attempts, attempt)
-        self._open[transaction.plan_id] = OpenTransaction(
-            transaction.plan_id,
-            transaction.sender,
-            transaction.nonce,
-            key,
-            "signed",
-            transaction.reserved_at_s,
-            attempts,
+    def _signed_plan(self, one: Cleared, transaction: OpenTransaction, at_s: int) -> Attempt:
+        fees = one.clearance.fees
+        signed = self._key.sign(self._liquidator, one.trial.calldata, transaction.nonce, fees, one.clearance)
+        return Attempt(
+            signed.hash, "plan", signed.raw, fees.max_fee_wei, fees.gas_limit, one.trial.last_block, at_s, None
         )
+
+    def _record(self, signed: Sequence[tuple[OpenTransaction, Attempt]]) -> None:
+        """Keep signed bytes, on the disk, before anybody sees them."""
+        with self._store.transaction(durable=True):
+            for transaction, attempt in signed:
+                self._store.signed(
+                    transaction.plan_id,
+                    attempt.hash,
+                    attempt.raw,
+                    purpose="cancel" if attempt.purpose == "cancel" else "plan",
+                    max_fee_wei=attempt.max_fee_wei,
+                    gas_limit=attempt.gas_limit,
+                    last_block=attempt.last_block,
+                    at_s=attempt.signed_at_s,
+                )
+                body = {
+                    "tx": attempt.hash,
+                    "purpose": attempt.purpose,
+                    "nonce": transaction.nonce,
+                    "max_fee_wei": attempt.max_fee_wei,
+                    "gas_limit": attempt.gas_limit,
+                    "last_block": attempt.last_block,
+                }
+                self._note("signed", transaction, body, attempt.signed_at_s)
+        for transaction, attempt in signed:
+            attempts = (*transaction.attempts, attempt)
+            self._open[transaction.plan_id] = replace(transaction, state="signed", attempts=attempts)
+
+    async def _broadcast(self, signed: Sequence[tuple[Hash, Attempt]]) -> None:
+        answers = await asyncio.gather(
+            *(self._chain.send_raw(attempt.raw) for _, attempt in signed), return_exceptions=True
+        )
+        at_s = self._now_s()
+        wrong: Hash | None = None
+        with self._store.transaction():
+            for (plan_id, attempt), answer in zip(signed, answers, strict=True):
+                transaction = self._open[plan_id]
+                if isinstance(answer, ChainError):
+                    code = answer.code if isinstance(answer, RpcError) else None
+                    body = {"tx": attempt.hash, "error": str(answer), "code": code}
+                    self._note("not_taken", transaction, body, at_s)
+                    self._log.warning("not_taken", plan=plan_id, tx=attempt.hash, error=str(answer))
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    self._store.sent(attempt.hash, at_s)
+                    self._note("sent", transaction, {"tx": attempt.hash}, at_s)
+                    wrong = wrong or (attempt.hash if answer != attempt.hash else None)
+        if wrong is not None:
+            raise ExecutionError(f"The node answered another hash for transaction {hex_of(wrong)}; stop using it.")
+
+    def _note(self, kind: str, transaction: OpenTransaction, body: Mapping[str, Any], at_s: int) -> None:
+        key = transaction.key
+        self._ledger.book(kind, transaction.plan_id, key.protocol, key.account, body, at_s)
 
     async def _mined(self, transaction: OpenTransaction) -> tuple[Attempt, Receipt] | None:
         for attempt in transaction.attempts:
@@ -234,7 +267,7 @@ class Sender:
         key = transaction.key
         with self._store.transaction():
             self._store.settled(settlement, at_s)
-            self._ledger.book(kind, transaction.plan_id, key.protocol, key.account, body, at_s)
+            self._note(kind, transaction, body, at_s)
         del self._open[transaction.plan_id]
         self._log.info(kind, protocol=key.protocol, account=key.account, plan=transaction.plan_id, **body)
         return settlement
@@ -267,11 +300,9 @@ class Sender:
     def _lose(self, transaction: OpenTransaction) -> None:
         """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
         at_s = self._now_s()
-        key = transaction.key
         with self._store.transaction():
             self._store.dropped(transaction.plan_id, at_s)
-            body = {"nonce": transaction.nonce}
-            self._ledger.book("dropped", transaction.plan_id, key.protocol, key.account, body, at_s)
+            self._note("dropped", transaction, {"nonce": transaction.nonce}, at_s)
         del self._open[transaction.plan_id]
         self._log.error("dropped", nonce=transaction.nonce, plan=transaction.plan_id)
 
@@ -283,8 +314,8 @@ class Sender:
         attempt = Attempt(
             signed.hash, "cancel", signed.raw, max_fee_wei, _TRANSFER_GAS, head.number, self._now_s(), None
         )
-        self._record(transaction, attempt)
-        await self._broadcast(transaction.plan_id, signed)
+        self._record([(transaction, attempt)])
+        await self._broadcast([(transaction.plan_id, attempt)])
 
     def _expired(self, transaction: OpenTransaction, head: Head) -> bool:
         last_block = transaction.attempts[-1].last_block

@@ -1,8 +1,8 @@
 """One SQLite file, one writing process, one connection, and errors in the keeper's own words.
 
-Commits happen inline on the caller's thread. The journal is WAL with `synchronous=FULL`: each commit is on disk
-before the call returns, because what is recorded there (a reserved nonce, signed bytes) must survive a power cut. On
-an ordinary SSD that costs a fraction of a millisecond.
+Commits happen inline on the caller's thread. The journal is a write-ahead log: every commit survives the death of the
+process, in order, and a `durable` one also a power cut, with all commits before it. Only what must not be lost before
+something leaves this machine (signed bytes) asks for that, because it waits milliseconds for the disk.
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ class Database:
         self.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = False) -> Iterator[Connection]:
         """All or nothing: whatever is stored inside is committed once, at the end of the outermost block.
+
+        With `durable` the outermost block returns only when it and all commits before it are on the disk.
 
         Blocks nest. An exception at any depth undoes the whole, even if it is caught further out. Never await
         inside: another task's writes would join, and that is refused with `LedgerError`.
@@ -94,6 +96,7 @@ class Database:
         with _in_our_words(self.path, "write to"):
             if outermost:
                 self._owner, self._doomed = task, False
+                self._flush_on_commit(durable)
                 self._connection.begin()
             self._depth += 1
             done = False
@@ -105,6 +108,12 @@ class Database:
                 self._doomed = self._doomed or not done
                 if outermost:
                     self._finish(done)
+
+    def _flush_on_commit(self, durable: bool) -> None:
+        # Between transactions only: SQLite ignores the change inside one. The driver's own connection, because
+        # SQLAlchemy's would begin a transaction to execute it.
+        driver: Any = self._connection.connection.driver_connection
+        driver.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Call `hook` whenever a transaction is undone, so that what mirrors it in memory can forget it too."""
@@ -188,7 +197,6 @@ def _engine(path: Path, read_only: bool) -> Engine:
                 raise LedgerError(
                     f"{path} is on a file system without write-ahead logging; move store.url elsewhere."
                 )
-            connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
