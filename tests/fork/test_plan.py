@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from keeper import abi
+from keeper.book import Book
+from keeper.chain.client import Chain
+from keeper.errors import ExecutionError
+from keeper.fixed import BPS, WAD
+from keeper.lab.actors import account
+from keeper.lab.chainlink import set_price
+from keeper.lab.node import Receipt, Tx
+from keeper.lab.positions import PositionSpec, open_position
+from keeper.lab.rig import Rig, Terms, make_rig
+from keeper.lab.tokens import balance_of
+from keeper.lab.uniswap import move_pool
+from keeper.lab.world import Lab
+from keeper.planner import PlanContext, encode_execute, plan
+from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
+from keeper.types import BlockTime, Health, Marks, Plan, PositionKey, Refusal, Wei
+from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
+
+SLIPPAGE_BPS = 300
+BORROWER = account(77)
+LIQUIDATOR = abi.load("Liquidator")
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A lab with an installed Liquidator and one reader."""
+
+    lab: Lab
+    rig: Rig
+    chain: Chain
+
+    async def open(self, version: str, collateral: str, debt: str, usd: int) -> None:
+        """A borrower just above the threshold; then the collateral, or the debt if it is the volatile one, moves."""
+        world, token = self.lab.world, self.lab.world.tokens[collateral]
+        supply = {collateral: usd * 10**8 * 10**token.decimals // world.prices_e8[collateral]}
+        spec = PositionSpec(BORROWER, supply, {debt: 1}, health_factor_wad=WAD * 108 // 100)
+        await open_position(self.lab.node, world.cast, world.aave[version], spec)
+        moved, bps = (debt, 11_200) if collateral in ("USDC", "USDT", "DAI") else (collateral, 9_000)
+        prices = world.prices_e8 | {moved: world.prices_e8[moved] * bps // BPS}
+        # moving a pool of the wrapped coin wraps as much as the move could take
+        await self.lab.node.set_balances([world.cast.deployer.address], 10**32)
+        await set_price(self.lab.node, world.feeds[moved], prices[moved])
+        for pool in world.uniswap_v3.pools:
+            sides = prices[pool.token0.symbol], prices[pool.token1.symbol]
+            await move_pool(self.lab.node, world.cast, world.uniswap_v3, pool, *sides)
+
+    async def plan(self, version: str, profit: str) -> Plan | Refusal:
+        """What the planner says of the borrower at the head, for inclusion in the next block."""
+        world, head = self.lab.world, await self.chain.head()
+        name = f"aave-{version.replace('.', '-')}"
+        adapter = AaveV3(AaveV3Config(name=name, pool_addresses_provider=world.aave[version].provider))
+        await self.chain.read(adapter.load(), head.hash)
+        at = BlockTime(head.number, head.hash, head.timestamp_s + 1)
+        marks = await self.chain.read(adapter.marks(at), head.hash)
+        assert isinstance(marks, Marks)
+        key = PositionKey(name, adapter.market, BORROWER)
+        positions = await self.chain.read(adapter.refresh([key]), head.hash)
+        book = Book()
+        book.upsert(positions, adapter.rows(positions))
+        position = book.position(key)
+        health = adapter.assess(position, marks)
+        assert isinstance(health, Health) and health.liquidatable
+        uniswap, tokens = world.uniswap_v3, world.tokens
+        config = UniswapV3Config(factory=uniswap.factory, quoter=uniswap.quoter, router=uniswap.router)
+        ctx = PlanContext(
+            at=at,
+            adapter=adapter,
+            venues=(UniswapV3(config, (tokens["WETH"].address, tokens["USDC"].address)),),
+            flash_sources=(AaveFlash(adapter),),
+            profit_token=tokens[profit],
+            profit_usd_e8=world.prices_e8[profit],
+            native_usd_e8=world.prices_e8["WETH"],
+            gas_price_wei=Wei(2 * 10**9),
+            max_fee_wei=Wei(200 * 10**9),
+            min_profit_usd_e8=10**8,
+            max_slippage_bps=SLIPPAGE_BPS,
+            max_repay_usd_e8=10**7 * 10**8,
+        )
+        return await self.chain.read(plan(health, adapter.options(position, health, marks), ctx), head.hash)
+
+    async def execute(self, answer: Plan) -> tuple[int, Receipt]:
+        """Send the plan as the operator; what the treasury gained, and the receipt."""
+        world = self.lab.world
+        treasury, token = world.cast.treasury.address, answer.profit_token
+        before = await balance_of(self.lab.node, token, treasury)
+        calldata = encode_execute(answer, 0, 0, answer.at.number + 3)
+        tx = Tx(world.cast.operator.address, self.rig.liquidator, calldata)
+        receipt = await self.lab.node.send(tx, LIQUIDATOR)
+        return await balance_of(self.lab.node, token, treasury) - before, receipt
+
+
+@pytest.fixture
+async def scene(lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
+    """The lab with a keeper's contracts set up by the Safe."""
+    rig = await make_rig(lab, tmp_path, Terms(max_slippage_bps=SLIPPAGE_BPS))
+    chain = await Chain.open([lab.anvil.url], lab.world.chain_id)
+    yield Scene(lab, rig, chain)
+    await chain.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "collateral", "debt", "profit"),
+    [
+        pytest.param("3.0", "WETH", "USDC", "USDC", id="3.0-kept-in-the-debt"),
+        pytest.param("3.6", "WETH", "DAI", "DAI", id="3.6-two-hops"),
+        pytest.param("3.0", "USDC", "WETH", "USDC", id="3.0-kept-in-the-collateral"),
+        pytest.param("3.6", "WETH", "USDC", "DAI", id="3.6-three-tokens"),
+        pytest.param("3.6", "WBTC", "USDT", "USDC", id="3.6-three-tokens-no-return"),
+        pytest.param("3.6", "USDC", "WETH", "DAI", id="3.6-short"),
+    ],
+)
+async def test_a_plan_earns_what_it_says(
+    scene: Scene, version: str, collateral: str, debt: str, profit: str
+) -> None:
+    """On the real contracts the treasury gains exactly the expected profit, for no more gas than estimated."""
+    await scene.open(version, collateral, debt, 50_000)
+    answer = await scene.plan(version, profit)
+    assert isinstance(answer, Plan), answer
+    gained, receipt = await scene.execute(answer)
+    assert gained == answer.expected_profit_raw
+    assert answer.gas_estimate * 6 // 10 < receipt.gas_used <= answer.gas_estimate
+
+
+async def test_the_contract_enforces_the_floor(scene: Scene) -> None:
+    """A unit more than the plan earns is refused on chain; exactly what it earns is not."""
+    await scene.open("3.6", "WETH", "USDC", 50_000)
+    answer = await scene.plan("3.6", "USDC")
+    assert isinstance(answer, Plan)
+    snapshot = await scene.lab.node.snapshot()
+    with pytest.raises(ExecutionError, match="ProfitBelowMinimum"):
+        await scene.execute(replace(answer, min_profit_raw=answer.expected_profit_raw + 1))
+    await scene.lab.node.revert(snapshot)
+    await scene.lab.node.steady_clock()
+    gained, _ = await scene.execute(replace(answer, min_profit_raw=answer.expected_profit_raw))
+    assert gained == answer.expected_profit_raw
+
+
+async def test_amounts_keep_within_the_end_check(scene: Scene) -> None:
+    """A liquidation too large for its pools is cut until the Liquidator's slippage check lets it pass."""
+    await scene.open("3.6", "WETH", "DAI", 20_000_000)
+    answer = await scene.plan("3.6", "DAI")
+    assert isinstance(answer, Plan), answer
+    assert answer.outcome.repay_raw < answer.option.max_repay_raw
+    gained, _ = await scene.execute(answer)
+    assert gained == answer.expected_profit_raw
