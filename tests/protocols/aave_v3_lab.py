@@ -123,7 +123,7 @@ def random_specs(chance: random.Random, world: World, first: int, count: int) ->
         kind = chance.choice(("plain", "plain", "plain", "stable", "ether", "isolated"))
         worth_usd = 10 ** chance.uniform(-1, 5.3) if chance.random() < 0.4 else 10 ** chance.uniform(3, 4.3)
         e_mode, lowest = 0, 1.075
-        supply = borrow = PLAIN
+        supply, borrow = PLAIN, STABLES if chance.random() < 0.6 else PLAIN
         if kind == "stable":
             e_mode, supply, borrow = 1, STABLES, STABLES
         elif kind == "ether":
@@ -139,7 +139,7 @@ def random_specs(chance: random.Random, world: World, first: int, count: int) ->
                 account=account(number),
                 supply={symbol: _raw(world, symbol, worth_usd * chance.uniform(0.2, 1)) for symbol in held},
                 borrow={symbol: chance.randint(1, 10) for symbol in owed},
-                health_factor_wad=int(chance.uniform(lowest, lowest + 0.15) * WAD),
+                health_factor_wad=int(chance.uniform(lowest, lowest + 0.08) * WAD),
                 e_mode=e_mode,
             )
         )
@@ -155,9 +155,9 @@ async def open_random(follower: Follower, chance: random.Random, first: int, cou
 
 
 def random_factors(chance: random.Random) -> dict[str, float]:
-    """A bad day: stablecoins within 3 %, everything else down by up to 30 % or up by up to 10 %."""
+    """A bad day: stablecoins within 3 %, everything else between 40 % down and 5 % up."""
     factors = {symbol: chance.uniform(0.97, 1.03) for symbol in STABLES}
-    factors |= {symbol: chance.uniform(0.7, 1.1) for symbol in (*ETHERS, "WBTC", "ISO")}
+    factors |= {symbol: chance.uniform(0.6, 1.05) for symbol in (*ETHERS, "WBTC", "ISO")}
     return factors
 
 
