@@ -35,6 +35,7 @@ from keeper.types import (
     Submission,
     Trial,
     Wei,
+    hex_of,
 )
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")

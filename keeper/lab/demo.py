@@ -278,8 +278,7 @@ class _Stage:
         settled = self.booked("settled")
         booked_raw = sum(int(entry.body["profit_raw"]) for entry in settled)
         refused = Counter(str(entry.body["reason"]) for entry in self.booked("refusal"))
-        [stopped] = self.booked("stopped") or [None]
-        statistics = stopped.body if stopped else {}
+        statistics = next((entry.body for entry in self.booked("stopped")), {})
         failures = []
         if code != 0:
             failures.append(f"the daemon ended with code {code}")
