@@ -7,8 +7,9 @@ reader decodes it into the shape it expects.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -81,6 +82,12 @@ ANYTHING: Final = msgspec.json.Decoder(Any)
 TEXT: Final = msgspec.json.Decoder(str)
 
 
+def _remembering(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Logs come by the ten thousand and repeat their addresses, topics and blocks: parse each text once."""
+    return lru_cache(maxsize=4096)(parse)
+
+
+@_remembering
 def quantity(text: str) -> int:
     """A JSON-RPC quantity as a number. Raises `ValueError`."""
     number = int(text, 16)
@@ -96,6 +103,7 @@ def data(text: str) -> bytes:
     return bytes.fromhex(text[2:])
 
 
+@_remembering
 def hash_of(text: str) -> Hash:
     """A block or transaction hash or a topic as 32 bytes. Raises `ValueError`."""
     value = data(text)
@@ -104,6 +112,7 @@ def hash_of(text: str) -> Hash:
     return Hash(value)
 
 
+@_remembering
 def address_of(text: str) -> Address:
     """An address as 20 bytes; a node's own need no checksum. Raises `ValueError`."""
     value = data(text)
