@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from keeper import abi
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan
-from keeper.planner.sizing import Point, ladder, refined
+from keeper.planner.routing import Candidate, attempt, recipes, routes_of
+from keeper.planner.sizing import Point, Size, ladder, read_loans, refined, size_of, terms_of
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
     ZERO_ADDRESS,
@@ -528,6 +529,44 @@ def test_what_it_expects_is_what_it_gets(depths: list[int], max_usd: int, tokens
         assert answer.expected_profit_raw - answer.gas_cost_raw >= ctx.min_profit_raw > 0
         assert execute(answer, venue, ctx) >= answer.expected_profit_raw
     assert len(rounds) <= 7
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    depths=st.lists(st.integers(200_000, 10**8), min_size=6, max_size=6),
+    max_usd=st.integers(1_000, 500_000),
+    tokens=st.permutations([WETH, USDC, DAI]),
+    slippage_bps=st.sampled_from([100, 300, 1000]),
+)
+def test_never_worse_than_any_way_at_any_rung(
+    depths: list[int], max_usd: int, tokens: list[Token], slippage_bps: int
+) -> None:
+    """Each way of swapping three tokens, priced alone at each rung, nets no more than the plan; if one passes, so
+    does the plan.
+    """
+    pairs = ((WETH, USDC), (WETH, DAI), (USDC, DAI))
+    keys = [(one, other, fee) for one, other in pairs for fee in (500, 3000)]
+    venue = _Venue(
+        dict(pool(*key, depth) for key, depth in zip(keys, depths, strict=True)),
+        middles=(WETH.address, USDC.address),
+    )
+    repay, seize, kept = tokens
+    ctx, option = _context(venue, kept, max_slippage_bps=slippage_bps), _option(repay, seize, max_usd)
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    terms = terms_of(option, HEALTH, ctx)
+    loans, _ = drive(read_loans([repay.address], ctx))
+    nets = []
+    for amount in ladder(option, terms.most_raw):
+        size = size_of(terms, amount, loans)
+        if not isinstance(size, Size):
+            continue
+        for way in recipes(seize.address, repay.address, kept.address):
+            alone, _ = drive(attempt(size, way, routes_of(ctx)))
+            if isinstance(alone, Candidate) and alone.acceptable:
+                nets.append(alone.net_raw)
+    if nets:
+        assert isinstance(answer, Plan)
+        assert answer.expected_profit_raw - answer.gas_cost_raw >= max(nets)
 
 
 @settings(max_examples=100, deadline=None)
