@@ -99,11 +99,12 @@ class Anvil:
             home = tempfile.TemporaryDirectory(prefix="keeper-anvil-")
             port = free_port()
             argv = [binary, "--port", str(port), *options, *extra]
-            if ipc:
-                argv += ["--ipc", str(Path(home.name) / "anvil.ipc")]
+            ipc_path = Path(home.name) / "anvil.ipc" if ipc else None
+            if ipc_path is not None:
+                argv += ["--ipc", str(ipc_path)]
             errors = Path(home.name) / "stderr"
             process = _spawn(argv, errors)
-            if _listens(process, port):
+            if _listens(process, port, ipc_path):
                 anvil = cls(process, port, home)
                 atexit.register(anvil.stop)
                 return anvil
@@ -152,13 +153,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
+def _listens(process: subprocess.Popen[bytes], port: int, ipc_path: Path | None) -> bool:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             return False
         try:
             socket.create_connection((HOST, port), timeout=0.5).close()
+            if ipc_path is not None:  # anvil opens it after the port
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(str(ipc_path))
         except OSError:
             time.sleep(0.003)
         else:
