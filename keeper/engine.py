@@ -186,7 +186,7 @@ class Engine:
             flash_sources=self._flash_sources,
             profit_token=policy.profit_token,
             profit_usd_e8=view.profit.usd_e8,
-            native_usd_e8=view.native.usd_e8,
+            native_usd_e8=view.native.usd_e8_up,
             gas_price_wei=inclusion_price(head, self._tip_wei),
             max_fee_wei=policy.max_fee_wei,
             min_profit_usd_e8=policy.min_profit_usd_e8,

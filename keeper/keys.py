@@ -12,7 +12,9 @@ from typing import Final, final
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.exceptions import ValidationError
+from hexbytes import HexBytes
 
 from keeper import abi
 from keeper.errors import ConfigError, KeyMisuse
@@ -101,3 +103,8 @@ class DeployerKey(_Key):
     def sign_deploy(self, init_code: bytes, nonce: int, fees: Fees) -> Signed:
         """Create a contract at its CREATE2 address (salt 0) through the deterministic deployer."""
         return self._sign(DETERMINISTIC_DEPLOYER, bytes(32) + init_code, nonce, fees)
+
+
+def calldata_of(raw: bytes) -> bytes:
+    """The calldata of a signed EIP-1559 transaction."""
+    return bytes(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["data"])

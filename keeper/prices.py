@@ -10,6 +10,7 @@ from typing import Final
 
 from keeper import abi
 from keeper.errors import AdapterError
+from keeper.fixed import mul_div_down, mul_div_up
 from keeper.seams import Reads
 from keeper.types import Address, BlockTime, Refusal, Reverted
 
@@ -28,14 +29,15 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A dollar price with 8 decimals and when its round was updated."""
+    """A dollar price with 8 decimals, rounded down (for gains) and up (for costs), and when it was updated."""
 
     usd_e8: int
+    usd_e8_up: int
     updated_at_s: int
 
 
 def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
-    """Read `latestRoundData` as of `at`; the price is rounded down to 8 decimals."""
+    """Read `latestRoundData` as of `at`."""
     decimals_call = _FEED.function("decimals").call(feed.address)
     round_call = _FEED.function("latestRoundData").call(feed.address)
     decimals_data, round_data = yield [decimals_call, round_call]
@@ -51,5 +53,5 @@ def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
     if answer <= 0 or age_s > feed.max_age_s:
         numbers = {"feed": feed.name, "answer": answer, "age_s": age_s, "max_age_s": feed.max_age_s}
         return Refusal("plan", "stale_price" if answer > 0 else "no_price", numbers)
-    usd_e8 = answer * 10**USD_DECIMALS // 10**decimals
-    return Price(usd_e8, updated_at_s)
+    scaled = (answer, 10**USD_DECIMALS, 10**decimals)
+    return Price(mul_div_down(*scaled), mul_div_up(*scaled), updated_at_s)

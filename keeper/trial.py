@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from keeper import abi
-from keeper.chain.client import Chain, SimCall
+from keeper.chain.client import Chain
+from keeper.chain.simulation import SimCall
 from keeper.errors import AdapterError
 from keeper.types import Address, BlockNumber, BlockTime, Gas, Head, Plan, Refusal, Trial, Wei, hex_of
 

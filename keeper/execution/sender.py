@@ -16,13 +16,16 @@ import structlog
 
 from keeper import abi
 from keeper.chain.client import Chain, Receipt
+from keeper.chain.simulation import SimCall
 from keeper.errors import ChainError, ExecutionError, RpcError
 from keeper.execution.fees import cancel_fees
+from keeper.fixed import WAD, mul_div_up
 from keeper.guard import Clearance
-from keeper.keys import OperatorKey
+from keeper.keys import OperatorKey, calldata_of
 from keeper.ledger import Ledger
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction, Store
+from keeper.trial import explain_revert
 from keeper.types import (
     Address,
     Gas,
@@ -154,7 +157,9 @@ class Sender:
         for transaction in list(self._open.values()):
             mined = await self._mined(transaction)
             if mined is not None:
-                settlements.append(self._close(transaction, *mined, native))
+                attempt, receipt = mined
+                why = "" if receipt.status == 1 else await self._why(attempt, receipt)
+                settlements.append(self._close(transaction, attempt, receipt, native, why))
             elif await self._chain.nonce(self.operator, "latest") > transaction.nonce:
                 if self._expired(transaction, head):
                     self._lose(transaction)
@@ -235,7 +240,7 @@ class Sender:
         return None
 
     def _close(
-        self, transaction: OpenTransaction, attempt: Attempt, receipt: Receipt, native: Price
+        self, transaction: OpenTransaction, attempt: Attempt, receipt: Receipt, native: Price, why: str
     ) -> Settlement:
         liquidated = attempt.purpose != "cancel" and receipt.status == 1
         settlement = Settlement(
@@ -250,7 +255,7 @@ class Sender:
         )
         kind = "settled" if liquidated else "cancelled" if attempt.purpose == "cancel" else "reverted"
         # rounded up: gas is a cost
-        gas_cost_usd_e8 = -(-settlement.gas_cost_wei * native.usd_e8 // 10**18)
+        gas_cost_usd_e8 = mul_div_up(settlement.gas_cost_wei, native.usd_e8_up, WAD)
         body: dict[str, Any] = {
             "tx": attempt.hash,
             "status": receipt.status,
@@ -263,7 +268,7 @@ class Sender:
         if liquidated:
             body |= self._gain(transaction, settlement.profit_raw)
         else:
-            body["loss_usd_e8"] = gas_cost_usd_e8
+            body |= {"loss_usd_e8": gas_cost_usd_e8, "error": why}
         at_s = self._now_s()
         key = transaction.key
         with self._store.transaction():
@@ -272,6 +277,13 @@ class Sender:
         del self._open[transaction.plan_id]
         self._log.info(kind, protocol=key.protocol, account=key.account, plan=transaction.plan_id, **body)
         return settlement
+
+    async def _why(self, attempt: Attempt, receipt: Receipt) -> str:
+        """The revert in words, by replaying the transaction on the state its block left behind."""
+        call = SimCall(self.operator, self._liquidator, calldata_of(attempt.raw), attempt.gas_limit)
+        mined = await self._chain.block(receipt.block_hash)
+        [result] = await self._chain.simulate([call], mined, mined.timestamp_s + 1, mined.base_fee_wei)
+        return explain_revert(result.output) if result.status != 1 else "out of date: it would succeed now"
 
     def _profit_raw(self, transaction: OpenTransaction, receipt: Receipt) -> int:
         for log in receipt.logs:

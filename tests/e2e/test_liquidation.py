@@ -1,0 +1,58 @@
+"""The main job, on the chain itself and on a fork of a running chain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from keeper.fixed import WAD
+from keeper.lab.actors import account
+from keeper.lab.chainlink import set_price
+from keeper.lab.node import Node
+from keeper.lab.positions import PositionSpec, open_position
+from keeper.lab.world import Lab
+from tests.e2e.line import open_line
+
+ETHER = 10**18
+_E8 = 10**8
+
+
+@pytest.fixture(params=["chain", "fork"])
+async def place(request: pytest.FixtureRequest, lab: Lab) -> AsyncIterator[Lab]:
+    """The world itself, or a fork of it taken while it runs."""
+    if request.param == "chain":
+        yield lab
+        return
+    with lab.anvil.fork() as anvil:
+        async with await Node.open(anvil.url) as node:
+            await node.steady_clock()
+            yield Lab(anvil, node, lab.world)
+
+
+@pytest.mark.parametrize("market", ["3.0", "3.6"])
+@pytest.mark.parametrize("debt", ["USDC", "DAI", "USDT", "WETH"])
+async def test_an_unsafe_account_is_liquidated(place: Lab, tmp_path: Path, market: str, debt: str) -> None:
+    """It becomes healthy or clean, the treasury gains exactly what is booked, and what was expected is what came."""
+    who = account(1)
+    supply = {"WBTC": 2 * _E8} if debt == "WETH" else {"WETH": 10 * ETHER}
+    spec = PositionSpec(who, supply, {debt: 1}, 110 * WAD // 100)
+    await open_position(place.node, place.world.cast, place.world.aave[market], spec)
+    async with open_line(place, tmp_path) as line:
+        assert (await line.step()).liquidatable == 0
+        falling, price = ("WBTC", 34_000) if debt == "WETH" else ("WETH", 1_750)
+        await set_price(place.node, place.world.feeds[falling], price * _E8)
+        before_raw = await line.treasury_raw()
+        first, *later = await line.steps()
+        assert first.liquidatable == len(first.sent) == 1
+        gained_raw = await line.treasury_raw() - before_raw
+        settled = line.booked("settled")
+        assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
+        assert gained_raw == line.ledger.gross_profit_raw(place.world.tokens["USDC"].address)
+        assert [int(entry.body["profit_raw"]) for entry in settled][0] == pytest.approx(
+            int(settled[0].body["expected_profit_raw"]), abs=2
+        )
+        assert await line.health(market, who) >= WAD
+        assert later[-1].liquidatable == 0
+        assert line.ledger.verify() is None
