@@ -40,6 +40,7 @@ class Database:
         self._resources = ExitStack()
         self._depth = 0
         self._doomed = False
+        self._durable = False
         self._owner: asyncio.Task[Any] | None = None
         self._rollback_hooks: list[Callable[[], None]] = []
 
@@ -82,7 +83,8 @@ class Database:
     def transaction(self, *, durable: bool = False) -> Iterator[Connection]:
         """All or nothing: whatever is stored inside is committed once, at the end of the outermost block.
 
-        With `durable` the outermost block returns only when it and all commits before it are on the disk.
+        With `durable` the outermost block returns only when it and all commits before it are on the disk; inside a
+        block that is not, it is refused.
 
         Blocks nest. An exception at any depth undoes the whole, even if it is caught further out. Never await
         inside: another task's writes would join, and that is refused with `LedgerError`.
@@ -93,9 +95,13 @@ class Database:
                 f"Two tasks wrote to {self.path} in one transaction; never await inside transaction()."
             )
         outermost = self._depth == 0
+        if durable and not (outermost or self._durable):
+            raise LedgerError(
+                f"A durable step on {self.path} was begun inside one that is not; make the outer durable."
+            )
         with _in_our_words(self.path, "write to"):
             if outermost:
-                self._owner, self._doomed = task, False
+                self._owner, self._doomed, self._durable = task, False, durable
                 self._flush_on_commit(durable)
                 self._connection.begin()
             self._depth += 1

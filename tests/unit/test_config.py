@@ -502,7 +502,11 @@ def test_the_environment_wins_over_the_env_file_over_the_file(tmp_path: Path) ->
         ("KEEPER__CHAIN__ID", "0x1", 'chain.id: "0x1" is not a whole number'),
         ("KEEPER__CHAIN__ID", "", 'chain.id: "" is not a whole number'),
         ("KEEPER__CHAIN__IDD", "5", "chain.idd: this key is unknown"),
-        ("KEEPER__CHANE__ID", "5", "chane: this key is unknown; correct or remove it (did you mean chain?)"),
+        (
+            "KEEPER__CHAINS__ID",
+            "5",
+            "chains: this key is unknown; correct or remove it (did you mean chain?)",
+        ),
         ("KEEPER__CHAIN", "5", 'chain: "5" is not a table'),
         ("KEEPER__PROFIT__MIN_PROFIT_USD", "five", 'profit.min_profit_usd: "five" is not a number'),
         ("KEEPER__PROFIT__MIN_PROFIT_USD", "NaN", "should be a finite number"),
