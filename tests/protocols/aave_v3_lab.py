@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from keeper.book import Book
@@ -15,7 +15,7 @@ from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
 from keeper.lab.node import Node
 from keeper.lab.positions import PositionSpec, open_positions
-from keeper.lab.world import Lab, World, WorldSpec, open_lab
+from keeper.lab.world import Lab, World, open_lab
 from keeper.protocols.aave_v3 import AaveV3, AaveV3Config
 from keeper.types import (
     Address,
@@ -105,10 +105,13 @@ class Follower:
 
 @asynccontextmanager
 async def following(
-    version: Version, spec: WorldSpec | None = None, max_price_age_s: int | None = None
+    version: Version, lab: Lab | None = None, max_price_age_s: int | None = None
 ) -> AsyncIterator[Follower]:
-    """A fresh world with a follower of its Aave market of that version; every block is one second after the last."""
-    async with await open_lab(spec, clock="steady") as lab, await Chain.open([lab.anvil.url], 31337) as chain:
+    """A follower of an Aave market of `lab`, or of a fresh world with a second between blocks."""
+    async with AsyncExitStack() as stack:
+        if lab is None:
+            lab = await stack.enter_async_context(await open_lab(clock="steady"))
+        chain = await stack.enter_async_context(await Chain.open([lab.anvil.url], lab.world.chain_id))
         market = lab.world.aave[version]
         config = AaveV3Config(
             name="aave", pool_addresses_provider=market.provider, max_price_age_s=max_price_age_s
