@@ -24,7 +24,7 @@ from keeper.errors import LedgerError
 from keeper.ledger import KINDS, Booked, Ledger
 from keeper.log import secrets
 from keeper.store import Store
-from keeper.store.canonical import canonical, plain
+from keeper.store.canonical import canonical, digest, plain
 from keeper.types import Address, Hash, Refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,6 +271,18 @@ def test_a_rewritten_entry_is_found_even_with_a_fresh_hash(ledger: Ledger, store
         forged = _note(forger, n=999)
     _forge(store, "UPDATE entries SET body = ?, hash = ? WHERE seq = 2", '{"n":999}', forged.hash.hex())
     assert ledger.verify() == 3
+
+
+def test_a_renumbered_chain_is_found(ledger: Ledger, store: Store) -> None:
+    """A chain whose hashes all fit but whose numbers skip one is not whole."""
+    _note(ledger, n=0)
+    forged = digest(bytes(32), 2, 1, "decision", "", "", "", {})
+    _forge(
+        store,
+        "UPDATE entries SET seq = 2, plan_id = '', protocol = '', account = '', body = '{}', hash = ?",
+        forged.hex(),
+    )
+    assert ledger.verify() == 1
 
 
 @pytest.mark.parametrize(

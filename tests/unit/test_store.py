@@ -84,13 +84,33 @@ def test_a_new_store_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(("keeper.db", "keeper.db-shm", "keeper.db-wal", "keeper.db.lock"), 0o600)
 
 
+def _synchronous(store: Store, *, durable: bool) -> int:
+    with store.transaction(durable=durable) as connection:
+        level: int = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+    return level
+
+
 def test_a_durable_commit_reaches_the_disk(store: Store) -> None:
-    """The journal is write-ahead; only a durable transaction is flushed (synchronous FULL is 2, NORMAL is 1)."""
-    with store.transaction(durable=True) as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+    """The journal is write-ahead; a durable commit is flushed (FULL is 2), the one after it not (NORMAL is 1)."""
     with store.transaction() as connection:
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 1
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 2000
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+    assert [_synchronous(store, durable=durable) for durable in (False, True, False, True)] == [1, 2, 1, 2]
+
+
+def test_durability_is_not_promised_where_it_cannot_be_kept(store: Store) -> None:
+    """A durable block inside one that is not is refused, and nothing is stored; inside a durable one it joins."""
+    with pytest.raises(LedgerError, match="make the outer durable"), store.transaction():
+        _reserve(store, 1, 0)
+        with store.transaction(durable=True):
+            _sign(store, 1, 10)
+    assert store.open_transactions() == []
+    with store.transaction(durable=True):
+        _reserve(store, 1, 0)
+        with store.transaction(durable=True):
+            _sign(store, 1, 10)
+    assert [transaction.state for transaction in store.open_transactions()] == ["signed"]
 
 
 def test_a_second_writer_is_refused_and_told_by_whom(tmp_path: Path, store: Store) -> None:
