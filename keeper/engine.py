@@ -151,6 +151,7 @@ class Engine:
         await self._execute(plans, view, head, report)
         if report.sent:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
+            self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         self._book(report)
         await self._housekeep()
         return report
