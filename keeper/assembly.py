@@ -15,12 +15,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
-from dotenv import dotenv_values
 from pydantic import BaseModel
 
-from keeper import abi, log
+from keeper import abi
 from keeper.chain.client import Chain
-from keeper.config import Contracts, Settings, load
+from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, Contracts, Settings, load
 from keeper.engine import Engine, Policy
 from keeper.errors import ConfigError
 from keeper.execution.sender import Sender
@@ -36,7 +35,8 @@ from keeper.types import Address, Reverted, Token, Wei
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
-_DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
+PROTOCOLS: Final[Mapping[str, type[BaseModel]]] = {"aave-v3": AaveV3Config}
+VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
 _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 
@@ -58,20 +58,15 @@ class Parts:
 
 def settings(path: Path) -> Settings:
     """Read the configuration; every problem in it is one `ConfigError`."""
-    models: dict[str, type[BaseModel]] = {"aave-v3": AaveV3Config}
+    models = dict(PROTOCOLS)
     for kind, factory in _foreign_protocols().items():
         models[kind] = factory.config
-    return load(path, models, {"uniswap-v3": UniswapV3Config}, os.environ)
+    return load(path, models, VENUES, os.environ)
 
 
 def deployer_key(configured: Settings) -> DeployerKey:
     """The key that pays for deploying, from the environment or `.env`; it never owns anything."""
-    beside = dotenv_values(configured.path.with_name(".env"))
-    secret = os.environ.get(_DEPLOYER_KEY) or beside.get(_DEPLOYER_KEY)
-    if not secret:
-        raise ConfigError(f"{_DEPLOYER_KEY} is not set; put the key that pays for deploying into the environment or .env.")
-    log.secrets.register(secret)
-    return DeployerKey(secret, configured.chain.id, _DEPLOYER_KEY)
+    return DeployerKey(configured.deployer_key(), configured.chain.id, DEPLOYER_KEY)
 
 
 @asynccontextmanager
@@ -91,7 +86,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
 
 def operator_key(configured: Settings) -> OperatorKey:
     """The hot key, from the environment or `.env`."""
-    return OperatorKey(configured.private_key(), configured.chain.id, "KEEPER_PRIVATE_KEY")
+    return OperatorKey(configured.private_key(), configured.chain.id, PRIVATE_KEY)
 
 
 async def engine(

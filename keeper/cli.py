@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 pause_app = typer.Typer(help="The emergency pause.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The record of every decision and transaction.", no_args_is_help=True)

@@ -34,6 +34,7 @@ from keeper.reading import Document, Key, dotted, rewrite_table, shown
 from keeper.types import Address, Wei
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
+DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _PLACEHOLDERS: Final = (
     "",
@@ -219,6 +220,7 @@ class Settings(Section):
     protocols: tuple[Any, ...]
     venues: tuple[Any, ...]
     operator_secret: SecretStr | None
+    deployer_secret: SecretStr | None
 
     def require_contracts(self) -> Contracts:
         """The deployed contracts, or `ConfigError` before `keeper deploy`."""
@@ -228,10 +230,17 @@ class Settings(Section):
 
     def private_key(self) -> str:
         """The operator's key in hex, or `ConfigError` when it was not given."""
-        if self.operator_secret is None:
+        return self._secret(PRIVATE_KEY, self.operator_secret)
+
+    def deployer_key(self) -> str:
+        """The key that pays for deploying, in hex, or `ConfigError` when it was not given."""
+        return self._secret(DEPLOYER_KEY, self.deployer_secret)
+
+    def _secret(self, name: str, value: SecretStr | None) -> str:
+        if value is None:
             env = self.path.parent / ".env"
-            raise ConfigError(f"{PRIVATE_KEY} is not set; put it in {env} or in the environment.")
-        return self.operator_secret.get_secret_value()
+            raise ConfigError(f"{name} is not set; put it in {env} or in the environment.")
+        return value.get_secret_value()
 
 
 _SECTIONS: Final[Mapping[str, type[Section]]] = {
@@ -259,7 +268,7 @@ def load(
     line per problem: where, which key, what is wrong and what to do.
     """
     path = path.expanduser().absolute()
-    document = Document.read(path, environ, (PRIVATE_KEY,))
+    document = Document.read(path, environ, (PRIVATE_KEY, DEPLOYER_KEY))
     tables = document.tables
     known = [*_SECTIONS, "contracts", "signer", "protocols", "venues"]
     for name in tables:
@@ -274,7 +283,8 @@ def load(
     found["signer"] = _of_kind(document, ("signer",), tables.get("signer", {"kind": "env"}), _SIGNERS)
     found["protocols"] = _protocols(document, protocol_models)
     found["venues"] = _venues(document, venue_models)
-    found["operator_secret"] = _private_key(document)
+    found["operator_secret"] = _private_key(document, PRIVATE_KEY)
+    found["deployer_secret"] = _private_key(document, DEPLOYER_KEY)
     document.check()
     settings = Settings(**found)
     for url in settings.chain.rpc_urls:
@@ -349,14 +359,14 @@ def _tables(document: Document, name: str) -> list[dict[str, Any]]:
     return []
 
 
-def _private_key(document: Document) -> SecretStr | None:
-    text = document.secrets.get(PRIVATE_KEY)
+def _private_key(document: Document, name: str) -> SecretStr | None:
+    text = document.secrets.get(name)
     if text is None:
         return None
     if len(text) > 16:
         secrets.register(text)  # even if it is none: a key with a typing slip is still nearly the key
     if not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text):
-        document.fail((PRIVATE_KEY,), "this secret is not a private key; it must be 32 bytes in hex.")
+        document.fail((name,), "this secret is not a private key; it must be 32 bytes in hex.")
         return None
     return SecretStr(text)
 

@@ -52,13 +52,8 @@ class Rig:
 
 async def make_rig(lab: Lab, folder: Path, terms: Terms = Terms(), rpc_urls: Sequence[str] = ()) -> Rig:
     """Deploy and set up a keeper for every Aave market and the Uniswap V3 of `lab`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "keeper.toml"
-    world = lab.world
-    people = world.cast
-    path.write_text(_toml(lab, terms, rpc_urls or (lab.anvil.ws_url,)))
-    (folder / ".env").write_text(f"KEEPER_PRIVATE_KEY=0x{people.operator.key.hex()}\n")
-    (folder / ".env").chmod(0o600)
+    path = write_configuration(lab, folder, terms, rpc_urls)
+    world, people = lab.world, lab.world.cast
     settings = assembly.settings(path)
     deployment = await deploy(
         settings,
@@ -77,6 +72,19 @@ async def make_rig(lab: Lab, folder: Path, terms: Terms = Terms(), rpc_urls: Seq
     calls = [InnerCall(call.to, call.data) for call in setup_calls(deployment.liquidator, needs)]
     await execute(lab.node, world.safe, *calls)
     return Rig(folder, path, deployment.liquidator, deployment.pause_guard)
+
+
+def write_configuration(lab: Lab, folder: Path, terms: Terms, rpc_urls: Sequence[str] = ()) -> Path:
+    """`keeper.toml` without contracts, and `.env` with the operator's and the deployer's key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, secrets = folder / "keeper.toml", folder / ".env"
+    people = lab.world.cast
+    path.write_text(_toml(lab, terms, rpc_urls or (lab.anvil.ws_url,)))
+    secrets.touch(mode=0o600)
+    secrets.write_text(
+        f"KEEPER_PRIVATE_KEY=0x{people.operator.key.hex()}\nKEEPER_DEPLOYER_KEY=0x{people.deployer.key.hex()}\n"
+    )
+    return path
 
 
 def keeper_environment() -> dict[str, str]:

@@ -1,0 +1,111 @@
+"""The documentation is true: commands, options, keys, links and outputs it shows exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from keeper.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+SCRIPTS = ("scripts/demo", "scripts/test")
+_CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """Every command a page shows, with the page."""
+    found = []
+    for page in PAGES:
+        for block in _CONSOLE.findall(page.read_text()):
+            found += [(page.name, line[2:]) for line in block.splitlines() if line.startswith("$ ")]
+    return found
+
+
+def command_tree(command: click.Command, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    """Every runnable command of the command line by its words."""
+    if isinstance(command, click.Group):
+        tree: dict[tuple[str, ...], click.Command] = {}
+        for name, inner in command.commands.items():
+            tree |= command_tree(inner, (*path, name))
+        return tree
+    return {path: command}
+
+
+TREE = command_tree(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize(("page", "line"), shown_commands())
+def test_a_shown_command_is_understood(page: str, line: str) -> None:
+    """Its program, subcommand and every option exist, and its arguments parse."""
+    words = shlex.split(line, comments=True)
+    if words[0] != "keeper":
+        assert words[0] in SCRIPTS or words[0] in ("pip", "cp") or (ROOT / words[0]).is_file(), line
+        for name in words[1:] if words[0] == "cp" else ():
+            assert name == "keeper.toml" or name == ".env" or (ROOT / name).is_file(), line
+        return
+    path = max((p for p in TREE if tuple(words[1 : 1 + len(p)]) == p), key=len, default=None)
+    assert path is not None, f"{page} shows {line}, which is no command"
+    TREE[path].make_context("keeper", words[1 + len(path) :], resilient_parsing=False)
+
+
+@pytest.mark.parametrize("path", sorted(TREE), ids=" ".join)
+def test_a_command_is_documented(path: tuple[str, ...]) -> None:
+    """Some page names it, and its help says what it does."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    words = " ".join(path)
+    assert words in text.replace("`", " "), f"no page names `keeper {words}`"
+    assert TREE[path].help
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file that is there."""
+    for target in _LINK.findall(page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_shows_a_whole_demo() -> None:
+    """The shown output is a real run's: it ends with the judge's word and sets expected beside realised."""
+    text = (ROOT / "README.md").read_text()
+    shown = text.split("<!-- demo output -->")[1].split("<!-- end of demo output -->")[0]
+    assert "expected" in shown and "realised" in shown
+    assert "while paused:" in shown and ", 0 transactions sent" in shown
+    assert "The judge finds nothing profitable left" in shown
+
+
+def test_every_module_is_in_the_architecture() -> None:
+    """The layout names each module and package of the keeper, and none that is not there."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    layout = text.split("## Where things are")[1].split("```")[1]
+    named = set(re.findall(r"\b([a-z_]+)(?:\.py|/)", layout))
+    there = {
+        path.stem
+        for path in (ROOT / "keeper").iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists()) and not path.name.startswith("__")
+    }
+    assert named == there
+
+
+def test_supported_kinds_are_the_ones_built() -> None:
+    """The README's tables name every kind the configuration accepts."""
+    from keeper.assembly import PROTOCOLS, VENUES
+
+    text = (ROOT / "README.md").read_text()
+    for kind in (*PROTOCOLS, *VENUES):
+        assert f"`{kind}`" in text
+
+
+def test_the_version_is_one() -> None:
+    """pyproject and changelog agree that this is unreleased or name the same version."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## Unreleased" in changelog or f"## {version}" in changelog
