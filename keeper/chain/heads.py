@@ -88,19 +88,26 @@ async def block_at(rpc: Rpc, at: BlockNumber | Hash) -> Head:
 async def follow(pool: Pool, sleep: Sleep = asyncio.sleep) -> AsyncGenerator[Head]:
     """Every head that is the newest when asked for, beginning with the present one.
 
-    Providers that fail are waited for, without end: how old a head may get is for the caller to judge. Raises only
-    `WrongChain`.
+    Providers that fail are waited for, without end: how old a head may get is for the caller to judge. A provider
+    taken over to that is some blocks behind is not a reorg: its heads are passed over until it has caught up, or
+    has had its time to. Raises only `WrongChain`.
     """
     backoff_s = _BACKOFF_S
     last: Head | None = None
     while True:
+        catching_up_until_s = time.monotonic() + _QUIET_S
         try:
             async with aclosing(_from_one_provider(pool, sleep)) as heads:
                 async for head in heads:
                     backoff_s = _BACKOFF_S
-                    if last is None or head.hash != last.hash:
-                        last = head
-                        yield head
+                    if last is not None:
+                        if head.hash == last.hash:
+                            continue
+                        if head.number < last.number and time.monotonic() < catching_up_until_s:
+                            continue
+                    last = head
+                    catching_up_until_s = 0.0
+                    yield head
         except WrongChain:
             raise
         except ChainError as error:
@@ -112,6 +119,7 @@ async def follow(pool: Pool, sleep: Sleep = asyncio.sleep) -> AsyncGenerator[Hea
 async def _from_one_provider(pool: Pool, sleep: Sleep) -> AsyncGenerator[Head]:
     """Heads of the provider in use until it fails or is left behind."""
     rpc, subscription = await pool.run(_subscribed)
+    pool.prefer(rpc)  # who announces a block can answer for it
     try:
         head = await latest(rpc)
         yield head

@@ -1,7 +1,7 @@
 """Several providers as one: the first that answers is used, the next on failure, q of them where q must agree.
 
-A provider that fails rests for a while, longer each time, and is then preferred again by its place in the list. One
-that serves another chain is never used. With one provider nothing is held back: every request is tried.
+A provider that fails rests for a while, longer each time, and then has its place in the list again. One that serves
+another chain is never used. With one provider nothing is held back: every request is tried.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Pool:
     def __init__(self, providers: Sequence[_Provider], clock: Callable[[], float]) -> None:
         self._providers: Final = providers
         self._clock: Final = clock
+        self._preferred: _Provider | None = None
 
     @classmethod
     async def open(
@@ -171,6 +172,10 @@ class Pool:
         answers = await asyncio.gather(*(asked(provider) for provider in self._providers))
         return [answer for found in answers for answer in found]
 
+    def prefer(self, rpc: Rpc) -> None:
+        """Ask the provider behind `rpc` before all others, unless it is at rest."""
+        self._preferred = next((provider for provider in self._providers if provider.holds(rpc)), None)
+
     def blame(self, rpc: Rpc, error: ChainError) -> None:
         """Let the provider behind `rpc` rest: what it did is known better to whoever holds its subscription."""
         for provider in self._providers:
@@ -178,11 +183,14 @@ class Pool:
                 self._rest(provider, error)
 
     def _order(self) -> list[_Provider]:
-        """Who is asked first: those not at rest, by their place in the list; then the others as a last resort."""
+        """Who is asked first: of those not at rest the preferred one, then by place in the list; the others last."""
         if len(self._providers) == 1:
             return list(self._providers)
         now_s = self._clock()
-        return sorted(self._providers, key=lambda provider: max(provider.rests_until_s - now_s, 0.0))
+        return sorted(
+            self._providers,
+            key=lambda provider: (max(provider.rests_until_s - now_s, 0.0), provider is not self._preferred),
+        )
 
     def _rest(self, provider: _Provider, error: ChainError) -> None:
         rest_s = min(_REST_S * 2.0**provider.failures, _LONGEST_REST_S)

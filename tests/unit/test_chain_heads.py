@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keeper.chain.heads import follow
+from keeper.chain.heads import follow, latest
 from keeper.chain.pool import Pool
 from keeper.errors import WrongChain
 from tests.scripted_node import HangUp, Refuse, ScriptedNode
@@ -145,6 +145,47 @@ async def test_another_provider_takes_over(nodes: list[HeadNode]) -> None:
         nodes[1].newest = block(4)
         await nodes[0].hang_up()
         assert (await anext(heads)).number == 4
+    await pool.close()
+
+
+async def test_a_provider_that_lags_is_no_reorg(
+    nodes: list[HeadNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a takeover, heads below the last one are passed over until the new provider has caught up."""
+    pool = await Pool.open([nodes[0].ws_url, nodes[1].ws_url], 31337, 1)
+    nodes[0].newest, nodes[1].newest = block(5), block(3)
+    async with aclosing(follow(pool, Naps())) as heads:
+        assert (await anext(heads)).number == 5
+        nodes[0].methods["eth_chainId"] = HangUp
+        await nodes[0].hang_up()
+        coming = asyncio.ensure_future(anext(heads))
+        await asyncio.sleep(0.1)
+        await nodes[1].mine(4)
+        await asyncio.sleep(0.05)
+        assert not coming.done()
+        await nodes[1].mine(5, fork=1)
+        assert (await coming).hash.hex() == f"{5:032x}{1:032x}"
+        await nodes[1].mine(4, fork=2)
+        assert (await anext(heads)).number == 4, "below the last head, but the same provider says so: a reorg"
+        monkeypatch.setattr("keeper.chain.heads._QUIET_S", 0.0)
+        nodes[1].newest = block(2)
+        await nodes[1].hang_up()
+        assert (await anext(heads)).number == 2, "it had its time to catch up"
+    await pool.close()
+
+
+async def test_reads_go_to_whoever_announces_heads(nodes: list[HeadNode]) -> None:
+    """The provider that announced a block is asked about it first, even when it is not the first of the list."""
+    pool = await Pool.open([nodes[0].ws_url, nodes[1].ws_url], 31337, 1)
+    async with aclosing(follow(pool, Naps())) as heads:
+        await anext(heads)
+        good, nodes[0].methods["eth_chainId"] = nodes[0].methods["eth_chainId"], HangUp
+        nodes[1].newest = block(4)
+        await nodes[0].hang_up()
+        assert (await anext(heads)).number == 4
+        nodes[0].methods["eth_chainId"] = good
+        await asyncio.sleep(0.6)
+        assert (await pool.run(latest)).number == 4
     await pool.close()
 
 
