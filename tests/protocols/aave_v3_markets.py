@@ -132,8 +132,7 @@ def random_marks(
 
 def marks_of(exact: AaveMarks) -> Marks:
     """The marks an adapter would hand on."""
-    groups = (0, *exact.market.emodes)
-    return Marks(AT, MARKET, exact, {group: exact.weights(group) for group in groups})
+    return Marks(AT, MARKET, exact, exact.weights())
 
 
 def positions_of(

@@ -11,7 +11,7 @@ from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.aave_v3.health import judge, liquidation_price
 from keeper.protocols.aave_v3.market import ATOKEN, ORACLE, POOL, PROVIDER, Market, load_market
-from keeper.protocols.aave_v3.marks import read_marks
+from keeper.protocols.aave_v3.marks import MarksReader
 from keeper.protocols.aave_v3.options import LIQUIDATION_CALL_SELECTOR, calls_of, find_options, outcome_of
 from keeper.protocols.aave_v3.positions import read_positions, rows_of
 from keeper.seams import Reads, Touched, just
@@ -108,6 +108,7 @@ class AaveV3:
         self._provider = Address(config.pool_addresses_provider)
         self._max_price_age_s = config.max_price_age_s
         self._market: Market | None = None
+        self._marks: MarksReader | None = None
         self._a_tokens: frozenset[Address] = frozenset()
 
     @property
@@ -121,6 +122,7 @@ class AaveV3:
         """Read addresses, reserves and e-modes."""
         market = yield from load_market(self._provider)
         self._market = market
+        self._marks = MarksReader(market, self._max_price_age_s)
         self._a_tokens = frozenset(reserve.a_token for reserve in market.listed())
 
     def warnings(self) -> Sequence[str]:
@@ -184,11 +186,12 @@ class AaveV3:
 
         Indices are projected from each reserve's last update, so `at` may lie in the future of its own block hash.
         """
-        exact = yield from read_marks(self.loaded, self._max_price_age_s, at)
+        if self._marks is None:
+            raise AdapterError(f"{self.name} was used before it was loaded.")
+        exact = yield from self._marks.read(at)
         if isinstance(exact, Refusal):
             return exact
-        groups = (0, *self.loaded.emodes)
-        return Marks(at, self.market, exact, {group: exact.weights(group) for group in groups})
+        return Marks(at, self.market, exact, exact.weights())
 
     def assess(self, position: Position, marks: Marks) -> Health | Refusal:
         """The account's health as Pool.getUserAccountData would answer at the marks' timestamp and prices."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keeper import abi
 from keeper.errors import AdapterError
@@ -36,6 +37,8 @@ _PRICES: Final = ORACLE.function("getAssetsPrices")
 _PRICE: Final = ORACLE.function("getAssetPrice")
 _VIRTUAL_BALANCE: Final = POOL.function("getVirtualUnderlyingBalance")
 _BALANCE: Final = ATOKEN.function("balanceOf")
+
+_RESERVE_DATA_SIZE: Final = 15 * 32
 
 # Float64 keeps 53 bits; a row multiplies and adds a few hundred terms, so a part in 10^12 covers every rounding of it.
 _FLOAT_MARGIN: Final = 1e-12
@@ -115,87 +118,122 @@ class AaveMarks:
         """
         return self.category_prices.get(group) or self.state(reserve_id).price
 
-    def weights(self, group: int) -> Weights:
-        """Row weights of accounts in e-mode `group`, shape (2 · reserves,): collateral and debt of each in turn.
+    def weights(self) -> dict[int, Weights]:
+        """Row weights by e-mode, each of shape (2 · reserves,): collateral and debt of each reserve in turn.
 
         A margin Σ collateral · threshold − Σ debt below `slack` may be unsafe. The bound: the contract rounds each
         amount by at most one raw unit (worth price / unit) and each value by at most one base unit, the sum by one
         more, and until 3.4 cuts the average threshold by less than one basis point.
         """
-        rules = self.market.rules
-        values = np.zeros(2 * len(self.states))
+        plain = np.zeros(2 * len(self.states))
         slack = 2.0
         for reserve in self.market.listed():
-            state = self.state(reserve.id)
-            raw_value = self.price(reserve.id, group) / reserve.unit
-            threshold = row_threshold(
-                rules, self.threshold_bps(reserve.id, group), counted=self.counted(reserve.id)
-            )
-            collateral = state.liquidity_index_ray / RAY * raw_value * threshold
-            debt = state.debt_index_ray / RAY * raw_value
-            values[2 * reserve.id] = collateral - abs(collateral) * _FLOAT_MARGIN
-            values[2 * reserve.id + 1] = -(debt * (1 + _FLOAT_MARGIN)) if raw_value else -_UNPRICED
-            slack += 2 * (raw_value + 1)
-        return Weights(values, slack)
+            slack += self._weigh(plain, reserve, 0)
+        weighed = {0: Weights(plain, slack)}
+        for group in self.market.emodes:
+            values, extra = plain.copy(), 0.0
+            for reserve in self.market.listed():
+                if self.in_category(reserve.id, group) or self.price(reserve.id, group) != self.price(
+                    reserve.id, 0
+                ):
+                    extra += self._weigh(values, reserve, group)
+            weighed[group] = Weights(values, slack + extra)
+        return weighed
 
-
-def read_marks(market: Market, max_price_age_s: int | None, at: BlockTime) -> Reads[AaveMarks | Refusal]:
-    """Read one head's prices and indices in one round, projected to `at.timestamp_s`.
-
-    All prices come in one call; where one of them makes it revert they are asked one by one, and only the reserve
-    without a price is unusable. Refused only when no reserve has a usable price.
-    """
-    reserves = list(market.listed())
-    priced = [emode for emode in market.emodes.values() if emode.price_source != ZERO_ADDRESS]
-    assets = [reserve.token.address for reserve in reserves] + [emode.price_source for emode in priced]
-    timed = [] if max_price_age_s is None else [reserve for reserve in reserves if reserve.timed]
-    calls = [_PRICES.call(market.oracle, assets)]
-    calls += [GET_RESERVE_DATA.call(market.pool, reserve.token.address) for reserve in reserves]
-    calls += [liquidity_call(market, reserve) for reserve in reserves]
-    calls += [LATEST_ROUND.call(reserve.price_source) for reserve in timed]
-    if market.sentinel != ZERO_ADDRESS:
-        calls.append(_ALLOWED.call(market.sentinel))
-    results = yield calls
-
-    count = len(reserves)
-    rounds = results[1 + 2 * count : 1 + 2 * count + len(timed)]
-    ages = {reserve.id: _age_s(result, at) for reserve, result in zip(timed, rounds, strict=True)}
-    if isinstance(results[0], Reverted):
-        singles = yield [_PRICE.call(market.oracle, asset) for asset in assets]
-        prices: Sequence[int] = [0 if isinstance(one, Reverted) else _PRICE.one(one) for one in singles]
-    else:
-        prices = _PRICES.one(results[0])
-
-    states: list[ReserveState | None] = [None] * len(market.reserves)
-    for index, reserve in enumerate(reserves):
-        row = answered(GET_RESERVE_DATA, results[1 + index])
-        config = ReserveConfig(row[0][0])
-        elapsed_s = at.timestamp_s - row[6]
-        if elapsed_s < 0:
-            raise AdapterError(
-                f"{reserve.token.symbol} was updated at {row[6]}, after the timestamp {at.timestamp_s} asked for."
-            )
-        age_s = ages.get(reserve.id)
-        states[reserve.id] = ReserveState(
-            config=config,
-            liquidity_index_ray=liquidity_index_ray(row[1], row[2], elapsed_s),
-            debt_index_ray=debt_index_ray(market.rules, row[3], row[4], elapsed_s),
-            liquidity_raw=liquidity_of(market, config, results[1 + count + index]),
-            price=prices[index],
-            price_age_s=age_s,
-            stale=reserve.id in ages and (age_s is None or age_s > (max_price_age_s or 0)),
+    def _weigh(self, values: NDArray[np.float64], reserve: Reserve, group: int) -> float:
+        """Set one reserve's two weights; what its rounding can be worth on both sides together."""
+        state = self.state(reserve.id)
+        raw_value = self.price(reserve.id, group) / reserve.unit
+        threshold = row_threshold(
+            self.market.rules, self.threshold_bps(reserve.id, group), counted=self.counted(reserve.id)
         )
-    known = [state for state in states if state is not None]
-    if known and not any(state.price and not state.stale for state in known):
-        reason = "stale_price" if any(state.stale for state in known) else "missing_price"
-        return Refusal("marks", reason, {"reserves": count, "max_price_age_s": max_price_age_s})
-    return AaveMarks(
-        market=market,
-        timestamp_s=at.timestamp_s,
-        states=tuple(states),
-        category_prices=dict(zip((emode.category for emode in priced), prices[count:], strict=True)),
-        sentinel_allows=market.sentinel == ZERO_ADDRESS or bool(answered(_ALLOWED, results[-1])),
-    )
+        collateral = state.liquidity_index_ray / RAY * raw_value * threshold
+        debt = state.debt_index_ray / RAY * raw_value
+        values[2 * reserve.id] = collateral - abs(collateral) * _FLOAT_MARGIN
+        values[2 * reserve.id + 1] = -(debt * (1 + _FLOAT_MARGIN)) if raw_value else -_UNPRICED
+        return 2 * (raw_value + 1)
+
+
+class MarksReader:
+    """Reads the marks of one loaded market; the calls are the same at every head and encoded once."""
+
+    def __init__(self, market: Market, max_price_age_s: int | None) -> None:
+        self._market = market
+        self._max_price_age_s = max_price_age_s
+        self._reserves = list(market.listed())
+        self._priced = [emode for emode in market.emodes.values() if emode.price_source != ZERO_ADDRESS]
+        self._assets = [reserve.token.address for reserve in self._reserves]
+        self._assets += [emode.price_source for emode in self._priced]
+        self._timed = [] if max_price_age_s is None else [each for each in self._reserves if each.timed]
+        calls = [_PRICES.call(market.oracle, self._assets)]
+        calls += [GET_RESERVE_DATA.call(market.pool, reserve.token.address) for reserve in self._reserves]
+        calls += [liquidity_call(market, reserve) for reserve in self._reserves]
+        calls += [LATEST_ROUND.call(reserve.price_source) for reserve in self._timed]
+        if market.sentinel != ZERO_ADDRESS:
+            calls.append(_ALLOWED.call(market.sentinel))
+        self._calls: Sequence[Call] = tuple(calls)
+
+    def read(self, at: BlockTime) -> Reads[AaveMarks | Refusal]:
+        """Read one head's prices and indices in one round, projected to `at.timestamp_s`.
+
+        All prices come in one call; where one of them makes it revert they are asked one by one, and only the reserve
+        without a price is unusable. Refused only when no reserve has a usable price.
+        """
+        market, count, timed = self._market, len(self._reserves), self._timed
+        results = yield self._calls
+        rounds = results[1 + 2 * count : 1 + 2 * count + len(timed)]
+        ages = {reserve.id: _age_s(result, at) for reserve, result in zip(timed, rounds, strict=True)}
+        if isinstance(results[0], Reverted):
+            singles = yield [_PRICE.call(market.oracle, asset) for asset in self._assets]
+            prices: Sequence[int] = [0 if isinstance(one, Reverted) else _PRICE.one(one) for one in singles]
+        else:
+            prices = _PRICES.one(results[0])
+        if len(prices) != len(self._assets):
+            raise AdapterError(f"The oracle gave {len(prices)} prices for {len(self._assets)} assets.")
+
+        states: list[ReserveState | None] = [None] * len(market.reserves)
+        for index, reserve in enumerate(self._reserves):
+            row = _reserve_row(results[1 + index])
+            elapsed_s = at.timestamp_s - row[6]
+            if elapsed_s < 0:
+                raise AdapterError(
+                    f"{reserve.token.symbol} was updated at {row[6]}, after the timestamp {at.timestamp_s} asked for."
+                )
+            config = ReserveConfig(row[0])
+            age_s = ages.get(reserve.id)
+            states[reserve.id] = ReserveState(
+                config=config,
+                liquidity_index_ray=liquidity_index_ray(row[1], row[2], elapsed_s),
+                debt_index_ray=debt_index_ray(market.rules, row[3], row[4], elapsed_s),
+                liquidity_raw=liquidity_of(market, config, results[1 + count + index]),
+                price=prices[index],
+                price_age_s=age_s,
+                stale=reserve.id in ages and (age_s is None or age_s > (self._max_price_age_s or 0)),
+            )
+        known = [state for state in states if state is not None]
+        if known and not any(state.price and not state.stale for state in known):
+            reason = "stale_price" if any(state.stale for state in known) else "missing_price"
+            return Refusal("marks", reason, {"reserves": count, "max_price_age_s": self._max_price_age_s})
+        return AaveMarks(
+            market=market,
+            timestamp_s=at.timestamp_s,
+            states=tuple(states),
+            category_prices=dict(
+                zip((emode.category for emode in self._priced), prices[count:], strict=True)
+            ),
+            sentinel_allows=market.sentinel == ZERO_ADDRESS or bool(answered(_ALLOWED, results[-1])),
+        )
+
+
+def _reserve_row(result: Result) -> list[int]:
+    """Configuration, liquidity index and rate, debt index and rate, the stable rate, and the last update: the first
+    words of `getReserveData`, the rest of which was read at load.
+    """
+    if isinstance(result, Reverted) or len(result) != _RESERVE_DATA_SIZE:
+        raise AdapterError(
+            f"{GET_RESERVE_DATA.signature} did not answer {_RESERVE_DATA_SIZE} bytes: is this an Aave V3 market?"
+        )
+    return [int.from_bytes(result[start : start + 32]) for start in range(0, 7 * 32, 32)]
 
 
 def liquidity_call(market: Market, reserve: Reserve) -> Call:
