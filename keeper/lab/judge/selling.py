@@ -1,0 +1,234 @@
+"""What becomes of a liquidation: seized collateral returns the loan, and the rest becomes the profit token.
+
+Every order of trades over every route is quoted; the most promising are then run whole on the fork, loan to profit,
+and only what ran counts. A quote promises too much where two trades of one liquidation go through the same pool in
+the same direction, so runs are chosen among both kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from keeper.abi import load
+from keeper.lab.judge.evidence import Step
+from keeper.lab.judge.routes import Order, Trade
+from keeper.lab.judge.scene import BPS, JUDGE, Scene
+from keeper.lab.judge.taking import Point, opening, taken
+from keeper.lab.judge.verdict import Amount, Best
+from keeper.types import Token
+
+_ERC20: Final = load("Erc20")
+
+# What Liquidator.execute costs beside the liquidation and the swaps as transactions of their own: the flash loan,
+# feeds, approvals, books and the end check, less what one transaction saves.
+LIQUIDATOR_GAS: Final = 150_000
+# What a swap costs beside what its pools do: router, transfers and the transaction itself.
+TRADE_GAS: Final = 60_000
+
+_KEPT: Final = 3  # of each trade's routes, the most promising
+
+
+class Leg(NamedTuple):
+    """Sell all of one token for another, or buy what the loan is still owed."""
+
+    buy: bool
+    token_in: Token
+    token_out: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A liquidation with its trades; `gross_raw` is in the profit token, before gas.
+
+    `ran` says whether the figures are from running it, or from quotes.
+    """
+
+    point: Point
+    trades: tuple[Trade, ...]
+    gross_raw: int
+    gas: int
+    net_usd_e8: int
+    over_slippage: bool
+    ran: bool
+
+    @property
+    def crosses_itself(self) -> bool:
+        """Whether two trades use a pool in the same direction."""
+        directions = [direction for trade in self.trades for direction in trade.order.route.directions]
+        return len(directions) != len(set(directions))
+
+    def rank(self) -> tuple[bool, int]:
+        """Sort key: what the Liquidator's end check lets pass, then what nets more."""
+        return not self.over_slippage, self.net_usd_e8
+
+
+def ways(collateral: Token, debt: Token, profit: Token) -> tuple[tuple[Leg, ...], ...]:
+    """Every order of trades that returns the loan and ends in the profit token."""
+    sell, buy = False, True
+    if collateral == debt:
+        return ((),) if profit == debt else ((Leg(sell, debt, profit),),)
+    if profit == debt:
+        return ((Leg(sell, collateral, debt),),)
+    if profit == collateral:
+        return ((Leg(buy, collateral, debt),),)
+    return (
+        (Leg(sell, collateral, debt), Leg(sell, debt, profit)),
+        (Leg(buy, collateral, debt), Leg(sell, collateral, profit)),
+        (Leg(sell, collateral, profit), Leg(buy, profit, debt)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Underway:
+    """A liquidation whose trades are partly chosen; `held` is what is left over what is owed, by token."""
+
+    point: Point
+    legs: tuple[Leg, ...]
+    trades: tuple[Trade, ...]
+    held: dict[Token, int]
+
+
+async def quoted(scene: Scene, points: Sequence[Point]) -> list[Attempt]:
+    """What every point comes to by every way and its most promising routes, as quoted."""
+    underway = [_start(scene, point, way) for point in points for way in _ways(scene, point)]
+    attempts: list[Attempt] = []
+    while underway:
+        open_ends: list[tuple[_Underway, Leg, list[Order]]] = []
+        for each in underway:
+            leg, rest = _next_leg(each)
+            if leg is not None:
+                open_ends.append((rest, leg, _orders(scene, rest, leg)))
+            elif min(rest.held.values()) >= 0:
+                attempts.append(_reckoned(scene, rest.point, rest.trades, rest.held))
+        trades = await scene.exchanges.trades([order for _, _, orders in open_ends for order in orders])
+        underway = []
+        for each, leg, orders in open_ends:
+            filled = [trade for order in orders if (trade := trades[order]) is not None]
+            filled.sort(key=lambda trade: _worth_e8(scene, trade), reverse=True)
+            underway += [_after(each, leg, trade) for trade in filled[:_KEPT]]
+    return attempts
+
+
+async def run(scene: Scene, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Those attempts that really run on the fork, with what they really come to."""
+    runs = [
+        [
+            *opening(one.point.pair, one.point.loan, one.point.borrowed_raw),
+            *(step for trade in one.trades for step in trade.steps(JUDGE)),
+            *(Step(JUDGE, token.address, _BALANCE) for token in _tokens(scene, one.point)),
+        ]
+        for one in attempts
+    ]
+    found: list[Attempt] = []
+    for one, done in zip(attempts, await scene.evidence.simulate(runs), strict=True):
+        if not all(step.ok for step in done):
+            continue
+        tokens = _tokens(scene, one.point)
+        balances = [_ERC20.function("balanceOf").one(step.output) for step in done[-len(tokens) :]]
+        held = dict(zip(tokens, balances, strict=True))
+        held[one.point.pair.debt.reserve.token] -= one.point.borrowed_raw + one.point.premium_raw
+        if min(held.values()) >= 0:
+            swaps = done[4 : 3 + 2 * len(one.trades) : 2]
+            point = taken(one.point, done[2])
+            gas = point.gas + sum(step.gas_used for step in swaps) + LIQUIDATOR_GAS
+            found.append(_judged(scene, point, one.trades, held, gas, ran=True))
+    return found
+
+
+_BALANCE: Final = _ERC20.function("balanceOf").encode(JUDGE)
+
+
+def best_of(scene: Scene, attempt: Attempt) -> Best:
+    """An attempt as the verdict shows it."""
+    point = attempt.point
+    return Best(
+        repay=Amount(point.pair.debt.reserve.token, point.repaid_raw),
+        seize=Amount(point.pair.collateral.reserve.token, point.seized_raw),
+        profit=Amount(scene.profit, attempt.gross_raw),
+        route=tuple(str(trade) for trade in attempt.trades),
+        flash_source=point.loan.pool,
+        flash_premium_bps=point.loan.premium_bps,
+        gas=attempt.gas,
+        gas_cost_usd_e8=scene.gas_usd_e8(attempt.gas),
+        net_profit_usd_e8=attempt.net_usd_e8,
+        over_slippage=attempt.over_slippage,
+    )
+
+
+def _ways(scene: Scene, point: Point) -> tuple[tuple[Leg, ...], ...]:
+    return ways(point.pair.collateral.reserve.token, point.pair.debt.reserve.token, scene.profit)
+
+
+def _tokens(scene: Scene, point: Point) -> list[Token]:
+    return list(
+        dict.fromkeys((point.pair.debt.reserve.token, point.pair.collateral.reserve.token, scene.profit))
+    )
+
+
+def _start(scene: Scene, point: Point, way: tuple[Leg, ...]) -> _Underway:
+    held = dict.fromkeys(_tokens(scene, point), 0)
+    held[point.pair.collateral.reserve.token] += point.seized_raw
+    held[point.pair.debt.reserve.token] -= point.owed_raw
+    return _Underway(point, way, (), held)
+
+
+def _next_leg(each: _Underway) -> tuple[Leg | None, _Underway]:
+    """The first leg that still has something to trade, and the rest behind it."""
+    for place, leg in enumerate(each.legs):
+        if _amount_raw(each, leg) > 0:
+            return leg, replace(each, legs=each.legs[place + 1 :])
+    return None, replace(each, legs=())
+
+
+def _amount_raw(each: _Underway, leg: Leg) -> int:
+    return -each.held[leg.token_out] if leg.buy else each.held[leg.token_in]
+
+
+def _orders(scene: Scene, each: _Underway, leg: Leg) -> list[Order]:
+    amount_raw = _amount_raw(each, leg)
+    return [
+        Order(route, amount_raw, leg.buy) for route in scene.exchanges.routes(leg.token_in, leg.token_out)
+    ]
+
+
+def _after(each: _Underway, leg: Leg, trade: Trade) -> _Underway:
+    held = dict(each.held)
+    held[leg.token_in] -= trade.amount_in_raw
+    held[leg.token_out] += trade.amount_out_raw
+    return replace(each, trades=(*each.trades, trade), held=held)
+
+
+def _worth_e8(scene: Scene, trade: Trade) -> int:
+    """What a trade brings, or saves, in dollars after its gas."""
+    first, last = trade.order.route.hops[0].token_in, trade.order.route.hops[-1].token_out
+    gain = (
+        -scene.usd_e8(first, trade.amount_in_raw)
+        if trade.order.exact_out
+        else scene.usd_e8(last, trade.amount_out_raw)
+    )
+    return gain - scene.gas_usd_e8(trade.gas)
+
+
+def _reckoned(scene: Scene, point: Point, trades: tuple[Trade, ...], held: dict[Token, int]) -> Attempt:
+    gas = point.gas + sum(trade.gas + TRADE_GAS for trade in trades) + LIQUIDATOR_GAS
+    return _judged(scene, point, trades, held, gas, ran=False)
+
+
+def _judged(
+    scene: Scene, point: Point, trades: tuple[Trade, ...], held: dict[Token, int], gas: int, *, ran: bool
+) -> Attempt:
+    """The net, and the Liquidator's end check: what arrives must be worth what was gained, less the slippage allowed
+    on what came in (`Liquidator._settle`).
+    """
+    debt, collateral = point.pair.debt.reserve.token, point.pair.collateral.reserve.token
+    if debt == collateral:
+        gained, paid = scene.value(collateral, max(point.seized_raw - point.repaid_raw, 0)), 0
+    else:
+        gained, paid = scene.value(collateral, point.seized_raw), scene.value(debt, point.repaid_raw)
+    required = gained - paid - gained * scene.max_slippage_bps // BPS
+    arrived = sum(scene.value(token, raw) for token, raw in held.items())
+    gross_raw = held[scene.profit]
+    net_usd_e8 = scene.usd_e8(scene.profit, gross_raw) - scene.gas_usd_e8(gas)
+    return Attempt(point, trades, gross_raw, gas, net_usd_e8, arrived < required, ran)
