@@ -75,9 +75,14 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     chain = await Chain.open(configured.chain.rpc_urls, configured.chain.id, configured.chain.quorum)
     try:
         adapters = [_adapter(model) for model in configured.protocols]
-        sources = [Source(adapter, model.from_block) for adapter, model in zip(adapters, configured.protocols, strict=True)]
+        sources = [
+            Source(adapter, model.from_block)
+            for adapter, model in zip(adapters, configured.protocols, strict=True)
+        ]
         between = [configured.chain.wrapped_native, configured.profit.token]
-        venues = [UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)]
+        venues = [
+            UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
+        ]
         flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
         yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash))
     finally:
@@ -135,7 +140,9 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
     ]
     decimals_data, symbol_data, feed_data = await parts.chain.read(each(calls), head.hash)
     if isinstance(decimals_data, Reverted) or not decimals_data:
-        raise ConfigError(f"profit.token {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml.")
+        raise ConfigError(
+            f"profit.token {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml."
+        )
     if isinstance(feed_data, Reverted) or not feed_data:
         raise ConfigError(
             f"contracts.liquidator {abi.checksum(liquidator)} is not a Liquidator; run `keeper deploy` or correct it."

@@ -65,8 +65,12 @@ def run(
 @app.command()
 def scan(
     config: Config = DEFAULT_CONFIG,
-    liquidatable: Annotated[bool, typer.Option("--liquidatable", help="Only positions that can be liquidated.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, least healthy first.")] = 100,
+    liquidatable: Annotated[
+        bool, typer.Option("--liquidatable", help="Only positions that can be liquidated.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="At most this many, least healthy first.")
+    ] = 100,
     json: Json = False,
 ) -> None:
     """List positions with health, collateral, debt and liquidation price."""
@@ -99,12 +103,17 @@ def doctor(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
 def deploy(
     safe: Annotated[str, typer.Option("--safe", help="The Safe that owns both contracts.")],
     treasury: Annotated[str, typer.Option("--treasury", help="Where all profit goes, for ever.")],
-    guardian: Annotated[list[str], typer.Option("--guardian", help="An account that may pause; repeat for several.")],
+    guardian: Annotated[
+        list[str], typer.Option("--guardian", help="An account that may pause; repeat for several.")
+    ],
     unpause_delay: Annotated[
-        int, typer.Option("--unpause-delay", min=1, help="Seconds between scheduling an unpause and its effect.")
+        int,
+        typer.Option("--unpause-delay", min=1, help="Seconds between scheduling an unpause and its effect."),
     ] = 1800,
     config: Config = DEFAULT_CONFIG,
-    out: Annotated[Path, typer.Option("--out", help="Where to write the Safe transactions.")] = Path("safe-setup.json"),
+    out: Annotated[Path, typer.Option("--out", help="Where to write the Safe transactions.")] = Path(
+        "safe-setup.json"
+    ),
     json: Json = False,
 ) -> None:
     """Deploy PauseGuard and Liquidator, write [contracts], and write the Safe transactions that finish the set-up."""
@@ -112,7 +121,13 @@ def deploy(
 
     document = _wait(
         commands.deploy(
-            config, _builds(), safe=safe, treasury=treasury, guardians=guardian, unpause_delay_s=unpause_delay, out=out
+            config,
+            _builds(),
+            safe=safe,
+            treasury=treasury,
+            guardians=guardian,
+            unpause_delay_s=unpause_delay,
+            out=out,
         )
     )
     _print(document, render.deploy, json)
@@ -121,7 +136,9 @@ def deploy(
 @app.command()
 def demo(
     json: Json = False,
-    keep: Annotated[Path | None, typer.Option("--keep", help="Keep configuration, ledger and logs in this folder.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Keep configuration, ledger and logs in this folder.")
+    ] = None,
 ) -> None:
     """Build a local chain of real protocols and take the daemon through a price fall, a pause and an unpause."""
     from keeper.lab import demo as lab_demo
@@ -167,7 +184,9 @@ def lab_install() -> None:
 def bench_reaction(
     json: Json = False,
     write: Annotated[bool, typer.Option("--write", help="Write docs/benchmarks.md.")] = False,
-    heads: Annotated[int, typer.Option("--heads", min=3, help="Price falls measured per variant and size.")] = 15,
+    heads: Annotated[
+        int, typer.Option("--heads", min=3, help="Price falls measured per variant and size.")
+    ] = 15,
 ) -> None:
     """Measure head to accepted transaction against a naive loop and the floor, interleaved in one run."""
     from keeper.lab import bench

@@ -71,7 +71,9 @@ async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any
                     continue
                 health = adapter.assess(watch.book.position(key), marks)
                 if isinstance(health, Refusal):
-                    refused.append({"protocol": name, "account": abi.checksum(key.account), **_refusal(health)})
+                    refused.append(
+                        {"protocol": name, "account": abi.checksum(key.account), **_refusal(health)}
+                    )
                 elif health.health_factor_wad is not None and (health.liquidatable or not liquidatable):
                     rows.append((health.health_factor_wad, _position(adapter, watch, health, marks)))
     rows.sort(key=lambda row: row[0])
@@ -96,7 +98,8 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
             await watch.load(head)
             view = await engine.look(head)
             protocols = [
-                await _stages(engine, watch, adapter, view, head, account) for adapter in watch.adapters.values()
+                await _stages(engine, watch, adapter, view, head, account)
+                for adapter in watch.adapters.values()
             ]
             history = [_entry(entry) for entry in Ledger(store).entries(50, account=account)]
     return {
@@ -154,13 +157,17 @@ async def deploy(
         unpause_delay_s,
         builds,
     )
-    write_contracts(config, deployment.liquidator, deployment.pause_guard, deployment.safe, deployment.treasury)
+    write_contracts(
+        config, deployment.liquidator, deployment.pause_guard, deployment.safe, deployment.treasury
+    )
     operator = assembly.operator_key(configured).address
     async with assembly.open_parts(assembly.settings(config)) as parts:
         head = await parts.chain.head()
         needed = missing_setup(deployment.liquidator, await assembly.needs(parts, operator))
         calls = await parts.chain.read(needed, head.hash)
-    _write(out, transaction_builder_json(calls, configured.chain.id, deployment.safe, int(time.time() * 1000)))
+    _write(
+        out, transaction_builder_json(calls, configured.chain.id, deployment.safe, int(time.time() * 1000))
+    )
     return {
         "schema": SCHEMA,
         "pause_guard": abi.checksum(deployment.pause_guard),
@@ -174,7 +181,8 @@ async def deploy(
         "config": str(config),
         "out": str(out),
         "safe_transactions": [
-            {"to": abi.checksum(call.to), "data": hex_of(call.data), "description": call.what} for call in calls
+            {"to": abi.checksum(call.to), "data": hex_of(call.data), "description": call.what}
+            for call in calls
         ],
     }
 
@@ -241,7 +249,11 @@ async def _stages(
     answer["position"] = _position(adapter, watch, health, marks)
     selected = key in set(watch.book.candidates(marks))
     say("book", "selected" if selected else "not_selected")
-    say("assess", "liquidatable" if health.liquidatable else "healthy", {"health_factor_wad": health.health_factor_wad})
+    say(
+        "assess",
+        "liquidatable" if health.liquidatable else "healthy",
+        {"health_factor_wad": health.health_factor_wad},
+    )
     if not health.liquidatable:
         return answer
     for option in adapter.options(watch.book.position(key), health, marks):
@@ -256,7 +268,11 @@ async def _stages(
     plan = await engine.ask(engine.plan(health, view, head), head)
     if isinstance(plan, Refusal):
         return say(plan.stage, plan.reason, plan.numbers)
-    say("plan", "planned", {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw})
+    say(
+        "plan",
+        "planned",
+        {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw},
+    )
     if not isinstance(view.pause, PauseState):
         return answer
     [trial] = await engine.attempt([plan], view.pause, head)
@@ -273,7 +289,9 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another file with --out.") from error
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}); choose another file with --out."
+        ) from error
 
 
 async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:

@@ -55,9 +55,7 @@ async def run_once(chain: Chain, engine: Engine) -> StepReport:
     return await engine.step(head)
 
 
-async def run(
-    chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable[[], float]
-) -> None:
+async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable[[], float]) -> None:
     """Handle heads until SIGINT or SIGTERM; a step that has begun is finished first."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -33,7 +33,9 @@ from keeper.types import (
 )
 
 _PAUSE_GUARD: Final = abi.load("PauseGuard")
-_MINT: Final = object()  # possession of this object is the right to mint; nothing outside this module reads it
+_MINT: Final = (
+    object()
+)  # possession of this object is the right to mint; nothing outside this module reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,9 @@ def read_scopes(pause_guard: Address, protocols: Sequence[str], at: BlockTime) -
     if len(rows) != len(wanted):
         return Refusal("clear", "pause_unknown", {"scopes_read": len(rows), "scopes_wanted": len(wanted)})
     scopes = {
-        scope: Scope(paused, epoch, paused_at, unpause_at, last, reason.rstrip(b"\0").decode("ascii", "replace"))
+        scope: Scope(
+            paused, epoch, paused_at, unpause_at, last, reason.rstrip(b"\0").decode("ascii", "replace")
+        )
         for scope, (paused, epoch, paused_at, unpause_at, last, reason) in zip(wanted, rows, strict=True)
     }
     return PauseState(at, scopes)
@@ -201,7 +205,9 @@ class Guard:
         self._limits = limits
         self._halt_file = halt_file
 
-    def standing(self, pause: PauseState | Refusal, protocol: str, head: Head, now_s: float) -> Refusal | None:
+    def standing(
+        self, pause: PauseState | Refusal, protocol: str, head: Head, now_s: float
+    ) -> Refusal | None:
         """Why nothing of `protocol` may be signed at this head, or None; asked before any work is spent on a plan."""
         if self._halt_file.exists():
             return Refusal("clear", "halted", {"halt_file": str(self._halt_file)})
@@ -218,7 +224,9 @@ class Guard:
                 return Refusal("clear", "paused", numbers | {"pause_reason": scope.reason})
         age_s = int(now_s) - head.timestamp_s
         if age_s > self._limits.max_head_age_s:
-            return Refusal("clear", "stale_head", {"age_s": age_s, "max_head_age_s": self._limits.max_head_age_s})
+            return Refusal(
+                "clear", "stale_head", {"age_s": age_s, "max_head_age_s": self._limits.max_head_age_s}
+            )
         return None
 
     def clear(
@@ -249,7 +257,9 @@ class Guard:
             return Refusal("clear", "stale_trial", {"tried_at": trial.at.number, "head": head.number})
         protocol_epoch = pause.scopes[scope_of(plan.key.protocol)].epoch
         if (trial.global_epoch, trial.protocol_epoch) != (pause.global_scope.epoch, protocol_epoch):
-            return Refusal("clear", "stale_epoch", {"global": pause.global_scope.epoch, "protocol": protocol_epoch})
+            return Refusal(
+                "clear", "stale_epoch", {"global": pause.global_scope.epoch, "protocol": protocol_epoch}
+            )
         if trial.last_block <= head.number:
             return Refusal("clear", "expired", {"last_block": trial.last_block, "head": head.number})
         return None
@@ -272,7 +282,10 @@ class Guard:
             numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "in_flight_wei": spent.in_flight_wei}
             return Refusal("clear", "gas_budget", numbers | {"limit_wei": limits.max_gas_spend_wei_per_hour})
         if spent.loss_usd_e8_last_day > limits.max_loss_usd_e8_per_day:
-            numbers = {"loss_usd_e8": spent.loss_usd_e8_last_day, "limit_usd_e8": limits.max_loss_usd_e8_per_day}
+            numbers = {
+                "loss_usd_e8": spent.loss_usd_e8_last_day,
+                "limit_usd_e8": limits.max_loss_usd_e8_per_day,
+            }
             return Refusal("clear", "loss_limit", numbers)
         if spent.consecutive_reverts >= limits.max_consecutive_reverts:
             numbers = {"reverts": spent.consecutive_reverts, "limit": limits.max_consecutive_reverts}

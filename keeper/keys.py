@@ -43,7 +43,11 @@ class _Key:
     def __init__(self, secret: str, chain_id: int, where: str) -> None:
         try:
             account: LocalAccount = Account.from_key(secret)
-        except (ValueError, TypeError, ValidationError):  # without its cause: the message may quote the secret
+        except (
+            ValueError,
+            TypeError,
+            ValidationError,
+        ):  # without its cause: the message may quote the secret
             raise ConfigError(f"{where} is not a private key: it must be 32 bytes in hex.") from None
         self.__account = account
         self._chain_id = chain_id
@@ -76,6 +80,8 @@ class _Key:
 class OperatorKey(_Key):
     """The hot key: holds gas only and can start nothing but what a clearance allows."""
 
+    __slots__ = ()
+
     def sign(self, to: Address, calldata: bytes, nonce: int, fees: Fees, clearance: Clearance) -> Signed:
         """Sign the cleared liquidation, spending its clearance; raises `KeyMisuse` if anything differs."""
         if type(clearance) is not Clearance:
@@ -99,6 +105,8 @@ class OperatorKey(_Key):
 @final
 class DeployerKey(_Key):
     """The key that pays for `keeper deploy`; it owns nothing of what it deploys."""
+
+    __slots__ = ()
 
     def sign_deploy(self, init_code: bytes, nonce: int, fees: Fees) -> Signed:
         """Create a contract at its CREATE2 address (salt 0) through the deterministic deployer."""

@@ -17,7 +17,9 @@ _console: Final = Console(highlight=False, soft_wrap=True)
 
 def scan(document: Mapping[str, Any]) -> None:
     """Positions, least healthy first."""
-    table = _table("protocol", "account", "health factor", "collateral $", "debt $", "liquidation price $", "")
+    table = _table(
+        "protocol", "account", "health factor", "collateral $", "debt $", "liquidation price $", ""
+    )
     for row in document["positions"]:
         health = Decimal(row["health_factor_wad"]) / _WAD
         table.add_row(
@@ -92,7 +94,9 @@ def ledger_list(document: Mapping[str, Any]) -> None:
     """One line an entry, newest first."""
     for entry in document["entries"]:
         who = " ".join(part for part in (entry["protocol"], entry["account"]) if part)
-        _console.print(f"{entry['seq']:>6} {_time(entry['at_s'])} {entry['kind']:<9} {who} {_numbers(entry['body'])}")
+        _console.print(
+            f"{entry['seq']:>6} {_time(entry['at_s'])} {entry['kind']:<9} {who} {_numbers(entry['body'])}"
+        )
 
 
 def _table(*columns: str) -> Table:

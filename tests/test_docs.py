@@ -6,11 +6,12 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
+from keeper.assembly import PROTOCOLS, VENUES
 from keeper.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -29,14 +30,12 @@ def shown_commands() -> list[tuple[str, str]]:
     return found
 
 
-def command_tree(command: click.Command, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+def command_tree(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Every runnable command of the command line by its words."""
-    if isinstance(command, click.Group):
-        tree: dict[tuple[str, ...], click.Command] = {}
-        for name, inner in command.commands.items():
-            tree |= command_tree(inner, (*path, name))
-        return tree
-    return {path: command}
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        return {path: command}
+    return {key: value for name in inner for key, value in command_tree(inner[name], (*path, name)).items()}
 
 
 TREE = command_tree(typer.main.get_command(app))
@@ -49,7 +48,7 @@ def test_a_shown_command_is_understood(page: str, line: str) -> None:
     if words[0] != "keeper":
         assert words[0] in SCRIPTS or words[0] in ("pip", "cp") or (ROOT / words[0]).is_file(), line
         for name in words[1:] if words[0] == "cp" else ():
-            assert name == "keeper.toml" or name == ".env" or (ROOT / name).is_file(), line
+            assert name in {"keeper.toml", ".env"} or (ROOT / name).is_file(), line
         return
     path = max((p for p in TREE if tuple(words[1 : 1 + len(p)]) == p), key=len, default=None)
     assert path is not None, f"{page} shows {line}, which is no command"
@@ -97,8 +96,6 @@ def test_every_module_is_in_the_architecture() -> None:
 
 def test_supported_kinds_are_the_ones_built() -> None:
     """The README's tables name every kind the configuration accepts."""
-    from keeper.assembly import PROTOCOLS, VENUES
-
     text = (ROOT / "README.md").read_text()
     for kind in (*PROTOCOLS, *VENUES):
         assert f"`{kind}`" in text

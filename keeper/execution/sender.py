@@ -42,7 +42,9 @@ from keeper.types import (
 )
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
-_GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given before its nonce is taken back
+_GRACE_BLOCKS: Final = (
+    2  # how long after its last block a transaction is given before its nonce is taken back
+)
 _TRANSFER_GAS: Final = Gas(21_000)
 
 
@@ -128,11 +130,14 @@ class Sender:
                 self._note("intent", transaction, {"nonce": transaction.nonce, **one.numbers}, at_s)
         self._next_nonce += len(cleared)
         attempts = [
-            self._signed_plan(one, transaction, at_s) for one, transaction in zip(cleared, reserved, strict=True)
+            self._signed_plan(one, transaction, at_s)
+            for one, transaction in zip(cleared, reserved, strict=True)
         ]
         self._record(list(zip(reserved, attempts, strict=True)))
         sent_s = self._monotonic()
-        await self._broadcast([(one.plan.plan_id, attempt) for one, attempt in zip(cleared, attempts, strict=True)])
+        await self._broadcast(
+            [(one.plan.plan_id, attempt) for one, attempt in zip(cleared, attempts, strict=True)]
+        )
         return [
             Submission(
                 one.plan.plan_id,
@@ -175,7 +180,14 @@ class Sender:
         fees = one.clearance.fees
         signed = self._key.sign(self._liquidator, one.trial.calldata, transaction.nonce, fees, one.clearance)
         return Attempt(
-            signed.hash, "plan", signed.raw, fees.max_fee_wei, fees.gas_limit, one.trial.last_block, at_s, None
+            signed.hash,
+            "plan",
+            signed.raw,
+            fees.max_fee_wei,
+            fees.gas_limit,
+            one.trial.last_block,
+            at_s,
+            None,
         )
 
     def _record(self, signed: Sequence[tuple[OpenTransaction, Attempt]]) -> None:
@@ -226,7 +238,9 @@ class Sender:
                     self._note("sent", transaction, {"tx": attempt.hash}, at_s)
                     wrong = wrong or (attempt.hash if answer != attempt.hash else None)
         if wrong is not None:
-            raise ExecutionError(f"The node answered another hash for transaction {hex_of(wrong)}; stop using it.")
+            raise ExecutionError(
+                f"The node answered another hash for transaction {hex_of(wrong)}; stop using it."
+            )
 
     def _note(self, kind: str, transaction: OpenTransaction, body: Mapping[str, Any], at_s: int) -> None:
         key = transaction.key

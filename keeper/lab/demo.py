@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -113,20 +113,27 @@ async def _play(lab: Lab, rig: Rig, show: _Show) -> dict[str, Any]:
         await stage.until(lambda: stage.started(daemon), "the daemon's start")
         show.say("the daemon runs as its own process and finds nothing to do")
         await stage.move_prices(*_WALK[0][1:])
-        show.say(f"prices fall: ETH ${_WALK[0][1]}, BTC ${_WALK[0][2]}; {await stage.unhealthy()} accounts are unhealthy")
+        unhealthy = await stage.unhealthy()
+        show.say(f"prices fall: ETH ${_WALK[0][1]}, BTC ${_WALK[0][2]}; {unhealthy} accounts are unhealthy")
         await stage.until_quiet()
-        show.say(f"liquidated {len(stage.booked('settled'))} times; {await stage.unhealthy()} unhealthy accounts left")
+        show.say(
+            f"liquidated {len(stage.booked('settled'))} times; {await stage.unhealthy()} unhealthy accounts left"
+        )
         paused_at = await stage.pause()
         show.say("two of three owners pause through the Safe")
         await stage.move_prices(*_WALK[1][1:])
         candidates = await stage.unhealthy()
-        show.say(f"prices fall again: ETH ${_WALK[1][1]}, BTC ${_WALK[1][2]}; {candidates} accounts are unhealthy")
+        show.say(
+            f"prices fall again: ETH ${_WALK[1][1]}, BTC ${_WALK[1][2]}; {candidates} accounts are unhealthy"
+        )
         await stage.heads(4)
         sent_while_paused = await stage.liquidations_since(paused_at)
         show.say(f"while paused: {candidates} candidates, {sent_while_paused} transactions")
         await stage.unpause(show)
         await stage.until_quiet()
-        show.say(f"liquidated {len(stage.booked('settled'))} times; {await stage.unhealthy()} unhealthy accounts left")
+        show.say(
+            f"liquidated {len(stage.booked('settled'))} times; {await stage.unhealthy()} unhealthy accounts left"
+        )
     finally:
         code = await stage.stop_daemon(daemon)
     show.say("asking the judge, who reads chain and record from scratch")
@@ -230,7 +237,10 @@ class _Stage:
 
         async def quiet() -> bool:
             nonlocal last, since
-            sent, done = len(self.booked("sent")), len(self.booked("settled", "reverted", "cancelled", "dropped"))
+            sent, done = (
+                len(self.booked("sent")),
+                len(self.booked("settled", "reverted", "cancelled", "dropped")),
+            )
             head = (await self._lab.node.head()).number
             if sent != last or done < sent:
                 last, since = sent, head
@@ -242,7 +252,9 @@ class _Stage:
         began = time.monotonic()
         while not await done():
             if time.monotonic() - began > _PATIENCE_S:
-                raise ExecutionError(f"Waited {_PATIENCE_S} s for {what}; see {self._rig.folder / 'keeper.log'}.")
+                raise ExecutionError(
+                    f"Waited {_PATIENCE_S} s for {what}; see {self._rig.folder / 'keeper.log'}."
+                )
             await asyncio.sleep(0.2)
 
     def booked(self, *kinds: str) -> list[Booked]:
@@ -337,7 +349,8 @@ def render(document: Mapping[str, Any]) -> None:
     for column in ("protocol", "account", "expected $", "realised $", "gas $", "net $"):
         table.add_column(column, justify="right" if column.endswith("$") else "left", no_wrap=True)
     for row in document["liquidations"]:
-        expected, realised = (_token(row[name], row["decimals"]) for name in ("expected_profit_raw", "treasury_delta_raw"))
+        expected = _token(row["expected_profit_raw"], row["decimals"])
+        realised = _token(row["treasury_delta_raw"], row["decimals"])
         net = Decimal(row["net_profit_usd"])
         table.add_row(
             row["protocol"],
@@ -355,11 +368,13 @@ def render(document: Mapping[str, Any]) -> None:
     )
     paused = document["while_paused"]
     console.print(f"while paused: {paused['candidates']} candidates, {paused['sent']} transactions sent")
-    console.print(f"refused: {', '.join(f'{count} {reason}' for reason, count in document['refused'].items()) or 'none'}")
+    refused = ", ".join(f"{count} {reason}" for reason, count in document["refused"].items())
+    console.print(f"refused: {refused or 'none'}")
     for left in document["unhealthy_left"]:
         console.print(f"left: {left['protocol']} {left['account']} {left['reason']}")
     latency = document["latency_ms"]
-    console.print(f"{document['heads']} heads; head to first transaction {latency['p50']} ms median, {latency['p99']} ms p99")
+    reaction = f"{latency['p50']} ms median, {latency['p99']} ms p99"
+    console.print(f"{document['heads']} heads; head to first transaction {reaction}")
     for failure in document["failures"]:
         console.print(f"FAILED: {failure}")
     if document["ok"]:
@@ -372,4 +387,3 @@ def _token(raw: str, decimals: int) -> Decimal:
 
 def _milliseconds(microseconds: Any) -> float | None:
     return None if microseconds is None else int(microseconds) / 1000
-

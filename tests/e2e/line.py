@@ -118,4 +118,3 @@ async def open_again(lab: Lab, rig: Rig, *, sign: bool = True) -> AsyncIterator[
             line = Line(lab, rig, parts, engine, watch, Ledger(store), store, head)
             await engine.start(head)
             yield line
-

@@ -72,7 +72,7 @@ async def test_the_readme_can_be_followed(fresh_lab: OpenLab, tmp_path: Path) ->
 
 
 async def _execute_setup(lab: Lab, path: Path) -> None:
-    batch = json.loads(path.read_text())
+    batch = json.loads(await asyncio.to_thread(path.read_text))
     calls = [
         InnerCall(Address(bytes.fromhex(one["to"][2:])), bytes.fromhex(one["data"][2:]))
         for one in batch["transactions"]

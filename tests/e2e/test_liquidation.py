@@ -50,9 +50,7 @@ async def test_an_unsafe_account_is_liquidated(place: Lab, tmp_path: Path, marke
         settled = line.booked("settled")
         assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
         assert gained_raw == line.ledger.gross_profit_raw(place.world.tokens["USDC"].address)
-        assert [int(entry.body["profit_raw"]) for entry in settled][0] == pytest.approx(
-            int(settled[0].body["expected_profit_raw"]), abs=2
-        )
+        assert int(settled[0].body["profit_raw"]) == int(settled[0].body["expected_profit_raw"])
         assert await line.health(market, who) >= WAD
         assert later[-1].liquidatable == 0
         assert line.ledger.verify() is None

@@ -77,7 +77,9 @@ async def test_a_market_that_moves_away_reverts_on_the_profit_floor(lab: Lab, tm
         weth, router = world.tokens["WETH"].address, load("SwapRouter")
         swapper = Contract(lab.node, world.uniswap_v3.router, router)
         await lab.node.send(Tx(whale, weth, bytes.fromhex("d0e30db0"), value_wei=300_000 * ETHER))
-        await lab.node.send(Tx(whale, weth, load("Erc20").function("approve").encode(swapper.address, 2**255)))
+        await lab.node.send(
+            Tx(whale, weth, load("Erc20").function("approve").encode(swapper.address, 2**255))
+        )
         await _fallen(line, lab)
         assert len((await line.step()).sent) == 1
         for debt, fee in (("USDC", 500), ("USDC", 3000), ("USDC", 10000), ("USDT", 500), ("DAI", 3000)):

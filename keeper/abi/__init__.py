@@ -3,17 +3,12 @@
 Addresses are 20 bytes, bytesN exactly N bytes, integers are `int`, arrays lists, structs tuples. Decoding is strict
 where Solidity's own decoder is: a dirty address, a boolean that is neither 0 nor 1, an integer wider than its type
 or an offset out of bounds is an error, never a number. Layout: Solidity documentation, "Contract ABI Specification".
-
-Codecs are built once per type from closures over 32-byte words, because quotes, reads and logs are decoded on the
-hot path, where a general-purpose library costs fifteen times as much.
 """
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,17 +17,14 @@ import msgspec
 from eth_hash.backends.pysha3 import keccak256 as _keccak256
 
 from keeper import share_dir
+from keeper.abi.codec import WORD, Codec, codec_of, fixed_bytes_codec, tuple_codec
 from keeper.errors import AdapterError, ConfigError
 from keeper.types import Address, Call, Hash, Log, hex_of
 
-_WORD: Final = 32
-_ARRAY: Final = re.compile(r"(.*)\[(\d*)\]")
 _BUILT_IN_ERRORS: Final[Sequence[Mapping[str, Any]]] = (
     {"type": "error", "name": "Error", "inputs": [{"name": "", "type": "string"}]},
     {"type": "error", "name": "Panic", "inputs": [{"name": "", "type": "uint256"}]},
 )
-
-_uint = int.from_bytes
 
 
 def keccak(data: bytes) -> Hash:
@@ -61,262 +53,6 @@ def address(text: str) -> Address:
     return value
 
 
-# --- codecs ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How one ABI type is laid out: `head` bytes in place, and behind an offset as well when `dynamic`.
-
-    `decode(data, at)` reads the value that starts at byte `at`; both functions raise `ValueError` (an
-    `OverflowError`, a `TypeError`) for what does not fit the type. Codecs of single words rely on whoever holds
-    them (a tuple or an array) to have checked that `data` is long enough.
-    """
-
-    head: int
-    dynamic: bool
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes, int], Any]
-
-
-def _uint_codec(bits: int) -> Codec:
-    limit = 1 << bits
-
-    def encode(value: Any) -> bytes:
-        number = operator.index(value)
-        if not 0 <= number < limit:
-            raise ValueError(f"{number} does not fit uint{bits}")
-        return number.to_bytes(_WORD, "big")
-
-    def decode(data: bytes, at: int) -> int:
-        number = _uint(data[at : at + _WORD], "big")
-        if number >= limit:
-            raise ValueError(f"a word is wider than uint{bits}")
-        return number
-
-    def decode_full(data: bytes, at: int) -> int:
-        return _uint(data[at : at + _WORD], "big")
-
-    return Codec(_WORD, False, encode, decode_full if bits == 256 else decode)
-
-
-def _int_codec(bits: int) -> Codec:
-    limit = 1 << (bits - 1)
-
-    def encode(value: Any) -> bytes:
-        number = operator.index(value)
-        if not -limit <= number < limit:
-            raise ValueError(f"{number} does not fit int{bits}")
-        return number.to_bytes(_WORD, "big", signed=True)
-
-    def decode(data: bytes, at: int) -> int:
-        number = _uint(data[at : at + _WORD], "big", signed=True)
-        if not -limit <= number < limit:
-            raise ValueError(f"a word is wider than int{bits}")
-        return number
-
-    return Codec(_WORD, False, encode, decode)
-
-
-def _fixed_bytes_codec(size: int) -> Codec:
-    padding = bytes(_WORD - size)
-
-    def encode(value: Any) -> bytes:
-        if not isinstance(value, bytes) or len(value) != size:
-            raise ValueError(f"{value!r} is not bytes{size}")
-        return value + padding
-
-    def decode(data: bytes, at: int) -> bytes:
-        if data[at + size : at + _WORD] != padding:
-            raise ValueError(f"a word is wider than bytes{size}")
-        return data[at : at + size]
-
-    return Codec(_WORD, False, encode, decode)
-
-
-def _address_codec() -> Codec:
-    padding = bytes(12)
-
-    def encode(value: Any) -> bytes:
-        if not isinstance(value, bytes) or len(value) != 20:
-            raise ValueError(f"{value!r} is not an address of 20 bytes")
-        return padding + value
-
-    def decode(data: bytes, at: int) -> Address:
-        if data[at : at + 12] != padding:
-            raise ValueError("a word is wider than an address")
-        return Address(data[at + 12 : at + _WORD])
-
-    return Codec(_WORD, False, encode, decode)
-
-
-def _bool_codec() -> Codec:
-    words = {False: bytes(_WORD), True: (1).to_bytes(_WORD, "big")}
-    values = {word: value for value, word in words.items()}
-
-    def encode(value: Any) -> bytes:
-        if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is not a bool")
-        return words[value]
-
-    def decode(data: bytes, at: int) -> bool:
-        value = values.get(data[at : at + _WORD])
-        if value is None:
-            raise ValueError("a word is neither true nor false")
-        return value
-
-    return Codec(_WORD, False, encode, decode)
-
-
-def _need(data: bytes, end: int) -> None:
-    if end > len(data):
-        raise ValueError(f"{end} bytes are needed and {len(data)} are there")
-
-
-def _bytes_codec() -> Codec:
-    def encode(value: Any) -> bytes:
-        if not isinstance(value, bytes):
-            raise ValueError(f"{value!r} is not bytes")
-        return len(value).to_bytes(_WORD, "big") + value + bytes(-len(value) % _WORD)
-
-    def decode(data: bytes, at: int) -> bytes:
-        _need(data, at + _WORD)
-        start = at + _WORD
-        end = start + _uint(data[at:start], "big")
-        _need(data, end)
-        return data[start:end]
-
-    return Codec(_WORD, True, encode, decode)
-
-
-def _string_codec() -> Codec:
-    raw = _bytes_codec()
-    return Codec(
-        _WORD,
-        True,
-        lambda value: raw.encode(str.encode(value)),
-        lambda data, at: raw.decode(data, at).decode(),
-    )
-
-
-def _tuple_codec(parts: Sequence[Codec]) -> Codec:
-    """Heads one after another, dynamic parts behind them; a `Codec` of `tuple` values."""
-    size = sum(part.head for part in parts)
-    dynamic = any(part.dynamic for part in parts)
-    places: list[tuple[int, Callable[[bytes, int], Any], bool]] = []
-    place = 0
-    for part in parts:
-        places.append((place, part.decode, part.dynamic))
-        place += part.head
-    encoders = [part.encode for part in parts]
-    offsets = [(place, decoder) for place, decoder, _ in places]
-
-    def check(value: Any) -> None:
-        if not isinstance(value, (tuple, list)) or len(value) != len(parts):
-            raise ValueError(f"{value!r} is not a struct of {len(parts)} values")
-
-    def encode_static(value: Any) -> bytes:
-        check(value)
-        return b"".join([encoder(item) for encoder, item in zip(encoders, value, strict=True)])
-
-    def encode(value: Any) -> bytes:
-        check(value)
-        return _join(parts, value, size)
-
-    def decode_static(data: bytes, at: int) -> tuple[Any, ...]:
-        _need(data, at + size)
-        return tuple([decoder(data, at + place) for place, decoder in offsets])
-
-    def decode(data: bytes, at: int) -> tuple[Any, ...]:
-        _need(data, at + size)
-        return tuple(
-            [
-                decoder(
-                    data, at + _uint(data[at + place : at + place + _WORD], "big") if behind else at + place
-                )
-                for place, decoder, behind in places
-            ]
-        )
-
-    if dynamic:
-        return Codec(_WORD, True, encode, decode)
-    return Codec(size, False, encode_static, decode_static)
-
-
-def _array_codec(item: Codec, count: int | None) -> Codec:
-    """`count` items, or as many as a leading word says; a `Codec` of `list` values."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, (tuple, list)) or count not in (None, len(value)):
-            raise ValueError(
-                f"{value!r} is not an array of {'any number of' if count is None else count} items"
-            )
-
-    def encode(value: Any) -> bytes:
-        check(value)
-        body = _join([item] * len(value), value, item.head * len(value))
-        return body if count is not None else len(value).to_bytes(_WORD, "big") + body
-
-    def decode(data: bytes, at: int) -> list[Any]:
-        if count is None:
-            _need(data, at + _WORD)
-            length = _uint(data[at : at + _WORD], "big")
-            at += _WORD
-        else:
-            length = count
-        end = at + length * item.head
-        _need(data, end)
-        if item.dynamic:
-            return [
-                item.decode(data, at + _uint(data[place : place + _WORD], "big"))
-                for place in range(at, end, _WORD)
-            ]
-        return [item.decode(data, place) for place in range(at, end, item.head)]
-
-    if count is None or item.dynamic:
-        return Codec(_WORD, True, encode, decode)
-    return Codec(item.head * count, False, encode, decode)
-
-
-def _join(parts: Sequence[Codec], values: Sequence[Any], head_size: int) -> bytes:
-    heads: list[bytes] = []
-    tails: list[bytes] = []
-    offset = head_size
-    for part, value in zip(parts, values, strict=True):
-        encoded = part.encode(value)
-        if part.dynamic:
-            heads.append(offset.to_bytes(_WORD, "big"))
-            tails.append(encoded)
-            offset += len(encoded)
-        else:
-            heads.append(encoded)
-    return b"".join(heads + tails)
-
-
-_CODECS: Final[Mapping[str, Codec]] = {
-    "address": _address_codec(),
-    "bool": _bool_codec(),
-    "string": _string_codec(),
-    "bytes": _bytes_codec(),
-    **{f"uint{bits}": _uint_codec(bits) for bits in range(8, 257, 8)},
-    **{f"int{bits}": _int_codec(bits) for bits in range(8, 257, 8)},
-    **{f"bytes{size}": _fixed_bytes_codec(size) for size in range(1, 33)},
-}
-
-
-def _codec(component: Mapping[str, Any]) -> Codec:
-    kind = str(component["type"])
-    if array := _ARRAY.fullmatch(kind):
-        inner, count = array.groups()
-        return _array_codec(_codec({**component, "type": inner}), int(count) if count else None)
-    if kind == "tuple":
-        return _tuple_codec([_codec(part) for part in component["components"]])
-    codec = _CODECS.get(kind)
-    if codec is None:
-        raise AdapterError(f"{kind!r} is not an ABI type this keeper reads.")
-    return codec
-
-
 def _canonical(component: Mapping[str, Any]) -> str:
     kind = str(component["type"])
     if not kind.startswith("tuple"):
@@ -340,8 +76,8 @@ class Function:
     def __init__(self, entry: Mapping[str, Any]) -> None:
         self.signature: Final = _signature(entry)
         self.selector: Final = keccak(self.signature.encode())[:4]
-        self._inputs: Final = _tuple_codec([_codec(part) for part in entry["inputs"]])
-        self._outputs: Final = _tuple_codec([_codec(part) for part in entry["outputs"]])
+        self._inputs: Final = tuple_codec([codec_of(part) for part in entry["inputs"]])
+        self._outputs: Final = tuple_codec([codec_of(part) for part in entry["outputs"]])
 
     def __repr__(self) -> str:
         return f"Function({self.signature})"
@@ -382,11 +118,11 @@ class Event:
         self.topic: Final = keccak(self.signature.encode())
         named = [(part["name"] or str(place), part) for place, part in enumerate(entry["inputs"])]
         self._indexed: Final = [
-            (name, _topic_codec(_codec(part)).decode) for name, part in named if part["indexed"]
+            (name, _topic_codec(codec_of(part)).decode) for name, part in named if part["indexed"]
         ]
         self._plain: Final = [name for name, part in named if not part["indexed"]]
         self._names: Final = [name for name, _ in named]
-        self._data: Final = _tuple_codec([_codec(part) for _, part in named if not part["indexed"]])
+        self._data: Final = tuple_codec([codec_of(part) for _, part in named if not part["indexed"]])
 
     def __repr__(self) -> str:
         return f"Event({self.signature})"
@@ -408,7 +144,7 @@ class Event:
 
 
 def _topic_codec(codec: Codec) -> Codec:
-    return _fixed_bytes_codec(_WORD) if codec.dynamic or codec.head != _WORD else codec
+    return fixed_bytes_codec(WORD) if codec.dynamic or codec.head != WORD else codec
 
 
 class Abi:
@@ -420,7 +156,7 @@ class Abi:
         self._events: Final[dict[str, Event]] = {}
         self._errors: Final[dict[bytes, tuple[Mapping[str, Any], Codec]]] = {}
         for entry in [*_BUILT_IN_ERRORS, *_of_kind(entries, "error")]:
-            codec = _tuple_codec([_codec(part) for part in entry["inputs"]])
+            codec = tuple_codec([codec_of(part) for part in entry["inputs"]])
             self._errors[keccak(_signature(entry).encode())[:4]] = (entry, codec)
 
     @classmethod
@@ -445,7 +181,7 @@ class Abi:
     def constructor(self, *args: Any) -> bytes:
         """The encoded constructor arguments, to be appended to creation code."""
         entries = _of_kind(self._entries, "constructor")
-        codec = _tuple_codec([_codec(part) for entry in entries for part in entry["inputs"]])
+        codec = tuple_codec([codec_of(part) for entry in entries for part in entry["inputs"]])
         return _encoded("constructor", codec, args)
 
     def error(self, data: bytes) -> str | None:
