@@ -237,6 +237,7 @@ interface ILiquidator {
     function setFeed(address token, address feed, uint32 maxAgeS) external;
 
     /// @notice Sets how much of what was seized a plan may lose against the feeds, at most 1000 basis points; only the Safe.
+    /// @dev Keep it well below the liquidation bonus: a bonus smaller than the slippage is not protected at all.
     function setMaxSlippageBps(uint16 bps) external;
 
     /* VIEWS */
