@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from keeper.types import Address, Marks, Position, PositionKey, Positions, Rows, Weights
 
 _SMALLEST: Final = 16
-_SCANNED_WHOLE: Final = 2_000  # rows below which multiplying all is faster than choosing
+_SCANNED_WHOLE: Final = 1 << 16  # numbers below which multiplying all is faster than choosing
+_NEAR_SHARE: Final = 4  # of a block in order, a quarter of the rows is kept twice
 _CHUNK: Final = 65_536
 _ROUNDING: Final = 1 + 1e-9  # what float64 may be off by when healths are compared, generously
 _SLOT_BITS: Final = 40
@@ -29,17 +30,24 @@ _NOWHERE: Final = -1
 @dataclass(frozen=True, slots=True)
 class _Order:
     """Slots by rising health at `weights`: the sum of a row's positive terms over that of its negative ones and
-    `slack`. `usual` is how long a prefix is when nothing moved.
+    `slack`. `near` are the rows of the first of them side by side, because reading them where they lie is as slow as
+    multiplying all.
     """
 
     weights: NDArray[np.float64]
     slack: float
     healths: NDArray[np.float64]
     slots: NDArray[np.intp]
-    usual: int
+    near: NDArray[np.float64]
 
-    def prefix(self, weights: Weights) -> NDArray[np.intp] | None:
-        """Slots that may be below the slack at other weights; None where nothing can be said.
+    @property
+    def useful(self) -> bool:
+        """Whether a few rows are near the edge and most are not: else ordering again would not help."""
+        return int(np.searchsorted(self.healths, _ROUNDING)) <= len(self.near)
+
+    def below(self, weights: Weights) -> NDArray[np.intp] | None:
+        """Slots whose margin, as of the ordering, is below the slack at other weights; None when it cannot be told
+        from the rows at hand.
 
         With every weight between `least` and `most` times what it was, a margin is at least least · P − most · N, so
         one below `weights.slack` has P / (N + slack) < max(most, weights.slack / slack) / least.
@@ -48,13 +56,16 @@ class _Order:
             return None
         moved = self.weights != weights.values
         ratios = np.ones(len(moved))
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             np.divide(weights.values, self.weights, out=ratios, where=moved)
-        least, most = float(ratios.min()), float(ratios.max())
+        least, most = float(ratios.min(initial=1.0)), float(ratios.max(initial=1.0))
         if not (least > 0.0 and np.isfinite(most)):
             return None
         bound = max(most, weights.slack / self.slack) / least * _ROUNDING
-        return self.slots[: int(np.searchsorted(self.healths, bound))]
+        count = int(np.searchsorted(self.healths, bound))
+        if count > len(self.near):
+            return None
+        return self.slots[:count][_below(self.near[:count] @ weights.values, weights.slack)]
 
 
 class _Block:
@@ -136,34 +147,40 @@ class _Block:
         shared = min(len(values), len(weights.values))
         values[:shared] = weights.values[:shared]
         weights = Weights(values, weights.slack)
-        suspects = self._suspects(weights)
-        if suspects is None:
+        below = self._below_by_order(weights)
+        if below is None:
             below = np.flatnonzero(_below(rows @ values, weights.slack))
-        else:
-            below = suspects[_below(rows[suspects] @ values, weights.slack)]
         always = np.flatnonzero(self.always[: self.count])
-        return np.union1d(below, always).tolist() if len(always) else below.tolist()
+        slots: list[int] = (np.union1d(below, always) if len(always) else below).tolist()
+        return slots
 
-    def _suspects(self, weights: Weights) -> NDArray[np.intp] | None:
-        """The only slots that may be below the slack, or None for all; puts the block in order when that pays."""
-        if self.count < _SCANNED_WHOLE:
+    def _below_by_order(self, weights: Weights) -> NDArray[np.intp] | None:
+        """Slots below the slack, or None when all rows must be multiplied; puts the block in order when that pays."""
+        if self.count * self._rows.shape[1] < _SCANNED_WHOLE:
             return None
         order = self._order
-        prefix = order.prefix(weights) if order is not None else None
-        if order is None or prefix is None or len(self._changed) > self.count // 8:
+        if order is None or len(self._changed) > self.count // 8:
             self._sort(weights)
             return None
-        if len(prefix) > 2 * order.usual + self.count // 8:
-            self._sort(
-                weights
-            )  # the weights have moved far: the next heads are spared, this one is multiplied
+        found = order.below(weights) if order.useful else None
+        if found is None:
+            if order.useful:
+                self._sort(
+                    weights
+                )  # the weights have moved far: this head is multiplied whole, the next are spared
             return None
-        if self._changed:
-            changed = np.fromiter(self._changed, dtype=np.intp, count=len(self._changed))
-            prefix = np.union1d(prefix, changed)
-        return prefix[prefix < self.count]
+        if not self._changed:
+            return found
+        changed = np.fromiter(self._changed, dtype=np.intp, count=len(self._changed))
+        kept = [slot for slot in found.tolist() if slot < self.count and slot not in self._changed]
+        fresh = changed[_below(self._rows[changed] @ weights.values, weights.slack)]
+        return np.concatenate([np.array(kept, dtype=np.intp), fresh])
 
     def _sort(self, weights: Weights) -> None:
+        self._order = None
+        self._changed.clear()
+        if weights.slack <= 0.0:
+            return
         healths = np.empty(self.count)
         sizes = np.abs(weights.values)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -171,15 +188,10 @@ class _Block:
                 rows = self._rows[first : min(first + _CHUNK, self.count)]
                 margins, gross = rows @ weights.values, np.abs(rows) @ sizes
                 healths[first : first + _CHUNK] = (gross + margins) / (gross - margins + 2 * weights.slack)
-        # A row that cannot be measured comes first: it is in every prefix.
-        healths[np.isnan(healths)] = -np.inf
+        healths[np.isnan(healths)] = -np.inf  # a row that cannot be measured is in every prefix
         slots = np.argsort(healths).astype(np.intp)
-        self._changed.clear()
-        self._order = None
-        if weights.slack > 0.0:
-            healths = healths[slots]
-            usual = int(np.searchsorted(healths, _ROUNDING))
-            self._order = _Order(weights.values, weights.slack, healths, slots, usual)
+        near = self._rows[slots[: self.count // _NEAR_SHARE]]
+        self._order = _Order(weights.values, weights.slack, healths[slots], slots, near)
 
 
 def _below(margins: NDArray[np.float64], slack: float) -> NDArray[np.bool_]:
