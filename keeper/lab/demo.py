@@ -84,7 +84,7 @@ class _Show:
     """Progress on a terminal, plain lines otherwise, nothing when quiet."""
 
     def __init__(self, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
 
     def say(self, text: str) -> None:
