@@ -161,6 +161,8 @@ class Sender:
         settlements: list[Settlement] = []
         for transaction in list(self._open.values()):
             mined = await self._mined(transaction)
+            if mined is not None and mined[1].block_number > head.number:
+                continue  # the book is still at `head`: it must not plan on a position that has moved since
             if mined is not None:
                 attempt, receipt = mined
                 why = "" if receipt.status == 1 else await self._why(attempt, receipt)
