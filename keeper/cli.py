@@ -40,6 +40,7 @@ DEFAULT_CONFIG = Path("keeper.toml")
 
 def main() -> NoReturn:
     """Run the command line; every error of ours is one sentence on stderr and an exit code."""
+    log.configure("warning")  # stdout is for what was asked, whatever happens on the way to it
     try:
         app(standalone_mode=True)
     except KeeperError as error:
