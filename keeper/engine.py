@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -48,6 +48,7 @@ _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
 _TIP_EVERY_HEADS: Final = 50
+_SPENT_EVERY_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Engine:
         self._tip_wei = Wei(0)
         self._block_time_s = 1
         self._heads = 0
+        self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
     async def prepare(self, head: Head) -> None:
@@ -153,6 +155,7 @@ class Engine:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         self._book(report)
+        self._watch.save()
         await self._housekeep()
         return report
 
@@ -228,13 +231,27 @@ class Engine:
         return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
 
     def _spent(self) -> Spent:
-        now_s = int(self._wall_clock())
-        return Spent(
-            gas_wei_last_hour=self._ledger.gas_spent_wei(now_s - _HOUR_S),
-            in_flight_wei=self._sender.in_flight_wei() if self._sender else 0,
-            loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
-            consecutive_reverts=self._ledger.consecutive_reverts(),
-        )
+        """What was spent lately. The ledger is asked again only after an outcome was booked, and every minute.
+
+        Without an outcome, sums over a sliding window only fall: an older answer is never too lenient.
+        """
+        now_s, outcomes = int(self._wall_clock()), self._ledger.outcomes_booked
+        if (
+            self._lately is None
+            or self._lately[0] != outcomes
+            or not 0 <= now_s - self._lately[1] < _SPENT_EVERY_S
+        ):
+            spent = Spent(
+                gas_wei_last_hour=self._ledger.gas_spent_wei(now_s - _HOUR_S),
+                in_flight_wei=0,
+                loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
+                consecutive_reverts=self._ledger.consecutive_reverts(),
+            )
+            self._lately = (outcomes, now_s, spent)
+        return replace(self._lately[2], in_flight_wei=self._sender.in_flight_wei() if self._sender else 0)
+
+    async def _spent_meanwhile(self) -> Spent:
+        return self._spent()
 
     def _assess(self, view: View, report: StepReport) -> list[Health]:
         """Every position that is liquidatable by the protocol's own arithmetic, largest debt first."""
@@ -277,9 +294,9 @@ class Engine:
         chosen = plans[:_MOST_PER_HEAD]
         if not chosen or isinstance(view.pause, Refusal):
             return
-        trials = await self.attempt(chosen, view.pause, head)
+        # in this order: the ledger is summed, where it must be, while the node runs the trial
+        trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
-        spent = self._spent()
         for one, trial in zip(chosen, trials, strict=True):
             if isinstance(trial, Refusal):
                 report.refuse(one.key, trial)
@@ -314,6 +331,7 @@ class Engine:
                     )
 
     async def _housekeep(self) -> None:
+        self._spent()  # asked here, so that no liquidation waits for it
         self._heads += 1
         if self._heads % _TIP_EVERY_HEADS == 0:
             self._tip_wei = await self._chain.suggested_tip()

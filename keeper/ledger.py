@@ -55,6 +55,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "lost_race": (),
 }
 _OUTCOMES: Final = tuple(_REQUIRED)
+_DECISIVE: Final = frozenset({*_OUTCOMES, "reorged", "resume"})
 _AMOUNTS: Final = ("gas_cost_wei", "gas_cost_usd_e8", "profit_raw", "profit_usd_e8")
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}|0x[0-9a-fA-F]{40}")
 _NEWS_AFTER_S: Final = 600  # a refusal not seen for this long is news again
@@ -87,6 +88,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._standing: dict[_Account, _Standing] = {}
+        # How many entries were booked here that the sums below depend on: unchanged, they can only have aged.
+        self.outcomes_booked = 0
         # After an undone transaction nobody knows which refusals were booked: the next of each is booked again.
         store.on_rollback(self._standing.clear)
 
@@ -119,6 +122,7 @@ class Ledger:
         if repeats:
             complete["suppressed_refusals"] = repeats
         booked = self._append(kind, plan_id, who, complete, at_s)
+        self.outcomes_booked += kind in _DECISIVE
         if kind == "stopped":
             self._standing.clear()
         elif kind != "refusal":

@@ -42,15 +42,20 @@ class Source:
 class Watch:
     """Follows the chain for every configured protocol and keeps the book true as of the last followed head."""
 
-    def __init__(self, chain: Chain, sources: Sequence[Source], store: Store | None, *, remember: bool = True) -> None:
+    def __init__(
+        self, chain: Chain, sources: Sequence[Source], store: Store | None, *, remember: bool = True
+    ) -> None:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
-        self.adapters: Final[Mapping[str, Adapter]] = {source.adapter.name: source.adapter for source in sources}
+        self.adapters: Final[Mapping[str, Adapter]] = {
+            source.adapter.name: source.adapter for source in sources
+        }
         self._sources = sources
         self._chain = chain
         self._store = store
         self._memory = store if remember else None
         self._cursor = _NOWHERE
+        self._saved = _NOWHERE
         self._filters: list[Filters] = []
 
     async def load(self, head: Head) -> None:
@@ -68,6 +73,7 @@ class Watch:
             start = min(start, cursor.number + 1 if cursor else source.from_block)
         await self._absorb(await self.logs(start, head.number), head, known)
         self._move(head)
+        self.save()
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
         """Logs of every watched contract in a range of blocks, both ends included."""
@@ -99,7 +105,9 @@ class Watch:
         cursor = self._cursor
         if head.hash == cursor.hash:
             return False
-        return head.number <= cursor.number or (head.number == cursor.number + 1 and head.parent_hash != cursor.hash)
+        return head.number <= cursor.number or (
+            head.number == cursor.number + 1 and head.parent_hash != cursor.hash
+        )
 
     async def _known(self, head: Head) -> set[PositionKey]:
         known: set[PositionKey] = set()
@@ -139,9 +147,14 @@ class Watch:
         if self._memory and keys:
             self._memory.add_accounts(keys)
 
-    def _move(self, head: Head) -> None:
-        moved = self._cursor.hash != head.hash
-        self._cursor = Cursor(head.number, head.hash)
-        if self._memory and moved:
+    def save(self) -> None:
+        """Store how far logs were followed. Late is safe: after a crash they are read again, never missed."""
+        if self._memory is None or self._saved == self._cursor:
+            return
+        with self._memory.transaction():
             for name in self.adapters:
-                self._memory.set_cursor(name, head.number, head.hash)
+                self._memory.set_cursor(name, self._cursor.number, self._cursor.hash)
+        self._saved = self._cursor
+
+    def _move(self, head: Head) -> None:
+        self._cursor = Cursor(head.number, head.hash)
