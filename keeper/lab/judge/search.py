@@ -24,7 +24,8 @@ _LEAST_GAS: Final = LIQUIDATOR_GAS + 150_000  # no liquidationCall and trades us
 _PROBES: Final = (1, 2, 16, 256)  # parts of the debt at which a pair is first tried
 _COARSE: Final = 2.0  # factor between amounts of the second pass
 _DENSE: Final = 40  # amounts of the third pass
-_NEAR: Final = 8  # amounts tried last, around the best
+_NEAR: Final = 8  # amounts tried last, between the best one's neighbours,
+_ZOOMS: Final = 2  # that many times
 _MOST_COARSE: Final = 40
 _RUNS: Final = 8  # of an account, the best on paper
 _CROSSING_RUNS: Final = 4  # and of those whose quotes may promise too much
@@ -75,7 +76,8 @@ class Searcher:
         await self._probe(_open(every))
         await self._coarse(_open(every))
         await self._dense([self._worth_more(some) for some in searches.values()])
-        await self._near(list(searches.values()))
+        for _ in range(_ZOOMS):
+            await self._near(list(searches.values()))
         bests = await self._run(list(searches.values()))
         return [
             self._unhealthy(account, some, best)
@@ -297,7 +299,7 @@ def _leftover_raw(reserve: Reserve) -> int:
 
 
 def _just_below(amount_raw: int) -> set[int]:
-    return {amount_raw, amount_raw - amount_raw // BPS, amount_raw - amount_raw // 100}
+    return {amount_raw, amount_raw - amount_raw // BPS}
 
 
 def _grid(low_raw: int, cap_raw: int, factor: float) -> list[float]:

@@ -27,7 +27,7 @@ LIQUIDATOR_GAS: Final = 150_000
 # What a swap costs beside what its pools do: router, transfers and the transaction itself.
 TRADE_GAS: Final = 60_000
 
-_KEPT: Final = 3  # of each trade's routes, the most promising
+_KEPT: Final = 2  # of each trade's routes, the most promising
 
 
 class Leg(NamedTuple):
