@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from eth_account import Account
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keeper.abi import checksum
+from keeper.guard import Fees
+from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, OperatorKey, calldata_of
+from keeper.types import Gas, Wei
+
+SECRETS = st.integers(1, 2**250).map(lambda number: f"0x{number:064x}")
+AMOUNTS = st.integers(0, 2**96)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    SECRETS,
+    st.integers(1, 2**53),
+    st.integers(0, 2**62),
+    AMOUNTS,
+    AMOUNTS,
+    st.integers(0, 2**40),
+    st.binary(max_size=70_000),
+)
+def test_signed_bytes_are_what_the_reference_library_signs(
+    secret: str, chain_id: int, nonce: int, max_fee: int, tip: int, gas: int, code: bytes
+) -> None:
+    """For any key, chain, nonce, fees and data, bytes and hash are exactly eth-account's."""
+    key = DeployerKey(secret, chain_id, "a key")
+    signed = key.sign_deploy(code, nonce, Fees(Wei(max_fee), Wei(tip), Gas(gas)))
+    expected = Account.from_key(secret).sign_transaction(
+        {
+            "type": 2,
+            "chainId": chain_id,
+            "nonce": nonce,
+            "to": bytes(DETERMINISTIC_DEPLOYER),
+            "value": 0,
+            "data": bytes(32) + code,
+            "gas": gas,
+            "maxFeePerGas": max_fee,
+            "maxPriorityFeePerGas": tip,
+        }
+    )
+    assert (signed.raw, signed.hash, signed.nonce) == (expected.raw_transaction, expected.hash, nonce)
+    assert calldata_of(signed.raw) == bytes(32) + code
+
+
+@given(SECRETS, st.integers(0, 2**62), AMOUNTS, AMOUNTS)
+def test_a_cancellation_is_recovered_to_its_signer(secret: str, nonce: int, max_fee: int, tip: int) -> None:
+    """Whoever recovers the sender of a cancellation finds the operator, also without any calldata."""
+    key = OperatorKey(secret, 1, "a key")
+    signed = key.sign_cancel(nonce, Wei(max_fee), Wei(tip))
+    assert Account.recover_transaction(signed.raw) == checksum(key.address)
