@@ -10,12 +10,14 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keeper.abi import checksum, keccak, load
+from keeper.lab.aave import configurator_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.judge import Unhealthy, Verdict, judge
@@ -169,7 +171,7 @@ async def test_judging_leaves_the_chain_as_it_was(neglected: Neglected) -> None:
 
 
 def test_the_command_prints_one_document_and_fails(neglected: Neglected) -> None:
-    """`--json` prints the schema promised to users; the exit code is 1 when something was left, 2 on a bad file."""
+    """`--json` prints the schema promised to users; the exit code is 1 when something was left."""
     command = [sys.executable, "-m", "keeper.lab.judge", "--json", "--market", "aave-3-0", "--config"]
     run = subprocess.run([*command, neglected.rig.config], capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.stderr
@@ -185,8 +187,19 @@ def test_the_command_prints_one_document_and_fails(neglected: Neglected) -> None
     assert set(dust) >= {"protocol", "account", "health_factor_wad", "best", "reason"}
     best = document["left"][0]["best"]
     assert set(best["repay"]) == {"token", "symbol", "decimals", "raw"}
-    missing = subprocess.run([*command, "nowhere.toml"], capture_output=True, text=True, check=False)
-    assert missing.returncode == 2 and "nowhere.toml" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--config", "nowhere.toml"], 2), (["--rpc", "http://127.0.0.1:1"], 3), (["--market", "nobody"], 2)],
+    ids=["no_configuration", "no_chain", "no_market"],
+)
+def test_the_exit_code_tells_what_is_wrong(neglected: Neglected, arguments: list[str], code: int) -> None:
+    """Nothing is printed on stdout when there is no verdict, and one line says why on stderr."""
+    command = [sys.executable, "-m", "keeper.lab.judge", "--config", str(neglected.rig.config), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (code, ""), run.stderr
+    assert run.stderr.startswith("judge: ") and run.stderr.count("\n") == 1
 
 
 async def test_what_the_operator_forbade_is_not_left(neglected: Neglected, tmp_path: Path) -> None:
@@ -208,6 +221,30 @@ async def test_more_slippage_than_allowed_is_not_left(neglected: Neglected, tmp_
     verdict = await judge(config)
     assert _of(verdict, _who("3.6", _FALLEN_DEEP)).reason == "over_slippage"
     assert not verdict.left
+
+
+async def test_bad_debt_is_named_as_such(neglected: Neglected) -> None:
+    """An account that owes and holds nothing is unhealthy for ever (until 3.2), and nobody can take anything."""
+    lab, who = neglected.lab, _who("3.0", _FALLEN_DEEP)
+    snapshot = await lab.node.snapshot()
+    await set_price(lab.node, lab.world.feeds["WETH"], 700 * _E8)
+    await liquidate(lab.node, lab.world.cast, lab.world.aave["3.0"], who, "WETH", "USDC")
+    verdict = await judge(neglected.rig.config, markets=["aave-3-0"])
+    await lab.node.revert(snapshot)
+    assert _of(verdict, who).health_factor_wad == 0
+    assert _of(verdict, who).reason == "no_collateral" and _of(verdict, who).best is None
+
+
+async def test_a_market_that_refuses_is_quoted(neglected: Neglected) -> None:
+    """Where the protocol itself is paused nothing was left, and the verdict carries the protocol's own reason."""
+    lab, world = neglected.lab, neglected.lab.world
+    snapshot = await lab.node.snapshot()
+    market = world.aave["3.6"]
+    await configurator_of(lab.node, market).send(world.cast.deployer.address, "setPoolPause(bool)", True)
+    verdict = await judge(neglected.rig.config, markets=["aave-3-6"])
+    await lab.node.revert(snapshot)
+    found = _of(verdict, _who("3.6", _FALLEN_DEEP))
+    assert (found.reason, found.detail) == ("protocol_refuses", "ReservePaused()")
 
 
 async def test_a_pause_excuses_what_is_left(neglected: Neglected) -> None:
@@ -255,7 +292,9 @@ async def test_a_thin_pool_is_profitable_only_in_part(tmp_path: Path) -> None:
     spec = WorldSpec(v3_pools=(PoolSpec(("WETH", "USDC"), 500, 60_000),), v2_pairs=())
     async with await open_lab(spec, clock="steady") as lab:
         world = lab.world
-        rig = await make_rig(lab, tmp_path)
+        folder = tmp_path / "stricter"
+        folder.mkdir()
+        rig = await make_rig(lab, tmp_path / "rig")
         await _open(lab, (_FALLEN_DEEP, 200 * ETHER, "USDC"))
         await _fall(lab)
         verdict = await judge(rig.config)
@@ -277,6 +316,12 @@ async def test_a_thin_pool_is_profitable_only_in_part(tmp_path: Path) -> None:
                 got_raw = await quote_v3(lab.node, world.uniswap_v3, *tokens, 500, int(repay_raw * ratio))
                 gross_raw = got_raw - repay_raw * (10_000 + _PREMIUM_BPS) // 10_000
                 assert gross_raw <= one.best.profit.raw * 1.001
+        net_usd = Decimal(min(one.best.net_profit_usd_e8 for one in verdict.left if one.best)).scaleb(-8)
+        for less_usd, reason in (("0.55", "left"), ("0.25", "within_tolerance"), ("-0.25", "unprofitable")):
+            minimum = f"min_profit_usd = {net_usd - Decimal(less_usd):.8f}"
+            strict = await judge(_reconfigured(rig, folder, "min_profit_usd = 1.0", minimum))
+            worst = min(strict.unhealthy, key=lambda one: one.best.net_profit_usd_e8 if one.best else 0)
+            assert worst.reason == reason, str(strict)
 
 
 # --- a keeper runs ----------------------------------------------------------------------------------------------------
