@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Table, and_, func, select
+from sqlalchemy import Connection, Row, Table, and_, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keeper.errors import LedgerError
@@ -27,6 +27,15 @@ from keeper.types import Address, BlockNumber, Gas, Hash, PositionKey, Settlemen
 Purpose = Literal["plan", "bump", "cancel"]
 
 _OPEN: Final = ("reserved", "signed")
+
+# What runs between a clearance and its broadcast, built once: building a statement costs more than running it.
+_INTENT: Final = select(intents).where(intents.c.plan_id == bindparam("plan"))
+_HOLDER: Final = select(intents.c.plan_id).where(
+    intents.c.sender == bindparam("by"), intents.c.nonce == bindparam("number"), intents.c.state != "released"
+)
+_CLAIM: Final = intents.insert()
+_CHANGE: Final = intents.update().where(intents.c.plan_id == bindparam("plan"))
+_KEEP: Final = transactions.insert()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +126,20 @@ class Store(Database):
                 raise LedgerError(
                     f"Plan {hex_of(plan_id)} was reserved before; every attempt needs a new plan."
                 )
-            claim = select(intents.c.plan_id).where(
-                intents.c.sender == sender, intents.c.nonce == nonce, intents.c.state != "released"
-            )
-            holder = connection.execute(claim).scalar_one_or_none()
+            holder = connection.execute(_HOLDER, {"by": sender, "number": nonce}).scalar_one_or_none()
             if holder is not None:
                 raise LedgerError(f"Nonce {nonce} is claimed by plan {hex_of(holder)}; take the next one.")
-            connection.execute(
-                intents.insert().values(
-                    plan_id=plan_id,
-                    sender=sender,
-                    nonce=nonce,
-                    protocol=key.protocol,
-                    market=key.market,
-                    account=key.account,
-                    state="reserved",
-                    reserved_at_s=at_s,
-                )
-            )
+            claim = {
+                "plan_id": plan_id,
+                "sender": sender,
+                "nonce": nonce,
+                "protocol": key.protocol,
+                "market": key.market,
+                "account": key.account,
+                "state": "reserved",
+                "reserved_at_s": at_s,
+            }
+            connection.execute(_CLAIM, claim)
 
     def release(self, plan_id: Hash, at_s: int) -> None:
         """Give back a nonce for which nothing was signed."""
@@ -157,18 +162,17 @@ class Store(Database):
         """Keep signed bytes before they are broadcast; a bump or a cancellation adds to its plan's attempts."""
         with self.transaction() as connection:
             self._expect(connection, plan_id, "signed", *_OPEN)
-            connection.execute(
-                transactions.insert().values(
-                    hash=transaction_hash,
-                    plan_id=plan_id,
-                    purpose=purpose,
-                    raw=raw,
-                    max_fee_wei=str(max_fee_wei),
-                    gas_limit=gas_limit,
-                    last_block=last_block,
-                    signed_at_s=at_s,
-                )
-            )
+            row = {
+                "hash": transaction_hash,
+                "plan_id": plan_id,
+                "purpose": purpose,
+                "raw": raw,
+                "max_fee_wei": str(max_fee_wei),
+                "gas_limit": gas_limit,
+                "last_block": last_block,
+                "signed_at_s": at_s,
+            }
+            connection.execute(_KEEP, row)
             self._change(connection, plan_id, state="signed")
 
     def sent(self, transaction_hash: Hash, at_s: int) -> None:
@@ -282,7 +286,7 @@ class Store(Database):
         return sum(transaction.worst_case_wei for transaction in self.open_transactions())
 
     def _intent(self, connection: Connection, plan_id: Hash) -> Row[Any] | None:
-        return connection.execute(select(intents).where(intents.c.plan_id == plan_id)).one_or_none()
+        return connection.execute(_INTENT, {"plan": plan_id}).one_or_none()
 
     def _expect(self, connection: Connection, plan_id: Hash, verb: str, *states: str) -> Row[Any]:
         row = self._intent(connection, plan_id)
@@ -293,7 +297,7 @@ class Store(Database):
         return row
 
     def _change(self, connection: Connection, plan_id: Hash, **values: Any) -> None:
-        connection.execute(intents.update().where(intents.c.plan_id == plan_id).values(**values))
+        connection.execute(_CHANGE, {"plan": plan_id, **values})
 
     def _attempts(self, connection: Connection, plan_id: Hash) -> tuple[Attempt, ...]:
         query = select(transactions).where(transactions.c.plan_id == plan_id)
