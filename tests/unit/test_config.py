@@ -137,7 +137,8 @@ def test_the_example_is_complete_and_loads() -> None:
 def test_the_environment_example_names_every_key() -> None:
     """.env.example holds the secret and an override for every key, and nothing that would be refused."""
     text = (ROOT / ".env.example").read_text()
-    assert re.search(rf"^{config.PRIVATE_KEY}=$", text, re.MULTILINE)
+    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY):
+        assert re.search(rf"^#?{name}=$", text, re.MULTILINE)
     missing = [
         name
         for section, keys in _all_keys().items()
@@ -556,39 +557,40 @@ def test_values_of_the_env_file_are_taken_literally(tmp_path: Path) -> None:
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
+SECRETS = {config.PRIVATE_KEY: Settings.private_key, config.DEPLOYER_KEY: Settings.deployer_key}
+
+
+@pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("where", ["environ", "env_file"])
-def test_the_private_key_is_read_and_hidden(tmp_path: Path, where: str) -> None:
-    """The key is given out only by private_key(); neither repr nor a dump nor a log shows it or a URL's key."""
+def test_a_private_key_is_read_and_hidden(tmp_path: Path, where: str, name: str) -> None:
+    """A key is given out only by its method; neither repr nor a dump nor a log shows it or a URL's key."""
     given_key: dict[str, Any] = (
-        {"environ": {config.PRIVATE_KEY: "0x" + KEY}}
-        if where == "environ"
-        else {"env_file": f"{config.PRIVATE_KEY}=0x{KEY}\n"}
+        {"environ": {name: "0x" + KEY}} if where == "environ" else {"env_file": f"{name}=0x{KEY}\n"}
     )
     text = GOOD.replace("http://127.0.0.1:8545", "https://node.example/v2/canary-api-key-0123")
     read = _load(tmp_path, text, **given_key)
-    assert read.private_key() == "0x" + KEY
+    assert SECRETS[name](read) == "0x" + KEY
     shown = repr(read) + str(read) + f"{read.chain!r}{read.store!r}" + str(read.model_dump(exclude={"chain"}))
     assert KEY not in shown
     assert "canary" not in shown
     assert log.secrets.scrub(f"{KEY} canary-api-key-0123") == "[secret] [secret]"
 
 
-def test_a_missing_key_is_told_only_where_it_is_needed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_missing_key_is_told_only_where_it_is_needed(tmp_path: Path, name: str) -> None:
     """Settings load without a key, also when .env has an empty one; asking for it says where to put it."""
-    for env_file in ("", f"{config.PRIVATE_KEY}=\n"):
+    for env_file in ("", f"{name}=\n"):
         read = _load(tmp_path, env_file=env_file)
-        with pytest.raises(ConfigError, match=r"KEEPER_PRIVATE_KEY is not set; put it in .*\.env"):
-            read.private_key()
+        with pytest.raises(ConfigError, match=rf"{name} is not set; put it in .*\.env"):
+            SECRETS[name](read)
 
 
+@pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("key", ["0x1234", KEY[:-1], KEY + "0", KEY[:-1] + "g", "0x" + KEY + " x"])
-def test_a_wrong_key_is_refused_without_being_shown(tmp_path: Path, key: str) -> None:
+def test_a_wrong_key_is_refused_without_being_shown(tmp_path: Path, key: str, name: str) -> None:
     """What is not 32 bytes of hex is refused; the message names the variable and its place, never the value."""
-    told = _problem(tmp_path, environ={config.PRIVATE_KEY: key})
-    assert (
-        told
-        == "environment: KEEPER_PRIVATE_KEY: this secret is not a private key; it must be 32 bytes in hex."
-    )
+    told = _problem(tmp_path, environ={name: key})
+    assert told == f"environment: {name}: this secret is not a private key; it must be 32 bytes in hex."
 
 
 def test_urls_are_never_quoted(tmp_path: Path) -> None:
