@@ -56,6 +56,7 @@ class Watch:
         self._memory = store if remember else None
         self._cursor = _NOWHERE
         self._saved = _NOWHERE
+        self._orphaned = False  # whether the head last fetched was on another chain than the cursor
         self._filters: list[Filters] = []
 
     async def load(self, head: Head) -> None:
@@ -70,7 +71,12 @@ class Watch:
         for source in self._sources:
             name = source.adapter.name
             cursor = self._store.cursor(name) if self._store else None
-            start = min(start, cursor.number + 1 if cursor else source.from_block)
+            if cursor is None:
+                start = min(start, source.from_block)
+            elif await self._left(Cursor(cursor.number, cursor.hash), head):
+                start = min(start, _rewound(cursor.number, head))
+            else:
+                start = min(start, cursor.number + 1)
         await self._absorb(await self.logs(start, head.number), head, known)
         self._move(head)
         self.save()
@@ -83,31 +89,35 @@ class Watch:
 
     async def fetch(self, head: Head) -> list[Log]:
         """Logs since the cursor; after a reorg, from far enough back that nothing orphaned stays believed."""
-        if head.hash == self._cursor.hash:
-            return []
-        if head.number == self._cursor.number + 1 and head.parent_hash == self._cursor.hash:
+        cursor = self._cursor
+        self._orphaned = await self._left(cursor, head)
+        if self._orphaned:
+            return await self.logs(_rewound(cursor.number, head), head.number)
+        if head.number == cursor.number + 1:
             return await self._chain.logs_at(self._filters, head.hash)
-        return await self.logs(self._resume_from(head), head.number)
+        return await self.logs(cursor.number + 1, head.number)
 
     async def absorb(self, logs: Sequence[Log], head: Head) -> bool:
         """Read again what `logs` touched, as of `head`; true when parameters or addresses were loaded again."""
-        orphaned = set(self.book) if self._reorged(head) else set()
-        reloaded = await self._absorb(logs, head, orphaned)
+        orphaned = self._orphaned
+        if orphaned:
+            # what was loaded may have been decided in a block that is no longer there
+            await self.load(head)
+        reloaded = await self._absorb(logs, head, set(self.book) if orphaned else set())
         self._move(head)
-        return reloaded
+        return reloaded or orphaned
 
-    def _resume_from(self, head: Head) -> int:
-        if self._reorged(head):
-            return max(0, min(self._cursor.number, head.number) - _REORG_REWIND)
-        return self._cursor.number + 1
+    async def _left(self, cursor: Cursor, head: Head) -> bool:
+        """Whether the chain that `head` is on does not contain the block of `cursor`.
 
-    def _reorged(self, head: Head) -> bool:
-        cursor = self._cursor
-        if head.hash == cursor.hash:
+        A head further on does not say so itself, hence the question: heads are skipped, and a reorg is as likely
+        among the skipped ones.
+        """
+        if head.hash == cursor.hash or cursor.number < 0:
             return False
-        return head.number <= cursor.number or (
-            head.number == cursor.number + 1 and head.parent_hash != cursor.hash
-        )
+        if head.number == cursor.number + 1:
+            return head.parent_hash != cursor.hash
+        return head.number <= cursor.number or (await self._chain.block(cursor.number)).hash != cursor.hash
 
     async def _known(self, head: Head) -> set[PositionKey]:
         known: set[PositionKey] = set()
@@ -158,3 +168,8 @@ class Watch:
 
     def _move(self, head: Head) -> None:
         self._cursor = Cursor(head.number, head.hash)
+
+
+def _rewound(cursor: BlockNumber, head: Head) -> int:
+    """Where logs are read again from when the block of the cursor is gone."""
+    return max(0, min(cursor, head.number) - _REORG_REWIND)
