@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from keeper.fixed import BPS, mul_div_down, mul_div_up
 from keeper.planner.sizing import PLAN_GAS, PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
 from keeper.seams import Reads, Venue, together
-from keeper.types import Address, Path, Quote, Refusal, SwapLeg, hex_of
+from keeper.types import Address, Path, Quote, Refusal, SwapLeg
 
 _LEG_GAS: Final = (
     90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
@@ -98,7 +98,7 @@ class Candidate:
     def dead_end(self) -> DeadEnd:
         """Why it is not acceptable."""
         ctx = self.size.terms.ctx
-        numbers: dict[str, int | str] = {
+        numbers: dict[str, int | bytes] = {
             **self.size.terms.names,
             "repay_raw": self.size.outcome.repay_raw,
             "seize_raw": self.size.outcome.seize_raw,
@@ -208,7 +208,7 @@ def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
         **terms.names,
         "repay_raw": size.outcome.repay_raw,
         "seize_raw": size.outcome.seize_raw,
-        "short_token": hex_of(token),
+        "short_token": token,
         "short_raw": short_raw,
         "net_raw": net_raw,
         "min_profit_raw": terms.ctx.min_profit_raw,
@@ -220,8 +220,8 @@ def _no_route(size: Size, step: Step, amount_raw: int, answers: Sequence[Quote |
     reasons = Counter(answer.reason for answer in answers if isinstance(answer, Refusal))
     numbers = {
         **size.terms.names,
-        "token_in": hex_of(step.token_in),
-        "token_out": hex_of(step.token_out),
+        "token_in": step.token_in,
+        "token_out": step.token_out,
         "exact_out": step.buy,
         "amount_raw": amount_raw,
         "routes": dict(reasons),

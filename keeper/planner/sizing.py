@@ -23,7 +23,6 @@ from keeper.types import (
     Refusal,
     Token,
     Wei,
-    hex_of,
     tokens_of,
 )
 
@@ -143,11 +142,11 @@ class Terms:
         return mul_div_down(self.ctx.max_repay_usd_e8, scale, self.prices[repay])
 
     @property
-    def names(self) -> dict[str, str | int]:
+    def names(self) -> dict[str, bytes | int]:
         """The pair, as numbers of a refusal."""
         return {
-            "repay_token": hex_of(self.option.repay_token.address),
-            "seize_token": hex_of(self.option.seize_token.address),
+            "repay_token": self.option.repay_token.address,
+            "seize_token": self.option.seize_token.address,
         }
 
     def usd_e8_down(self, token: Address, raw: int) -> int:

@@ -745,7 +745,7 @@ def test_no_route_names_the_leg() -> None:
     """Without a pool the refusal says between which tokens."""
     answer = _refused([_option(USDC, WETH)], _context(_Venue({})))
     assert answer.reason == "no_route"
-    assert answer.numbers["token_in"] == "0x" + WETH.address.hex()
+    assert answer.numbers["token_in"] == WETH.address
     assert answer.numbers["token_out"] == "0x" + USDC.address.hex()
 
 

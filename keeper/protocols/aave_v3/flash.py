@@ -11,7 +11,7 @@ from keeper.protocols.aave_v3.adapter import AaveV3
 from keeper.protocols.aave_v3.market import POOL, ReserveConfig, answered
 from keeper.protocols.aave_v3.marks import liquidity_call, liquidity_of
 from keeper.seams import FlashKind, Reads
-from keeper.types import Address, FlashQuote, Refusal, hex_of
+from keeper.types import Address, FlashQuote, Refusal
 
 _PREMIUM: Final = POOL.function("FLASHLOAN_PREMIUM_TOTAL")
 _CONFIGURATION: Final = POOL.function("getConfiguration")
@@ -34,7 +34,7 @@ class AaveFlash:
         market = self._aave.loaded
         reserve = next((reserve for reserve in market.listed() if reserve.token.address == token), None)
         if reserve is None:
-            return Refusal("flash", "not_listed", {"source": hex_of(market.pool), "token": hex_of(token)})
+            return Refusal("flash", "not_listed", {"source": market.pool, "token": token})
         results = yield [
             _PREMIUM.call(market.pool),
             _CONFIGURATION.call(market.pool, token),
@@ -43,10 +43,10 @@ class AaveFlash:
         config = ReserveConfig(answered(_CONFIGURATION, results[1])[0])
         if config.paused or not config.active or not config.flash_loans:
             reason = "reserve_paused" if config.paused else "flash_loans_disabled"
-            return Refusal("flash", reason, {"source": hex_of(market.pool), "token": reserve.token.symbol})
+            return Refusal("flash", reason, {"source": market.pool, "token": reserve.token.symbol})
         available_raw = liquidity_of(market, config, results[2])
         if not available_raw:
             return Refusal(
-                "flash", "no_liquidity", {"source": hex_of(market.pool), "token": reserve.token.symbol}
+                "flash", "no_liquidity", {"source": market.pool, "token": reserve.token.symbol}
             )
         return FlashQuote(market.pool, token, answered(_PREMIUM, results[0]), available_raw)

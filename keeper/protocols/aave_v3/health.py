@@ -14,7 +14,7 @@ from keeper.protocols.aave_v3.rules import (
     debt_raw,
     health_factor_wad,
 )
-from keeper.types import Health, Position, Refusal, hex_of
+from keeper.types import Health, Position, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def judge(position: Position, marks: AaveMarks) -> Health | Refusal:
     rules = market.rules
     group = position.group
     if has_stable_debt(position):
-        return Refusal("assess", "stable_rate_debt", {"account": hex_of(position.key.account)})
+        return Refusal("assess", "stable_rate_debt", {"account": position.key.account})
     if group and group not in market.emodes:
         return Refusal("assess", "unknown_emode", {"category": group})
     collateral: list[Side] = []
