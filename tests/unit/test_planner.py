@@ -746,7 +746,7 @@ def test_no_route_names_the_leg() -> None:
     answer = _refused([_option(USDC, WETH)], _context(_Venue({})))
     assert answer.reason == "no_route"
     assert answer.numbers["token_in"] == WETH.address
-    assert answer.numbers["token_out"] == "0x" + USDC.address.hex()
+    assert answer.numbers["token_out"] == USDC.address
 
 
 def test_no_flash_liquidity_states_need_and_offer() -> None:
