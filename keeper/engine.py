@@ -15,13 +15,15 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from keeper.chain.client import Chain
+from keeper.errors import AdapterError
 from keeper.execution.fees import bid, inclusion_price
 from keeper.execution.sender import Cleared, Sender
+from keeper.fixed import mul_div_up
 from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.prices import Feed, Price, read_price
-from keeper.seams import FlashSource, Reads, Venue, just
+from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
 from keeper.trial import Attempt, try_stacked
 from keeper.types import (
     Address,
@@ -43,7 +45,7 @@ from keeper.watch import Watch
 
 T = TypeVar("T")
 
-_MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; what is left is first in line at the next
+_MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
@@ -122,6 +124,7 @@ class Engine:
         self._tip_wei = Wei(0)
         self._block_time_s = 1
         self._heads = 0
+        self._turned_down: set[PositionKey] = set()
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
@@ -146,7 +149,9 @@ class Engine:
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
         if self._sender:
-            report.settled = await self._sender.settle(head, view.native, self._tip_wei)
+            report.settled = await self._sender.settle(
+                head, view.native, self._tip_wei, self._policy.max_fee_wei
+            )
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
@@ -167,7 +172,7 @@ class Engine:
             read_scopes(self._policy.pause_guard, list(adapters), at),
             read_price(self._policy.native_feed, at),
             read_price(self._policy.profit_feed, at),
-            *(adapter.marks(at) for adapter in adapters.values()),
+            *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
         pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
@@ -228,7 +233,18 @@ class Engine:
         fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
         if isinstance(fees, Refusal):
             return fees
-        return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        clearance = self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        return self._gas_eats(plan, trial) or clearance
+
+    def _gas_eats(self, plan: Plan, trial: Trial) -> Refusal | None:
+        """Why the gas that the trial really used leaves too little; the plan could only estimate it."""
+        gas_raw = mul_div_up(plan.gas_cost_raw, trial.gas_used, plan.gas_estimate)
+        scale = 10**plan.profit_token.decimals
+        wanted_raw = mul_div_up(self._policy.min_profit_usd_e8, scale, plan.profit_price_usd_e8)
+        if trial.profit_raw - gas_raw >= wanted_raw:
+            return None
+        numbers = {"profit_raw": trial.profit_raw, "gas_cost_raw": gas_raw, "min_profit_raw": wanted_raw}
+        return Refusal("clear", "unprofitable", numbers | {"tried_gas": trial.gas_used})
 
     def _spent(self) -> Spent:
         """What was spent lately. The ledger is asked again only after an outcome was booked, and every minute.
@@ -262,7 +278,10 @@ class Engine:
                 continue
             adapter = self._watch.adapters[name]
             for key in self._watch.book.candidates(marks):
-                health = adapter.assess(self._watch.book.position(key), marks)
+                try:
+                    health = adapter.assess(self._watch.book.position(key), marks)
+                except AdapterError as error:
+                    health = unreadable("assess", error)
                 if isinstance(health, Refusal):
                     report.refuse(key, health)
                 elif health.liquidatable:
@@ -280,14 +299,19 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        answers = await self._chain.read_all([self.plan(health, view, head) for health in wanted], head.hash)
+        reads = [readable("plan", self.plan(health, view, head)) for health in wanted]
+        answers = await self._chain.read_all(reads, head.hash)
         plans: list[Plan] = []
         for health, answer in zip(wanted, answers, strict=True):
             if isinstance(answer, Refusal):
                 report.refuse(health.key, answer)
             else:
                 plans.append(answer)
-        return sorted(plans, key=lambda one: one.gas_cost_raw - one.expected_profit_raw)
+        self._turned_down &= {one.key for one in plans}
+        return sorted(
+            plans,
+            key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw),
+        )
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
         """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
@@ -298,15 +322,19 @@ class Engine:
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
         for one, trial in zip(chosen, trials, strict=True):
+            self._turned_down.add(one.key)
             if isinstance(trial, Refusal):
                 report.refuse(one.key, trial)
                 continue
             clearance = self._clear(one, trial, view, head, spent)
             if isinstance(clearance, Refusal):
                 report.refuse(one.key, clearance)
+            elif self._sender and self._sender.given_up(one.plan_id):
+                report.refuse(one.key, Refusal("send", "given_up", {"head": head.number}))
             elif self._sender is None:
                 report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
             else:
+                self._turned_down.discard(one.key)
                 cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
                 spent = spent.with_in_flight(clearance.fees)
         if self._sender:

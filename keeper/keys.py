@@ -124,6 +124,11 @@ def calldata_of(raw: bytes) -> bytes:
     return bytes(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["data"])
 
 
+def tip_of(raw: bytes) -> Wei:
+    """The priority fee per gas a signed EIP-1559 transaction offers."""
+    return Wei(int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxPriorityFeePerGas"]))
+
+
 def _rlp(item: int | bytes) -> bytes:
     """One number or byte string in RLP (Ethereum yellow paper, appendix B)."""
     content = item if isinstance(item, bytes) else item.to_bytes((item.bit_length() + 7) // 8)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol, TypeVar
 
+from keeper.errors import AdapterError
 from keeper.types import (
     Address,
     BlockTime,
@@ -175,6 +176,19 @@ def each(calls: Sequence[Call]) -> Reads[Sequence[Result]]:
     """The plain results of some calls."""
     results = yield calls
     return results
+
+
+def readable(stage: str, read: Reads[T | Refusal]) -> Reads[T | Refusal]:
+    """The read, refusing what cannot be understood: one market's nonsense must not stop the others."""
+    try:
+        return (yield from read)
+    except AdapterError as error:
+        return unreadable(stage, error)
+
+
+def unreadable(stage: str, error: AdapterError) -> Refusal:
+    """What an adapter could not understand, as a decision."""
+    return Refusal(stage, "unreadable", {"error": str(error)})
 
 
 def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:

@@ -35,7 +35,17 @@ def bid(head: Head, tip_wei: Wei, gas_used: Gas, max_fee_wei: Wei) -> Fees | Ref
     return Fees(max_fee_wei=ceiling, tip_wei=tip_wei, gas_limit=limit)
 
 
-def cancel_fees(paid_max_fee_wei: Wei, head: Head, tip_wei: Wei) -> tuple[Wei, Wei]:
-    """Max fee and tip that replace a stuck transaction: a quarter above what it offered, and at least today's rule."""
-    ceiling = max(paid_max_fee_wei * 5 // 4 + 1, 2 * next_base_fee(head) + tip_wei)
-    return Wei(ceiling), Wei(min(ceiling, tip_wei * 5 // 4 + 1))
+def cancel_fees(offered: tuple[Wei, Wei], head: Head, tip_wei: Wei, most_fee_wei: Wei) -> tuple[Wei, Wei]:
+    """Max fee and tip that replace a stuck transaction which `offered` its own.
+
+    Both a quarter above what it offered, because nodes ask for more of both, and at least today's rule; but never
+    more than a quarter above `most_fee_wei`, so that no wait makes a transfer of nothing dear.
+    """
+    offered_fee_wei, offered_tip_wei = offered
+    wanted = max(_dearer(offered_fee_wei), 2 * next_base_fee(head) + tip_wei)
+    ceiling = min(wanted, _dearer(most_fee_wei))
+    return Wei(ceiling), Wei(min(ceiling, _dearer(max(offered_tip_wei, tip_wei))))
+
+
+def _dearer(wei: int) -> int:
+    return wei * 5 // 4 + 1

@@ -18,10 +18,10 @@ from keeper import abi
 from keeper.chain.client import Chain, Receipt
 from keeper.chain.simulation import SimCall
 from keeper.errors import ChainError, ExecutionError, RpcError
-from keeper.execution.fees import cancel_fees
+from keeper.execution.fees import cancel_fees, inclusion_price
 from keeper.fixed import WAD, mul_div_up
 from keeper.guard import Clearance
-from keeper.keys import OperatorKey, calldata_of
+from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.ledger import Ledger
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction, Store
@@ -79,7 +79,10 @@ class Sender:
         self._wall_clock = wall_clock
         self._monotonic = monotonic
         self._next_nonce = 0
+        self._used_nonces = 0  # the operator's nonce on chain, as of the last settling
         self._open: dict[Hash, OpenTransaction] = {}
+        self._released: set[Hash] = set()
+        self._not_taken: dict[Hash, str] = {}  # why the nodes last refused signed bytes
         self._log = structlog.get_logger("keeper.sender")
 
     @property
@@ -90,6 +93,10 @@ class Sender:
     def in_flight(self, key: PositionKey) -> bool:
         """Whether a transaction for this position is signed and not accounted for."""
         return any(transaction.key == key for transaction in self._open.values())
+
+    def given_up(self, plan_id: Hash) -> bool:
+        """Whether an earlier run reserved this very plan and died before signing it: a plan is reserved once."""
+        return plan_id in self._released
 
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""
@@ -104,6 +111,7 @@ class Sender:
                 self._open[transaction.plan_id] = transaction
             else:
                 self._store.release(transaction.plan_id, self._now_s())
+                self._released.add(transaction.plan_id)
         on_chain = await self._chain.nonce(self.operator, "latest")
         claimed = self._store.highest_nonce(self.operator)
         self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)
@@ -151,13 +159,23 @@ class Sender:
             for one, transaction, attempt in zip(cleared, reserved, attempts, strict=True)
         ]
 
-    async def settle(self, head: Head, native: Price | Refusal, tip_wei: Wei) -> list[Settlement]:
+    async def settle(
+        self, head: Head, native: Price | Refusal, tip_wei: Wei, most_fee_wei: Wei
+    ) -> list[Settlement]:
         """Account for everything in flight that the chain has decided, and take back nonces that expired.
 
-        Without a price for gas nothing is settled yet: a booked loss must not be a guess.
+        Without a price for gas nothing is settled yet: a booked loss must not be a guess. `most_fee_wei` is the most
+        the operator pays per gas.
         """
-        if isinstance(native, Refusal):
+        if isinstance(native, Refusal) or not self._open:
             return []
+        # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
+        # for before its block, or of a node that lags, may be missing for a while.
+        used_before, self._used_nonces = (
+            self._used_nonces,
+            await self._chain.nonce(self.operator, "latest"),
+        )
+        self._next_nonce = max(self._next_nonce, self._used_nonces)
         settlements: list[Settlement] = []
         for transaction in list(self._open.values()):
             mined = await self._mined(transaction)
@@ -167,11 +185,12 @@ class Sender:
                 attempt, receipt = mined
                 why = "" if receipt.status == 1 else await self._why(attempt, receipt)
                 settlements.append(self._close(transaction, attempt, receipt, native, why))
-            elif await self._chain.nonce(self.operator, "latest") > transaction.nonce:
-                if self._expired(transaction, head):
-                    self._lose(transaction)
-            elif self._expired(transaction, head):
-                await self._cancel(transaction, head, tip_wei)
+            elif not self._expired(transaction, head):
+                continue
+            elif used_before > transaction.nonce:
+                self._lose(transaction)
+            elif self._used_nonces <= transaction.nonce:
+                await self._cancel(transaction, head, tip_wei, most_fee_wei)
         return settlements
 
     def _reservation(self, plan: Plan, number: int, at_s: int) -> OpenTransaction:
@@ -231,13 +250,20 @@ class Sender:
                 if isinstance(answer, ChainError):
                     code = answer.code if isinstance(answer, RpcError) else None
                     body = {"tx": attempt.hash, "error": str(answer), "code": code}
-                    self._note("not_taken", transaction, body, at_s)
-                    self._log.warning("not_taken", plan=plan_id, tx=attempt.hash, error=str(answer))
+                    if self._not_taken.get(attempt.hash) != str(answer):
+                        self._not_taken[attempt.hash] = str(answer)
+                        self._note("not_taken", transaction, body, at_s)
+                        self._log.warning("not_taken", plan=plan_id, tx=attempt.hash, error=str(answer))
                 elif isinstance(answer, BaseException):
                     raise answer
                 else:
                     self._store.sent(attempt.hash, at_s)
                     self._note("sent", transaction, {"tx": attempt.hash}, at_s)
+                    attempts = tuple(
+                        replace(each, sent_at_s=at_s) if each.hash == attempt.hash else each
+                        for each in transaction.attempts
+                    )
+                    self._open[plan_id] = replace(transaction, attempts=attempts)
                     wrong = wrong or (attempt.hash if answer != attempt.hash else None)
         if wrong is not None:
             raise ExecutionError(
@@ -266,7 +292,7 @@ class Sender:
             block_number=receipt.block_number,
             block_hash=receipt.block_hash,
             gas_used=receipt.gas_used,
-            gas_cost_wei=Wei(receipt.gas_used * receipt.effective_gas_price_wei),
+            gas_cost_wei=Wei(receipt.gas_used * receipt.effective_gas_price_wei + receipt.l1_fee_wei),
             profit_raw=self._profit_raw(transaction, receipt) if liquidated else 0,
         )
         kind = "settled" if liquidated else "cancelled" if attempt.purpose == "cancel" else "reverted"
@@ -297,8 +323,12 @@ class Sender:
     async def _why(self, attempt: Attempt, receipt: Receipt) -> str:
         """The revert in words, by replaying the transaction on the state its block left behind."""
         call = SimCall(self.operator, self._liquidator, calldata_of(attempt.raw), attempt.gas_limit)
-        mined = await self._chain.block(receipt.block_hash)
-        [result] = await self._chain.simulate([call], mined, mined.timestamp_s + 1, mined.base_fee_wei)
+        try:
+            mined = await self._chain.block(receipt.block_hash)
+            [result] = await self._chain.simulate([call], mined, mined.timestamp_s + 1, mined.base_fee_wei)
+        except ChainError as error:
+            # nodes forget old states; the loss is certain without words for it, and must not wait for them
+            return f"unknown, it could not be replayed: {error}"
         return explain_revert(result.output) if result.status != 1 else "out of date: it would succeed now"
 
     def _profit_raw(self, transaction: OpenTransaction, receipt: Receipt) -> int:
@@ -335,9 +365,19 @@ class Sender:
         del self._open[transaction.plan_id]
         self._log.error("dropped", nonce=transaction.nonce, plan=transaction.plan_id)
 
-    async def _cancel(self, transaction: OpenTransaction, head: Head, tip_wei: Wei) -> None:
-        """Take the nonce back with a transfer of nothing to ourselves, dearer each time."""
-        max_fee_wei, cancel_tip_wei = cancel_fees(transaction.attempts[-1].max_fee_wei, head, tip_wei)
+    async def _cancel(
+        self, transaction: OpenTransaction, head: Head, tip_wei: Wei, most_fee_wei: Wei
+    ) -> None:
+        """Take the nonce back with a transfer of nothing to ourselves, dearer each time one was taken but not mined."""
+        first, last = transaction.attempts[0], transaction.attempts[-1]
+        offered = (last.max_fee_wei, tip_of(last.raw))
+        most_wei = max(most_fee_wei, first.max_fee_wei)
+        max_fee_wei, cancel_tip_wei = cancel_fees(offered, head, tip_wei, most_wei)
+        untaken = last.sent_at_s is None and last.max_fee_wei >= inclusion_price(head, tip_wei)
+        if last.purpose == "cancel" and (untaken or max_fee_wei <= last.max_fee_wei):
+            # no node has it (the operator may be out of gas), or it is as dear as it may get: offer it again
+            await self._broadcast([(transaction.plan_id, last)])
+            return
         signed = self._key.sign_cancel(transaction.nonce, max_fee_wei, cancel_tip_wei)
         # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
         attempt = Attempt(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
-from keeper.seams import Adapter, FlashSource, Reads, Venue, together
+from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -26,7 +26,11 @@ from keeper.types import (
     tokens_of,
 )
 
-PLAN_GAS: Final = 650_000  # conservative, for everything but swaps: flash loan, liquidation, feeds, end check
+# For everything but swaps (flash loan, liquidation, feeds, end check), until a trial has measured it: what a cheap
+# protocol takes, since the trial and not this figure has the last word on a plan that seems to pay.
+PLAN_GAS: Final = 450_000
+# By how much a market may pay more than the oracle says before anybody has asked it: feeds lag in a crash.
+_PREMIUM_BPS: Final = 5_000
 _NATIVE_DECIMALS: Final = 18
 _HALVINGS: Final = 6
 
@@ -51,6 +55,7 @@ class PlanContext:
     min_profit_usd_e8: int
     max_slippage_bps: int
     max_repay_usd_e8: int
+    plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
 
     @property
@@ -199,7 +204,7 @@ class Size:
     """An option at one amount: what it moves, the loan it takes, and at most what it can net.
 
     `owed_raw` is what the seized collateral must bring back in the repaid token: the repayment and the premium.
-    `most_net_raw` is the profit at oracle prices without any swap's cost, with a tolerance, less the least gas.
+
     """
 
     terms: Terms
@@ -208,7 +213,14 @@ class Size:
     calls: tuple[ProtocolCall, ...]
     flash: FlashQuote
     owed_raw: int
-    most_net_raw: int
+
+    def most_net_raw(self, premium_bps: int) -> int:
+        """The profit if the market paid that much above the oracle, without any swap's cost, less the least gas."""
+        terms, option = self.terms, self.terms.option
+        seized_usd_e8 = terms.usd_e8_up(option.seize_token.address, self.outcome.seize_raw)
+        owed_usd_e8 = terms.usd_e8_down(option.repay_token.address, self.owed_raw)
+        most_usd_e8 = mul_div_up(seized_usd_e8, BPS + premium_bps, BPS) - owed_usd_e8
+        return terms.profit_raw_up(most_usd_e8) - terms.ctx.gas_raw(terms.ctx.plan_gas)
 
 
 def sizes_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Size | DeadEnd]:
@@ -245,20 +257,23 @@ def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[Flas
     flash = min(offers, key=lambda loan: loan.premium_bps)
     owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
 
-    # A market may pay more than the oracle says, but hardly by more than the slippage we would bear ourselves.
-    seized_usd_e8 = mul_div_up(terms.usd_e8_up(seize, outcome.seize_raw), BPS + ctx.max_slippage_bps, BPS)
-    bound_raw = terms.profit_raw_up(seized_usd_e8 - terms.usd_e8_down(repay, owed_raw))
-    gas_raw = ctx.gas_raw(PLAN_GAS)
-    if bound_raw - gas_raw < ctx.min_profit_raw:
-        numbers |= {"bound_raw": bound_raw, "gas_cost_raw": gas_raw, "min_profit_raw": ctx.min_profit_raw}
-        return DeadEnd(_SIZED, bound_raw - gas_raw, Refusal("plan", "unprofitable", numbers))
-    return Size(terms, amount_raw, outcome, calls, flash, owed_raw, bound_raw - gas_raw)
+    size = Size(terms, amount_raw, outcome, calls, flash, owed_raw)
+    most_raw = size.most_net_raw(_PREMIUM_BPS)
+    if most_raw < ctx.min_profit_raw:
+        gas_raw = ctx.gas_raw(ctx.plan_gas)
+        numbers |= {
+            "bound_raw": most_raw + gas_raw,
+            "gas_cost_raw": gas_raw,
+            "min_profit_raw": ctx.min_profit_raw,
+        }
+        return DeadEnd(_SIZED, most_raw, Refusal("plan", "unprofitable", numbers))
+    return size
 
 
 def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Address, list[FlashQuote]]]:
     """What every source lends of each token."""
     asked = [(token, source) for token in tokens_of(tokens) for source in ctx.flash_sources]
-    answers = yield from together([source.flash(token) for token, source in asked])
+    answers = yield from together([readable("flash", source.flash(token)) for token, source in asked])
     loans: dict[Address, list[FlashQuote]] = {token: [] for token in tokens}
     for (token, _), answer in zip(asked, answers, strict=True):
         if isinstance(answer, FlashQuote):
