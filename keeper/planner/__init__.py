@@ -77,8 +77,11 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     large, small = _by_size([size for size in sized if isinstance(size, Size)])
     results = yield from together(_within_budget(large, routes, ctx))
     best = _best(results)
-    found_raw = best.net_raw if best is not None and best.acceptable else None
-    hopeful = [size for size in small if found_raw is None or size.most_net_raw > found_raw]
+    hopeful = small
+    if best is not None and best.acceptable:
+        # smaller amounts move the market less: they may fetch what the largest fetched and the slippage it bore
+        premium_bps = best.premium_bps + ctx.max_slippage_bps
+        hopeful = [size for size in small if size.most_net_raw(premium_bps) > best.net_raw]
     results += yield from together(_within_budget(hopeful, routes, ctx))
     best = _best(results)
     if best is not None:
@@ -122,7 +125,9 @@ def _within_budget(
 ) -> list[Reads[Candidate | DeadEnd]]:
     """Attempts on the options that promise most; where quotes run out, ladders are thinned, then options left out."""
     options = [list(group) for _, group in groupby(sizes, key=lambda size: id(size.terms))]
-    options.sort(key=lambda rungs: max(size.most_net_raw for size in rungs), reverse=True)
+    options.sort(
+        key=lambda rungs: max(size.most_net_raw(ctx.max_slippage_bps) for size in rungs), reverse=True
+    )
     attempts: list[Reads[Candidate | DeadEnd]] = []
     room = _MAX_QUOTES
     for rungs in options:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from keeper.fixed import BPS, mul_div_down, mul_div_up
-from keeper.planner.sizing import PLAN_GAS, PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
+from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
 from keeper.seams import Reads, Venue, together
 from keeper.types import Address, Path, Quote, Refusal, SwapLeg
 
@@ -82,6 +82,15 @@ class Candidate:
         return self.gross_raw - self.gas_cost_raw
 
     @property
+    def premium_bps(self) -> int:
+        """By how much the market paid more for the collateral than the oracle says, rounded up; 0 if it paid less."""
+        terms, option = self.size.terms, self.size.terms.option
+        seized_usd_e8 = terms.usd_e8_down(option.seize_token.address, self.size.outcome.seize_raw)
+        owed_usd_e8 = terms.usd_e8_up(option.repay_token.address, self.size.owed_raw)
+        paid_usd_e8 = terms.usd_e8_up(terms.ctx.profit_token.address, self.gross_raw) + owed_usd_e8
+        return max(0, mul_div_up(paid_usd_e8, BPS, max(seized_usd_e8, 1)) - BPS)
+
+    @property
     def point(self) -> Point:
         """Its place on the curve of amounts."""
         return Point(self.size.amount_raw, self.net_raw, self.excess_usd_e8)
@@ -128,7 +137,7 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     assured = dict(held)  # the same, with every leg at its limit
     used: set[tuple[int, Address, int, Address]] = set()
     legs: list[SwapLeg] = []
-    gas = PLAN_GAS
+    gas = ctx.plan_gas
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
         amount_raw = -held[token_out] if step.buy else held[token_in]
@@ -226,4 +235,6 @@ def _no_route(size: Size, step: Step, amount_raw: int, answers: Sequence[Quote |
         "amount_raw": amount_raw,
         "routes": dict(reasons),
     }
-    return DeadEnd(ROUTED, size.most_net_raw, Refusal("plan", "no_route", numbers))
+    return DeadEnd(
+        ROUTED, size.most_net_raw(size.terms.ctx.max_slippage_bps), Refusal("plan", "no_route", numbers)
+    )

@@ -240,7 +240,7 @@ def sizes_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> lis
 def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]) -> Size | DeadEnd:
     """One amount of an option, with the cheapest loan for it."""
     ctx, option = terms.ctx, terms.option
-    repay, seize = option.repay_token.address, option.seize_token.address
+    repay = option.repay_token.address
     outcome = ctx.adapter.outcome(option, amount_raw)
     numbers = {**terms.names, "repay_raw": outcome.repay_raw, "seize_raw": outcome.seize_raw}
     if outcome.seize_raw <= 0:

@@ -12,7 +12,7 @@ from keeper import abi
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
-from keeper.planner.sizing import Point, Size, ladder, read_loans, refined, size_of, terms_of
+from keeper.planner.sizing import PLAN_GAS, Point, Size, ladder, read_loans, refined, size_of, terms_of
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
     ZERO_ADDRESS,
@@ -372,7 +372,7 @@ def test_a_plan_states_its_gas_and_floor() -> None:
     ctx = _context(venue)
     answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
     assert isinstance(answer, Plan)
-    assert answer.gas_estimate == 650_000 + 90_000 + 90_000
+    assert answer.gas_estimate == PLAN_GAS + 90_000 + 90_000
     assert answer.gas_cost_wei == answer.gas_estimate * 10 * 10**9
     assert answer.gas_cost_raw == convert_up(answer.gas_cost_wei, 2000, 1, 18, 6)
     assert answer.gas_cost_raw + 5_000_000 <= answer.min_profit_raw < answer.expected_profit_raw
@@ -712,14 +712,24 @@ def test_the_adapters_refusal_is_passed_on() -> None:
 def test_a_bonus_below_gas_is_refused_without_quotes() -> None:
     """What could not pay its gas without any price impact is not quoted, and the numbers say by how much."""
     venue = _Venue(_everywhere())
-    answer = _refused([_option(USDC, WETH, 200)], _context(venue))
+    answer = _refused([_option(USDC, WETH, 20)], _context(venue))
     assert answer.reason == "unprofitable"
     assert venue.quoted == 0
-    gas = convert_up(650_000 * 10 * 10**9, 2000, 1, 18, 6)
+    gas = convert_up(PLAN_GAS * 10 * 10**9, 2000, 1, 18, 6)
     assert answer.numbers["gas_cost_raw"] == gas
-    # 5 % of 200 dollars, 1 % tolerance on 210 seized, less 5 bps premium on 200
-    assert answer.numbers["bound_raw"] == 10_000_000 + 2_100_000 - 100_000
+    # 5 % of 20 dollars, half as much again for the 21 seized should the market pay it, less 5 bps premium on 20
+    assert answer.numbers["bound_raw"] == 1_000_000 + 10_500_000 - 10_000
     assert answer.numbers["bound_raw"] - gas < answer.numbers["min_profit_raw"] == 5_000_000
+
+
+def test_a_market_above_a_lagging_oracle_is_asked() -> None:
+    """Where pools pay a tenth more than the feed says, a small account that pays only there is not refused unseen."""
+    key, reserves = pool(WETH, USDC, 500, 10**9)
+    reserves.amounts[USDC.address] = reserves.amounts[USDC.address] * 11 // 10
+    venue = _Venue({key: reserves})
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH, 130)], _context(venue)))
+    assert isinstance(answer, Plan)
+    assert answer.expected_profit_raw > 15_000_000
 
 
 def test_unprofitable_after_price_impact_states_the_best_try() -> None:
