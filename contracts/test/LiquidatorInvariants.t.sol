@@ -212,8 +212,8 @@ contract Thief is LiquidatorSetup {
 
     /// @dev Finds the worst rate of the last sale that still passes.
     function squeeze(ILiquidator.Plan memory plan) internal {
-        (uint256 least, uint256 most) = (WETH_PRICE * 1e6 * 8 / 10, WETH_PRICE * 1e6 * 104 / 100);
-        for (uint256 i; i < 12; ++i) {
+        (uint256 least, uint256 most) = (WETH_PRICE * 1e6 * 96 / 100, WETH_PRICE * 1e6 * 102 / 100);
+        for (uint256 i; i < 8; ++i) {
             uint256 rate = (least + most) / 2;
             router.setRate(address(weth), SQUEEZED, address(usdc), rate);
             if (passes(plan)) most = rate;

@@ -173,7 +173,8 @@ contract PauseGuardInvariants is PauseGuardSetup {
         player.check();
     }
 
-    /// @notice The sequence the invariant needs to be worth anything can happen: pause, schedule, wait, unpause, replay.
+    /// @notice The sequence the invariant needs to be worth anything can happen: pause, schedule, wait, unpause,
+    /// replay.
     function test_playerReachesUnpauses() public {
         for (uint256 i; i < 3; ++i) {
             player.relaySignature(0, 1, i * 7919);

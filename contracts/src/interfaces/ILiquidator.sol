@@ -33,7 +33,8 @@ interface ILiquidator {
 
     /// @notice One call to a protocol.
     /// @param target Allow-listed together with the selector of `data`.
-    /// @param approveToken Token approved to the target for this call only; zero address for none. Must be in the plan's tokens.
+    /// @param approveToken Token approved to the target for this call only; zero address for none. Must be in the
+    /// plan's tokens.
     /// @param approveAmount Raw amount approved, exactly; zeroed after the call.
     /// @param data Selector and arguments.
     struct Call {
@@ -47,7 +48,8 @@ interface ILiquidator {
     /// @param router Allow-listed venue.
     /// @param path Packed v3 path, token in first; for exact output token out first, as the router wants it.
     /// @param exactOut Whether `amount` is what comes out.
-    /// @param amount Exact input: raw amount in, or the maximum for all that is held beyond the flash debt in that token.
+    /// @param amount Exact input: raw amount in, or the maximum for all that is held beyond the flash debt in that
+    /// token.
     /// Exact output: raw amount out, or the maximum for what is missing to the flash debt in that token.
     /// A leg whose maximum resolves to zero is skipped.
     /// @param limit Exact input: least amount out. Exact output: most amount in.
@@ -175,7 +177,8 @@ interface ILiquidator {
 
     /* EVENTS */
 
-    /// @notice A plan was carried out. `profit` is what the treasury gained of the profit token, raw, measured inside the call.
+    /// @notice A plan was carried out. `profit` is what the treasury gained of the profit token, raw, measured inside
+    /// the call.
     event Liquidated(
         bytes32 indexed planId,
         bytes32 indexed protocol,
@@ -197,12 +200,14 @@ interface ILiquidator {
 
     /* EXECUTION */
 
-    /// @notice Carries out a plan; only an operator, only while the pause guard lets the plan's protocol run at the plan's epochs.
+    /// @notice Carries out a plan; only an operator, only while the pause guard lets the plan's protocol run at the
+    /// plan's epochs.
     /// @dev The end check: the treasury receives at least `minProfit` of the profit token, and tokens worth at least
     /// Σ over calls of max(0, gained − paid − maxSlippageBps of gained), at the feeds' prices; swap costs and the flash
     /// premium both come out of the slippage. Each call stands for itself, so that neither a loss-making call (an
     /// attacker's own market) nor an oversized flash loan nor any number of swap legs excuses a cent: whoever holds the
-    /// operator key can lose the treasury at most `maxSlippageBps` of what was seized. Only tokens that the calls and the routers
+    /// operator key can lose the treasury at most `maxSlippageBps` of what was seized. Only tokens that the calls and
+    /// the routers
     /// brought in count; a balance given from elsewhere during the call goes to the treasury uncounted.
     /// @return profit What the treasury gained of the profit token, raw.
     function execute(Plan calldata plan) external returns (uint256 profit);
@@ -218,7 +223,7 @@ interface ILiquidator {
 
     /// @notice Allows calls of a selector on a target on behalf of a protocol; zero protocol removes; only the Safe.
     /// @dev Never allow a selector that sends anything this contract owns, in tokens or inside the protocol, to an
-    /// address taken from its arguments.
+    /// address taken from its arguments, nor one that carries further calls in its arguments (a multicall).
     function setTarget(address target, bytes4 selector, bytes32 protocol) external;
 
     /// @notice Declares whether a protocol's calls pay in one call and gain in another (margin deposited and withdrawn
@@ -236,7 +241,8 @@ interface ILiquidator {
     /// @notice Sets the USD feed of a token, or removes it with the zero address; only the Safe.
     function setFeed(address token, address feed, uint32 maxAgeS) external;
 
-    /// @notice Sets how much of what was seized a plan may lose against the feeds, at most 1000 basis points; only the Safe.
+    /// @notice Sets how much of what was seized a plan may lose against the feeds, at most 1000 basis points; only the
+    /// Safe.
     /// @dev Keep it well below the liquidation bonus: a bonus smaller than the slippage is not protected at all.
     function setMaxSlippageBps(uint16 bps) external;
 

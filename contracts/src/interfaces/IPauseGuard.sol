@@ -3,7 +3,8 @@ pragma solidity 0.8.37;
 
 /// @title IPauseGuard
 /// @notice Paused or running, for one global scope and one scope per protocol.
-/// Any guardian, or the Safe, pauses at once. Only the Safe unpauses, after an immutable delay that any guardian can veto.
+/// Any guardian, or the Safe, pauses at once. Only the Safe unpauses, after an immutable delay that any guardian can
+/// veto.
 interface IPauseGuard {
     /* TYPES */
 
@@ -111,7 +112,8 @@ interface IPauseGuard {
 
     /* UNPAUSING */
 
-    /// @notice Schedules the unpause of a paused scope after `UNPAUSE_DELAY()`; only the Safe. Scheduling again restarts the delay.
+    /// @notice Schedules the unpause of a paused scope after `UNPAUSE_DELAY()`; only the Safe. Scheduling again
+    /// restarts the delay.
     function scheduleUnpause(bytes32 scope) external;
 
     /// @notice Cancels a scheduled unpause; by a guardian or the Safe.

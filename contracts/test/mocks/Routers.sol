@@ -4,7 +4,8 @@ pragma solidity 0.8.37;
 import {IUniswapV3Router} from "../../src/interfaces/IUniswapV3Router.sol";
 import {Moving, Token} from "./Tokens.sol";
 
-/// @notice Swaps packed v3 paths at rates set by anybody per pair and fee tier: whoever sets the rate controls the pool.
+/// @notice Swaps packed v3 paths at rates set by anybody per pair and fee tier: whoever sets the rate controls the
+/// pool.
 contract Router is IUniswapV3Router {
     using Moving for address;
 
