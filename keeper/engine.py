@@ -124,6 +124,7 @@ class Engine:
         self._tip_wei = Wei(0)
         self._block_time_s = 1
         self._heads = 0
+        self._warned: set[tuple[str, str]] = set()
         self._turned_down: set[PositionKey] = set()
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
@@ -139,6 +140,7 @@ class Engine:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
         await self._watch.start(head)
+        self._warned = self._warnings()  # preflight has told these
         if self._sender:
             await self._sender.recover()
 
@@ -148,6 +150,7 @@ class Engine:
         logs, view = await asyncio.gather(self._watch.fetch(head), self.look(head))
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
+            self._warn()
         if self._sender:
             report.settled = await self._sender.settle(
                 head, view.native, self._tip_wei, self._policy.max_fee_wei
@@ -357,6 +360,17 @@ class Engine:
                         reason=refusal.reason,
                         **{f"n_{name}": value for name, value in refusal.numbers.items()},
                     )
+
+    def _warnings(self) -> set[tuple[str, str]]:
+        return {(name, text) for name, adapter in self._watch.adapters.items() for text in adapter.warnings()}
+
+    def _warn(self) -> None:
+        """Say what the protocols warn of since they were loaded again (a pool upgraded to an unknown revision)."""
+        standing = self._warnings()
+        for name, text in sorted(standing - self._warned):
+            self._log.warning("standing_warning", protocol=name, detail=text)
+            self._ledger.book("warning", None, name, None, {"detail": text}, int(self._wall_clock()))
+        self._warned = standing
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it
