@@ -22,6 +22,7 @@ from keeper.fixed import mul_div_up
 from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
+from keeper.planner.sizing import PLAN_GAS
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
 from keeper.trial import Attempt, try_stacked
@@ -122,6 +123,7 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tip_wei = Wei(0)
+        self._plan_gas: dict[str, int] = {}
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
@@ -204,6 +206,7 @@ class Engine:
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=policy.max_repay_usd_e8,
+            plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
         )
         options = adapter.options(self._watch.book.position(health.key), health, marks)
         return plan(health, options, context)
@@ -248,6 +251,12 @@ class Engine:
             return None
         numbers = {"profit_raw": trial.profit_raw, "gas_cost_raw": gas_raw, "min_profit_raw": wanted_raw}
         return Refusal("clear", "unprofitable", numbers | {"tried_gas": trial.gas_used})
+
+    def _learn_gas(self, plan: Plan, trial: Trial) -> None:
+        """Correct what a plan of this protocol takes besides its swaps: up at once, down slowly."""
+        assumed = self._plan_gas.get(plan.key.protocol, PLAN_GAS)
+        measured = max(assumed + trial.gas_used - plan.gas_estimate, 0)
+        self._plan_gas[plan.key.protocol] = max(measured, assumed - assumed // 16)
 
     def _spent(self) -> Spent:
         """What was spent lately. The ledger is asked again only after an outcome was booked, and every minute.
@@ -329,6 +338,7 @@ class Engine:
             if isinstance(trial, Refusal):
                 report.refuse(one.key, trial)
                 continue
+            self._learn_gas(one, trial)
             clearance = self._clear(one, trial, view, head, spent)
             if isinstance(clearance, Refusal):
                 report.refuse(one.key, clearance)
