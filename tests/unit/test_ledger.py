@@ -478,6 +478,21 @@ def test_an_orphaned_success_does_not_end_a_row_of_reverts(ledger: Ledger) -> No
     assert ledger.consecutive_reverts() == 1
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_whoever_keeps_sums_hears_when_they_change(ledger: Ledger, kind: str) -> None:
+    """The count of decisive entries moves with every kind that can change a sum, and with no other."""
+    _revert(ledger, PLAN, 1)
+
+    def sums() -> tuple[int, ...]:
+        read = ledger.gross_profit_raw(USDC), ledger.gas_spent_wei(0), ledger.loss_usd_e8(0)
+        return (*read, ledger.consecutive_reverts())
+
+    before, heard = sums(), ledger.outcomes_booked
+    body = COST | {"profit_token": USDC, "profit_raw": 1, "reverts_cleared": True}
+    ledger.book(kind, PLAN, "aave", ALICE, body, 2)
+    assert (sums() != before) == (ledger.outcomes_booked != heard)
+
+
 @pytest.mark.parametrize("kind", ["settled", "reverted", "cancelled"])
 @pytest.mark.parametrize(
     "broken", [{"gas_cost_wei": None}, {"gas_cost_usd_e8": -1}, {"gas_cost_wei": 1.0}, {"gas_cost_wei": True}]
