@@ -92,10 +92,48 @@ def test_rows_miss_no_unsafe_account() -> None:
     assert seen["spared"] > seen["safe"] // 10
 
 
+def _judged(marks: AaveMarks, drawn: Drawn) -> tuple[Health, bool]:
+    """An account's health, and whether the book would name it."""
+    positions = positions_of([drawn], len(marks.states))
+    book = Book()
+    book.upsert(positions, rows_of(positions))
+    (key,) = book
+    health = judge(book.position(key), marks)
+    assert isinstance(health, Health)
+    return health, bool(book.candidates(marks_of(marks)))
+
+
+def test_rows_miss_nobody_on_the_very_edge() -> None:
+    """For accounts from dust to trillions of dollars, the debt is raised to the first raw unit that makes the exact
+    health factor fall below 1, where the float margin is all rounding: each is a candidate.
+    """
+    chance = random.Random(20_260_102)
+    edges = 0
+    for number in range(1_100 if DEEP else 110):
+        exact = random_marks(rules_of(number % 11 + 1)[0], chance, chance.choice((2, 5, 20, 63)))
+        drawn = _near_one(exact, chance, 1e-6, 10 ** chance.uniform(-6, 13))
+        group, collateral, debt = drawn
+        reserve_id = max(debt, key=lambda each: debt[each])
+        low, high = 0, 4 * debt[reserve_id] + 4
+        if not _judged(exact, (group, collateral, debt | {reserve_id: high}))[0].liquidatable:
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _judged(exact, (group, collateral, debt | {reserve_id: middle}))[0].liquidatable:
+                high = middle
+            else:
+                low = middle
+        health, named = _judged(exact, (group, collateral, debt | {reserve_id: high}))
+        assert health.liquidatable
+        assert named, (exact.market.rules.version, health)
+        edges += 1
+    assert edges > 50
+
+
 def test_a_row_of_a_safe_account_is_near_its_health() -> None:
     """The filter is not vacuous: at $10,000 a health factor 0.1 % above 1 is spared under every version.
 
-    Only where a raw unit is worth little: the slack is what one raw unit of every reserve is worth.
+    Only where a raw unit is worth little: rows hold a raw unit less of collateral and one more of debt.
     """
     chance = random.Random(7)
     spared = 0

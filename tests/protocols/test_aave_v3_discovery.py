@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +180,31 @@ async def test_a_structural_change_asks_for_a_reload(version: Version, lab: Lab)
             follower.adapter.loaded.reserve(7).a_token
         }
         assert follower.adapter.loaded.emodes[3].threshold_bps == 8_100
+
+
+async def test_every_pool_event_names_its_account_by_itself(lab: Lab) -> None:
+    """Each event's own log, without the transfers around it, touches the account that its interface calls onBehalfOf,
+    or else user, and nobody else.
+    """
+    async with following("3.6", lab) as follower:
+        await follower.follow()
+        names = [entry["name"] for entry in _pool_entries() if entry["type"] == "event"]
+        assert len(names) == 12
+        for entry in _pool_entries():
+            if entry["type"] != "event":
+                continue
+            indexed = [part["name"] for part in entry["inputs"] if part["indexed"]]
+            owner = "onBehalfOf" if "onBehalfOf" in indexed else "user"
+            parties = tuple(Hash(bytes(12) + account(20 + place)) for place in range(len(indexed)))
+            log = _log(follower.market.pool, (POOL.event(entry["name"]).topic, *parties))
+            touched = follower.adapter.discover([log])
+            assert touched.keys == {follower.key(account(20 + indexed.index(owner)))}, entry["name"]
+
+
+def _pool_entries() -> list[dict[str, Any]]:
+    path = Path(__file__).parents[2] / "abis" / "AavePool.json"
+    entries: list[dict[str, Any]] = json.loads(path.read_text())
+    return entries
 
 
 async def test_logs_of_others_touch_nothing(lab: Lab) -> None:

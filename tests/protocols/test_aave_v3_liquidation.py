@@ -7,12 +7,21 @@ import pytest
 
 from keeper.errors import AdapterError, ExecutionError
 from keeper.fixed import MAX_UINT256, WAD
-from keeper.lab.aave import FLASH_PREMIUM_BPS, Version, configurator_of, oracle_of, pool_of
+from keeper.lab.aave import (
+    FLASH_PREMIUM_BPS,
+    ReserveSpec,
+    Version,
+    configurator_of,
+    list_reserves,
+    oracle_of,
+    pool_of,
+)
 from keeper.lab.actors import account
 from keeper.lab.artifacts import aave_v3_0
+from keeper.lab.chainlink import deploy_feed, set_price
 from keeper.lab.node import Contract
 from keeper.lab.positions import PositionSpec, account_data, open_position
-from keeper.lab.tokens import balance_of, erc20, mint
+from keeper.lab.tokens import balance_of, deploy_token, erc20, mint
 from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveFlash
 from keeper.protocols.aave_v3.market import ATOKEN, FEED, ORACLE, POOL
@@ -192,6 +201,78 @@ async def test_the_liquidation_price_is_where_the_account_turns(version: Version
             await follower.set_prices({"WETH": price * factor / (2_000 * 10**8)})
             head = await follower.follow()
             assert follower.health(BORROWER, await follower.marks(head)).liquidatable is unsafe
+
+
+async def test_collateral_that_counts_in_an_emode_only(lab: Lab) -> None:
+    """3.6: an asset without a threshold of its own is collateral for accounts in its e-mode, with the e-mode's
+    threshold and bonus; health and liquidation are the pool's.
+    """
+    async with following("3.6", lab) as follower:
+        node, cast = follower.node, lab.world.cast
+        admin, configurator = cast.deployer.address, configurator_of(node, follower.market)
+        token = await deploy_token(node, cast, "LST", 18)
+        feed = await deploy_feed(node, cast, "LST", 2_000 * 10**8)
+        follower.market = await list_reserves(
+            node,
+            cast,
+            follower.market,
+            lab.world.tokens | {"LST": token},
+            lab.world.feeds | {"LST": feed},
+            [ReserveSpec("LST", 0, 0, -10_000)],
+        )
+        await configurator.send(admin, "setEModeCategory", 3, 9_000, 9_200, 10_200, "LST")
+        await configurator.send(admin, "setAssetCollateralInEMode", token.address, 3, True)
+        weth = follower.market.reserves["WETH"].token.address
+        await configurator.send(admin, "setAssetBorrowableInEMode", weth, 3, True)
+        await open_position(
+            node, cast, follower.market, PositionSpec(BORROWER, {"LST": 10 * ETHER}, e_mode=3)
+        )
+        pool = pool_of(node, follower.market)
+        await pool.send(BORROWER, "setUserUseReserveAsCollateral", token.address, True)
+        await pool.send(BORROWER, "borrow", weth, 88 * 10**17, 2, 0, BORROWER)
+        await set_price(node, feed, 1_880 * 10**8)
+        head = await follower.follow()
+        (truth,) = await account_data(node, follower.market, [BORROWER])
+        health = follower.health(BORROWER, await follower.marks(head))
+        assert health.health_factor_wad == truth.health_factor_wad < WAD
+        marks = await follower.marks(head, ahead_s=4)
+        option = _only(follower.options(BORROWER, marks))
+        outcome = follower.adapter.outcome(option, option.max_repay_raw)
+        value_in = outcome.repay_raw * 2_000 * 102 // 100
+        assert (
+            abs(outcome.seize_raw + outcome.seize_raw // 500 - value_in // 1_880) < outcome.seize_raw // 1_000
+        )
+        assert (await _liquidate(follower, option, 10**17))[1] == follower.adapter.outcome(
+            option, 10**17
+        ).seize_raw
+
+
+async def test_an_emode_price_values_debt_outside_the_emode_too(lab: Lab) -> None:
+    """3.0.x: once governance takes the borrowed asset out of the category, its health counts at its own price, but a
+    liquidation still values it at the category's.
+    """
+    async with following("3.0", lab) as follower:
+        node, cast, market = follower.node, lab.world.cast, follower.market
+        admin, configurator = cast.deployer.address, configurator_of(node, market)
+        feed = await deploy_feed(node, cast, "ETHX", 2_100 * 10**8)
+        source = account(7)
+        await oracle_of(node, market).send(admin, "setAssetSources", [source], [feed.proxy])
+        await configurator.send(admin, "setEModeCategory", 2, 9_000, 9_300, 10_100, source, "ETH")
+        spec = PositionSpec(BORROWER, {"wstETH": 10 * ETHER}, {"WETH": 1}, 12 * 10**17, e_mode=2)
+        await open_position(node, cast, market, spec)
+        weth = market.reserves["WETH"].token.address
+        await configurator.send(admin, "setAssetEModeCategory", weth, 0)
+        await follower.set_prices({"WETH": 1.5})
+        head = await follower.follow()
+        (truth,) = await account_data(node, market, [BORROWER])
+        assert (
+            follower.health(BORROWER, await follower.marks(head)).health_factor_wad == truth.health_factor_wad
+        )
+        marks = await follower.marks(head, ahead_s=4)
+        option = _only(follower.options(BORROWER, marks))
+        assert (option.repay_price_base, option.seize_price_base) == (2_100 * 10**8, 2_100 * 10**8)
+        expected = follower.adapter.outcome(option, ETHER)
+        assert await _liquidate(follower, option, ETHER) == (ETHER, expected.seize_raw)
 
 
 # --- what the pool forbids -------------------------------------------------------------------------------------------

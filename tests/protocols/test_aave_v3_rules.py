@@ -198,6 +198,25 @@ def test_dust_may_not_be_left_since_3_3() -> None:
     assert not rich.leaves_dust(rich.amounts(40_000 * 10**6))
 
 
+def test_the_partial_bound_respects_half_up_rounding() -> None:
+    """With 10 raw units to spare above the leftover, 9 may be repaid and not 10: 105 % of 10 rounds up to 11."""
+    pair = replace(
+        WETH_USDC,
+        rules=V36,
+        health_factor_wad=9 * 10**17,
+        debt_raw=10**15,
+        debt_price=1,
+        debt_unit=1,
+        total_debt_base=10**15,
+        collateral_raw=LEFTOVER_BASE + 10,
+        collateral_price=1,
+        collateral_unit=1,
+    )
+    assert pair.partial_max_raw == 9
+    assert replace(pair, rules=V37).partial_max_raw == 10
+    assert replace(pair, liquidity_raw=5).partial_max_raw == 5  # 5.25 rounds to 5
+
+
 def test_headroom_covers_more_than_a_minute_of_steep_interest() -> None:
     """A basis point and one unit: more than 5 minutes at 1000 % a year."""
     assert with_headroom_raw(10**12) == 10**12 + 10**8 + 1

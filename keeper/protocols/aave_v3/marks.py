@@ -121,27 +121,28 @@ class AaveMarks:
     def weights(self) -> dict[int, Weights]:
         """Row weights by e-mode, each of shape (2 · reserves,): collateral and debt of each reserve in turn.
 
-        A margin Σ collateral · threshold − Σ debt below `slack` may be unsafe. The bound: the contract rounds each
-        amount by at most one raw unit (worth price / unit) and each value by at most one base unit, the sum by one
-        more, and until 3.4 cuts the average threshold by less than one basis point.
+        A margin Σ collateral · threshold − Σ debt below `slack` may be unsafe. The bound: rows already hold a raw unit
+        less of collateral and more of debt than the contract may see; it then rounds each value by less than one base
+        unit and the sum by less than one more, and until 3.4 cuts the average threshold by less than a basis point.
         """
+        listed = list(self.market.listed())
+        slack = 2.0 * len(listed) + 2.0
         plain = np.zeros(2 * len(self.states))
-        slack = 2.0
-        for reserve in self.market.listed():
-            slack += self._weigh(plain, reserve, 0)
+        for reserve in listed:
+            self._weigh(plain, reserve, 0)
         weighed = {0: Weights(plain, slack)}
         for group in self.market.emodes:
-            values, extra = plain.copy(), 0.0
-            for reserve in self.market.listed():
+            values = plain.copy()
+            for reserve in listed:
                 if self.in_category(reserve.id, group) or self.price(reserve.id, group) != self.price(
                     reserve.id, 0
                 ):
-                    extra += self._weigh(values, reserve, group)
-            weighed[group] = Weights(values, slack + extra)
+                    self._weigh(values, reserve, group)
+            weighed[group] = Weights(values, slack)
         return weighed
 
-    def _weigh(self, values: NDArray[np.float64], reserve: Reserve, group: int) -> float:
-        """Set one reserve's two weights; what its rounding can be worth on both sides together."""
+    def _weigh(self, values: NDArray[np.float64], reserve: Reserve, group: int) -> None:
+        """Set one reserve's two weights."""
         state = self.state(reserve.id)
         raw_value = self.price(reserve.id, group) / reserve.unit
         threshold = row_threshold(
@@ -149,9 +150,8 @@ class AaveMarks:
         )
         collateral = state.liquidity_index_ray / RAY * raw_value * threshold
         debt = state.debt_index_ray / RAY * raw_value
-        values[2 * reserve.id] = collateral - abs(collateral) * _FLOAT_MARGIN
+        values[2 * reserve.id] = collateral * (1 - _FLOAT_MARGIN)
         values[2 * reserve.id + 1] = -(debt * (1 + _FLOAT_MARGIN)) if raw_value else -_UNPRICED
-        return 2 * (raw_value + 1)
 
 
 class MarksReader:

@@ -62,9 +62,16 @@ def holdings(position: Position) -> list[Holding]:
 
 
 def rows_of(positions: Positions) -> Rows:
-    """Scaled collateral and debt of each reserve in turn, shape (n, 2 · reserves)."""
+    """Scaled collateral and debt of each reserve in turn, shape (n, 2 · reserves), rounded against the account.
+
+    Indices never fall below 1, so a scaled unit is at least a raw one, which is the most a version rounds a balance
+    by: one less of collateral and one more of debt bound what the contract sees, in every version.
+    """
     exact = positions.words[:, _FIRST_RESERVE:]
-    return Rows(exact[:, :, 0].astype(np.float64) * 2.0**64 + exact[:, :, 1].astype(np.float64))
+    values = exact[:, :, 0].astype(np.float64) * 2.0**64 + exact[:, :, 1].astype(np.float64)
+    values[:, 0::2] = np.maximum(values[:, 0::2] - 1.0, 0.0)
+    values[:, 1::2] += values[:, 1::2] > 0.0
+    return Rows(values)
 
 
 def read_positions(
