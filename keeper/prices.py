@@ -1,6 +1,7 @@
 """The two prices that are not a protocol's: gas in dollars and the profit token in dollars, from Chainlink-style feeds.
 
-A price that is zero, negative, unanswered or older than its feed's age limit is unknown, and unknown means stop.
+A price that is zero (also once it is cut to 8 decimals), negative, unanswered or older than its feed's age limit is
+unknown, and unknown means stop.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
     except AdapterError as error:
         return Refusal("plan", "no_price", {"feed": feed.name, "error": str(error)})
     age_s = at.timestamp_s - updated_at_s
-    if answer <= 0 or age_s > feed.max_age_s:
-        numbers = {"feed": feed.name, "answer": answer, "age_s": age_s, "max_age_s": feed.max_age_s}
-        return Refusal("plan", "stale_price" if answer > 0 else "no_price", numbers)
     scaled = (answer, 10**USD_DECIMALS, 10**decimals)
-    return Price(mul_div_down(*scaled), mul_div_up(*scaled), updated_at_s)
+    usd_e8 = mul_div_down(*scaled)
+    if usd_e8 <= 0 or age_s > feed.max_age_s:
+        numbers = {"feed": feed.name, "answer": answer, "age_s": age_s, "max_age_s": feed.max_age_s}
+        return Refusal("plan", "stale_price" if usd_e8 > 0 else "no_price", numbers)
+    return Price(usd_e8, mul_div_up(*scaled), updated_at_s)

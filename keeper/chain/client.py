@@ -19,7 +19,7 @@ from keeper.chain.pool import Pool
 from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
-from keeper.chain.wire import TEXT, data, hash_of, quantity, reading
+from keeper.chain.wire import TEXT, data, failed_execution, hash_of, quantity, reading
 from keeper.errors import ChainError, ConfigError, RpcError
 from keeper.seams import Reads
 from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Head, Log, Result, Wei, hex_of
@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 _FEE_HISTORY_BLOCKS: Final = 10
 _FEE_PERCENTILE: Final = 50
+_PATIENCE_S: Final = (0.05, 0.1, 0.2, 0.4)  # for a provider that hears of a block later than the others
 _KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transaction", re.IGNORECASE)
 
 
@@ -152,7 +153,7 @@ class Chain:
             return await self._pool.run(lambda rpc: execute_at(rpc, calls, at))
 
         async def execute_agreed(calls: Sequence[Call]) -> Sequence[Result]:
-            answers = await self._pool.run_each(lambda rpc: execute_at(rpc, calls, at), self.quorum)
+            answers = await self._pool.run_each(lambda rpc: self._patiently(rpc, calls, at), self.quorum)
             if any(answer != answers[0] for answer in answers):
                 raise ChainError(
                     f"{self.quorum} providers disagree about the state at block {hex_of(at)}; trust none."
@@ -160,6 +161,17 @@ class Chain:
             return answers[0]
 
         return await drive(reads, execute_agreed if quorum and self.quorum > 1 else execute)
+
+    async def _patiently(self, rpc: Rpc, calls: Sequence[Call], at: Hash) -> Sequence[Result]:
+        """Execute at a block the provider may only be about to hear of; else no new head would be agreed on."""
+        for wait_s in _PATIENCE_S:
+            try:
+                return await execute_at(rpc, calls, at)
+            except RpcError as error:
+                if failed_execution(error):
+                    raise
+            await self._sleep(wait_s)
+        return await execute_at(rpc, calls, at)
 
     async def nonce(self, account: Address, tag: str = "latest") -> int:
         """Transactions of `account` as of `latest` or `pending`."""
