@@ -55,6 +55,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "lost_race": (),
 }
 _OUTCOMES: Final = tuple(_REQUIRED)
+_TIP: Final = "tip of the ledger"
 _DECISIVE: Final = frozenset({*_OUTCOMES, "reorged", "resume"})
 _AMOUNTS: Final = ("gas_cost_wei", "gas_cost_usd_e8", "profit_raw", "profit_usd_e8")
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}|0x[0-9a-fA-F]{40}")
@@ -290,7 +291,7 @@ class Ledger:
         written: dict[str, Any] = plain(body, "body")
         plan = hex_of(plan_id) if plan_id is not None else ""
         with self._store.transaction() as connection:
-            seq, prev_hash = self.tip()
+            seq, prev_hash = self._store.remembered.get(_TIP) or self.tip()
             seq += 1
             this_hash = Hash(digest(prev_hash, seq, at_s, kind, plan, protocol, account, written))
             row = {
@@ -305,6 +306,7 @@ class Ledger:
                 "hash": this_hash.hex(),
             }
             connection.execute(_INSERT, row)
+            self._store.remembered[_TIP] = (seq, this_hash)
         return Booked(seq, at_s, kind, plan, protocol, account, written, prev_hash, this_hash)
 
     def _repeats(self, kind: str, who: _Account) -> int:

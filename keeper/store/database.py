@@ -43,6 +43,9 @@ class Database:
         self._durable = False
         self._owner: asyncio.Task[Any] | None = None
         self._rollback_hooks: list[Callable[[], None]] = []
+        # What its one writer knows of stored rows without reading them again; emptied when a transaction is undone.
+        self.remembered: Final[dict[str, Any]] = {}
+        self.on_rollback(self.remembered.clear)
 
     @classmethod
     def open(cls, url: str, *, chain_id: int | None = None, read_only: bool = False) -> Self:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Table, and_, bindparam, func, select
+from sqlalchemy import Connection, Row, Table, and_, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keeper.errors import LedgerError
@@ -30,11 +30,19 @@ _OPEN: Final = ("reserved", "signed")
 
 # What runs between a clearance and its broadcast, built once: building a statement costs more than running it.
 _INTENT: Final = select(intents).where(intents.c.plan_id == bindparam("plan"))
-_HOLDER: Final = select(intents.c.plan_id).where(
-    intents.c.sender == bindparam("by"), intents.c.nonce == bindparam("number"), intents.c.state != "released"
+_HOLDERS: Final = select(intents.c.plan_id).where(
+    or_(
+        intents.c.plan_id == bindparam("plan"),
+        and_(
+            intents.c.sender == bindparam("by"),
+            intents.c.nonce == bindparam("number"),
+            intents.c.state != "released",
+        ),
+    )
 )
 _CLAIM: Final = intents.insert()
 _CHANGE: Final = intents.update().where(intents.c.plan_id == bindparam("plan"))
+_SIGN: Final = _CHANGE.where(intents.c.state.in_(_OPEN)).values(state="signed")
 _KEEP: Final = transactions.insert()
 
 
@@ -122,13 +130,14 @@ class Store(Database):
         Raises `LedgerError` when the plan was ever reserved before or the nonce is claimed.
         """
         with self.transaction() as connection:
-            if self._intent(connection, plan_id) is not None:
+            for row in connection.execute(_HOLDERS, {"plan": plan_id, "by": sender, "number": nonce}):
+                if row.plan_id == plan_id:
+                    raise LedgerError(
+                        f"Plan {hex_of(plan_id)} was reserved before; every attempt needs a new plan."
+                    )
                 raise LedgerError(
-                    f"Plan {hex_of(plan_id)} was reserved before; every attempt needs a new plan."
+                    f"Nonce {nonce} is claimed by plan {hex_of(row.plan_id)}; take the next one."
                 )
-            holder = connection.execute(_HOLDER, {"by": sender, "number": nonce}).scalar_one_or_none()
-            if holder is not None:
-                raise LedgerError(f"Nonce {nonce} is claimed by plan {hex_of(holder)}; take the next one.")
             claim = {
                 "plan_id": plan_id,
                 "sender": sender,
@@ -161,7 +170,8 @@ class Store(Database):
     ) -> None:
         """Keep signed bytes before they are broadcast; a bump or a cancellation adds to its plan's attempts."""
         with self.transaction() as connection:
-            self._expect(connection, plan_id, "signed", *_OPEN)
+            if connection.execute(_SIGN, {"plan": plan_id}).rowcount != 1:
+                self._expect(connection, plan_id, "signed", *_OPEN)
             row = {
                 "hash": transaction_hash,
                 "plan_id": plan_id,
@@ -173,7 +183,6 @@ class Store(Database):
                 "signed_at_s": at_s,
             }
             connection.execute(_KEEP, row)
-            self._change(connection, plan_id, state="signed")
 
     def sent(self, transaction_hash: Hash, at_s: int) -> None:
         """Note that signed bytes were handed to a node; the first time counts."""
