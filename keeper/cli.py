@@ -54,13 +54,16 @@ def run(
     config: Config = DEFAULT_CONFIG,
     once: Annotated[bool, typer.Option("--once", help="Handle one head and exit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and try, but never sign.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after too many reverts in a row: somebody looked at them.")
+    ] = False,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the daemon: watch, assess, plan, try, clear, send, settle and book at every head."""
     from keeper import commands
 
     log.configure(log_level)
-    _wait(commands.run(config, _builds(), once=once, dry_run=dry_run))
+    _wait(commands.run(config, _builds(), once=once, dry_run=dry_run, resume=resume))
 
 
 @app.command()

@@ -35,8 +35,11 @@ SCHEMA: Final = 1
 Builds = Mapping[str, Build]  # our two contracts by name, as built
 
 
-async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool) -> None:
-    """The daemon; refuses to start on anything that preflight requires and does not find."""
+async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume: bool) -> None:
+    """The daemon; refuses to start on anything that preflight requires and does not find.
+
+    `resume` books that a person looked at the reverts in a row, which then no longer stop it.
+    """
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
@@ -44,10 +47,13 @@ async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool) -> Non
             structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
         with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
             engine, _ = await assembly.engine(parts, store, key, sign=not dry_run)
+            ledger = Ledger(store)
+            if resume:
+                ledger.book("resume", None, "", None, {"reverts_cleared": True}, int(time.time()))
             if once:
                 await run_once(parts.chain, engine)
             else:
-                await run_daemon(parts.chain, engine, Ledger(store), time.time)
+                await run_daemon(parts.chain, engine, ledger, time.time)
 
 
 async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any]:

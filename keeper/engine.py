@@ -123,6 +123,7 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tip_wei = Wei(0)
+        self._paused: frozenset[str] = frozenset()
         self._plan_gas: dict[str, int] = {}
         self._block_time_s = 1
         self._heads = 0
@@ -154,6 +155,8 @@ class Engine:
             view = await self.look(head)
             self._warn()
         if self._sender:
+            if self._watch.orphaned:
+                self._sender.doubt()
             report.settled = await self._sender.settle(
                 head, view.native, self._tip_wei, self._policy.max_fee_wei
             )
@@ -165,6 +168,7 @@ class Engine:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         self._book(report)
+        self._note_pause(view)
         self._watch.save()
         await self._housekeep()
         return report
@@ -253,10 +257,13 @@ class Engine:
         return Refusal("clear", "unprofitable", numbers | {"tried_gas": trial.gas_used})
 
     def _learn_gas(self, plan: Plan, trial: Trial) -> None:
-        """Correct what a plan of this protocol takes besides its swaps: up at once, down slowly."""
+        """Correct what a plan of this protocol takes besides its swaps: up at once, down slowly with every head.
+
+        Only by what is sent: else an account of many reserves that pays nobody, tried at every head, would make all
+        others look too dear to be tried at all.
+        """
         assumed = self._plan_gas.get(plan.key.protocol, PLAN_GAS)
-        measured = max(assumed + trial.gas_used - plan.gas_estimate, 0)
-        self._plan_gas[plan.key.protocol] = max(measured, assumed - assumed // 16)
+        self._plan_gas[plan.key.protocol] = max(assumed, assumed + trial.gas_used - plan.gas_estimate)
 
     def _spent(self) -> Spent:
         """What was spent lately. The ledger is asked again only after an outcome was booked, and every minute.
@@ -338,7 +345,6 @@ class Engine:
             if isinstance(trial, Refusal):
                 report.refuse(one.key, trial)
                 continue
-            self._learn_gas(one, trial)
             clearance = self._clear(one, trial, view, head, spent)
             if isinstance(clearance, Refusal):
                 report.refuse(one.key, clearance)
@@ -348,6 +354,7 @@ class Engine:
                 report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
             else:
                 self._turned_down.discard(one.key)
+                self._learn_gas(one, trial)
                 cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
                 spent = spent.with_in_flight(clearance.fees)
         if self._sender:
@@ -371,6 +378,18 @@ class Engine:
                         **{f"n_{name}": value for name, value in refusal.numbers.items()},
                     )
 
+    def _note_pause(self, view: View) -> None:
+        """Book when a scope begins and ends to be paused, as the daemon sees it."""
+        if isinstance(view.pause, Refusal):
+            return
+        paused = frozenset(scope.rstrip(b"\0").decode() or "global" for scope in view.pause.paused())
+        for kind, scopes in (("pause", paused - self._paused), ("resume", self._paused - paused)):
+            for scope in sorted(scopes):
+                self._log.warning(kind, head=view.at.number, scope=scope)
+                body = {"scope": scope, "head": view.at.number, "epoch": view.pause.global_scope.epoch}
+                self._ledger.book(kind, None, "", None, body, int(self._wall_clock()))
+        self._paused = paused
+
     def _warnings(self) -> set[tuple[str, str]]:
         return {(name, text) for name, adapter in self._watch.adapters.items() for text in adapter.warnings()}
 
@@ -385,6 +404,8 @@ class Engine:
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it
         self._heads += 1
+        for name, assumed in self._plan_gas.items():
+            self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
         if self._heads % _TIP_EVERY_HEADS == 0:
             self._tip_wei = await self._chain.suggested_tip()
 

@@ -57,6 +57,10 @@ class PauseState:
     at: BlockTime
     scopes: Mapping[Hash, Scope]
 
+    def paused(self) -> list[Hash]:
+        """The scopes that are paused."""
+        return [key for key, scope in self.scopes.items() if scope.paused]
+
     @property
     def global_scope(self) -> Scope:
         """The scope that stops everything."""

@@ -46,6 +46,7 @@ _GRACE_BLOCKS: Final = (
     2  # how long after its last block a transaction is given before its nonce is taken back
 )
 _TRANSFER_GAS: Final = Gas(21_000)
+_REORG_BLOCKS: Final = 64  # an outcome this many blocks back is believed for good
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Sender:
         self._monotonic = monotonic
         self._next_nonce = 0
         self._used_nonces = 0  # the operator's nonce on chain, as of the last settling
+        self._doubtful = True  # whether recent outcomes must be looked up again: at a start they must
         self._open: dict[Hash, OpenTransaction] = {}
         self._released: set[Hash] = set()
         self._not_taken: dict[Hash, str] = {}  # why the nodes last refused signed bytes
@@ -167,6 +169,9 @@ class Sender:
         Without a price for gas nothing is settled yet: a booked loss must not be a guess. `most_fee_wei` is the most
         the operator pays per gas.
         """
+        if self._doubtful:
+            await self._reopen_orphaned(head)
+            self._doubtful = False
         if isinstance(native, Refusal) or not self._open:
             return []
         # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
@@ -192,6 +197,32 @@ class Sender:
             elif self._used_nonces <= transaction.nonce:
                 await self._cancel(transaction, head, tip_wei, most_fee_wei)
         return settlements
+
+    def doubt(self) -> None:
+        """The chain was reorganised: look at the blocks of recent outcomes again before anything else is settled."""
+        self._doubtful = True
+
+    async def _reopen_orphaned(self, head: Head) -> None:
+        """Take back every outcome whose block is gone; its nonce is in flight again, mined elsewhere or not at all.
+
+        Nothing is broadcast again: a node keeps what it orphaned, and what nobody kept expires and is cancelled, so
+        that a nonce is never left open below those that follow.
+        """
+        for transaction, settlement in self._store.settled_after(head.number - _REORG_BLOCKS, self.operator):
+            receipt = await self._chain.receipt(settlement.transaction_hash)
+            if receipt is not None and receipt.block_hash == settlement.block_hash:
+                continue
+            body = {
+                "tx": settlement.transaction_hash,
+                "block": settlement.block_number,
+                "block_hash": settlement.block_hash,
+            }
+            with self._store.transaction():
+                self._store.reopen(transaction.plan_id)
+                self._note("reorged", transaction, body, self._now_s())
+            self._open[transaction.plan_id] = replace(transaction, state="signed")
+            self._used_nonces = 0
+            self._log.warning("reorged", plan=transaction.plan_id, **body)
 
     def _reservation(self, plan: Plan, number: int, at_s: int) -> OpenTransaction:
         nonce = self._next_nonce + number
@@ -259,6 +290,10 @@ class Sender:
                 else:
                     self._store.sent(attempt.hash, at_s)
                     self._note("sent", transaction, {"tx": attempt.hash}, at_s)
+                    key = transaction.key
+                    self._log.info(
+                        "sent", protocol=key.protocol, account=key.account, plan=plan_id, tx=attempt.hash
+                    )
                     attempts = tuple(
                         replace(each, sent_at_s=at_s) if each.hash == attempt.hash else each
                         for each in transaction.attempts
