@@ -18,7 +18,7 @@ from keeper import log
 from keeper.errors import KeeperError
 
 app = typer.Typer(
-    help="Keeps lending and perpetual-futures protocols solvent: finds unsafe accounts and liquidates them at a profit.",
+    help="Keeps lending protocols solvent: finds unsafe accounts and liquidates them at a profit.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
