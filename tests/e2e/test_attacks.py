@@ -225,3 +225,6 @@ async def test_gas_beyond_the_plan_is_not_paid_at_a_loss(
         report = await line.step()
         assert not report.sent
         assert line.refusals(report, WHO) == [("clear", "unprofitable")]
+        monkeypatch.undo()
+        await lab.node.mine()
+        assert len((await line.step()).sent) == 1, "one costly trial makes nothing else look dear"
