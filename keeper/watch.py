@@ -47,6 +47,7 @@ class Watch:
     ) -> None:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
+        self.orphaned = False  # whether the head last fetched was not built on what the book was true of
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
         }
@@ -56,7 +57,6 @@ class Watch:
         self._memory = store if remember else None
         self._cursor = _NOWHERE
         self._saved = _NOWHERE
-        self._orphaned = False  # whether the head last fetched was on another chain than the cursor
         self._filters: list[Filters] = []
 
     async def load(self, head: Head) -> None:
@@ -90,8 +90,8 @@ class Watch:
     async def fetch(self, head: Head) -> list[Log]:
         """Logs since the cursor; after a reorg, from far enough back that nothing orphaned stays believed."""
         cursor = self._cursor
-        self._orphaned = await self._left(cursor, head)
-        if self._orphaned:
+        self.orphaned = await self._left(cursor, head)
+        if self.orphaned:
             return await self.logs(_rewound(cursor.number, head), head.number)
         if head.number == cursor.number + 1:
             return await self._chain.logs_at(self._filters, head.hash)
@@ -99,13 +99,12 @@ class Watch:
 
     async def absorb(self, logs: Sequence[Log], head: Head) -> bool:
         """Read again what `logs` touched, as of `head`; true when parameters or addresses were loaded again."""
-        orphaned = self._orphaned
-        if orphaned:
+        if self.orphaned:
             # what was loaded may have been decided in a block that is no longer there
             await self.load(head)
-        reloaded = await self._absorb(logs, head, set(self.book) if orphaned else set())
+        reloaded = await self._absorb(logs, head, set(self.book) if self.orphaned else set())
         self._move(head)
-        return reloaded or orphaned
+        return reloaded or self.orphaned
 
     async def _left(self, cursor: Cursor, head: Head) -> bool:
         """Whether the chain that `head` is on does not contain the block of `cursor`.

@@ -266,20 +266,16 @@ class Store(Database):
         """Every claimed nonce without an outcome, lowest nonce first: what a restart has to account for."""
         query = select(intents).where(intents.c.state.in_(_OPEN)).order_by(intents.c.sender, intents.c.nonce)
         with self.transaction() as connection:
-            rows = connection.execute(query).all()
-            attempts = {row.plan_id: self._attempts(connection, row.plan_id) for row in rows}
-        return [
-            OpenTransaction(
-                row.plan_id,
-                row.sender,
-                row.nonce,
-                PositionKey(row.protocol, row.market, row.account),
-                row.state,
-                row.reserved_at_s,
-                attempts[row.plan_id],
-            )
-            for row in rows
-        ]
+            return [self._open(connection, row) for row in connection.execute(query).all()]
+
+    def settled_after(self, number: int, sender: Address) -> list[tuple[OpenTransaction, Settlement]]:
+        """A sender's plans that were settled in a block above `number`, as they were before, with how they ended."""
+        query = select(intents).where(
+            intents.c.state == "settled", intents.c.sender == sender, intents.c.block_number > number
+        )
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(intents.c.nonce)).all()
+            return [(self._open(connection, row), _settlement(row)) for row in rows]
 
     def highest_nonce(self, sender: Address) -> int | None:
         """The highest nonce ever claimed by a sender and not released."""
@@ -307,6 +303,17 @@ class Store(Database):
 
     def _change(self, connection: Connection, plan_id: Hash, **values: Any) -> None:
         connection.execute(_CHANGE, {"plan": plan_id, **values})
+
+    def _open(self, connection: Connection, row: Row[Any]) -> OpenTransaction:
+        return OpenTransaction(
+            row.plan_id,
+            row.sender,
+            row.nonce,
+            PositionKey(row.protocol, row.market, row.account),
+            row.state,
+            row.reserved_at_s,
+            self._attempts(connection, row.plan_id),
+        )
 
     def _attempts(self, connection: Connection, plan_id: Hash) -> tuple[Attempt, ...]:
         query = select(transactions).where(transactions.c.plan_id == plan_id)
