@@ -1,0 +1,207 @@
+"""`keeper bench reaction`: from a head to an accepted transaction.
+
+Four variants react to the same thing, the head of a block in which a price feed made one of N borrowers
+liquidatable: the keeper as its own process, the floor, and the two naive loops. They take turns in random order within
+each round, so what the machine does meanwhile falls on all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import math
+import os
+import platform
+import random
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from eth_account import Account
+
+from keeper import __version__
+from keeper.lab.bench.naive import Naive, Sweep
+from keeper.lab.bench.report import write_page
+from keeper.lab.bench.scene import Keeper, Scene, open_scene
+from keeper.lab.bench.witness import Witness
+from keeper.lab.install import tool
+from keeper.types import Address, hex_of
+
+SIZES: Final = (1_000, 10_000)
+_WARM_UP: Final = 2  # rounds that are not counted: connections, caches and what the keeper learns of pools
+_ONE_BY_ONE, _IN_BATCHES = 100, 1_000  # accounts sampled
+_SAMPLED: Final = {
+    "keeper": None,
+    "keeper_inside": None,
+    "floor": None,
+    "naive": _ONE_BY_ONE,
+    "multicall": _IN_BATCHES,
+}
+_SEED: Final = 7
+_TRANSFER_GAS: Final = 21_000
+_MAX_FEE_WEI, _TIP_WEI = 100 * 10**9, 10**9
+_PACKAGES: Final = ("aiohttp", "coincurve", "msgspec", "numpy", "sqlalchemy", "web3")
+
+Round = dict[str, float]  # seconds by variant
+
+
+async def reaction(*, heads: int, write: bool = False, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
+    """Measure `heads` rounds at each size and return the document of `keeper bench reaction --json`."""
+    load = [round(each, 2) for each in os.getloadavg()]
+    figures = {str(size): _figures(await _measure(size, heads), size) for size in sizes}
+    document = {
+        "schema": 1,
+        "name": "reaction",
+        "heads": heads,
+        "machine": {**_machine(), "load": load},
+        "versions": {"keeper": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+        "figures": figures,
+        "ratios": _ratios(figures[str(sizes[-1])]),
+    }
+    if write:
+        write_page(document)
+    return document
+
+
+async def _measure(size: int, heads: int) -> list[Round]:
+    rounds = _WARM_UP + heads
+    with tempfile.TemporaryDirectory(prefix="keeper-bench-") as folder:
+        async with open_scene(size, rounds + 1, Path(folder)) as scene:  # one to fall after the last is gone
+            keeper = await Keeper.start(scene)
+            try:
+                with Witness(scene.ipc_path) as witness:
+                    course = _Course(scene, keeper, witness)
+                    measured = [await course.round() for _ in range(rounds)]
+            finally:
+                await keeper.stop()
+    return measured[_WARM_UP:]
+
+
+class _Course:
+    """The variants, run in turn on one scene. The keeper stands still while it is not its turn."""
+
+    def __init__(self, scene: Scene, keeper: Keeper, witness: Witness) -> None:
+        self._scene = scene
+        self._keeper = keeper
+        self._witness = witness
+        self._chance = random.Random(_SEED)
+        self._naive = _naive(scene)
+        keeper.hold()
+
+    async def round(self) -> Round:
+        """Every variant once, in random order."""
+        variants = [self._react_keeper, self._react_floor, self._react_naive, self._react_multicall]
+        self._chance.shuffle(variants)
+        measured: Round = {}
+        for variant in variants:
+            measured |= await variant()
+        return measured
+
+    async def _react_keeper(self) -> Round:
+        await self._keeper.release()
+        fall = await self._scene.fall()
+        arrived_s = await asyncio.to_thread(self._witness.head, fall.number)
+        sent, accepted_s = await asyncio.to_thread(self._witness.pending, arrived_s, fall.transaction)
+        await self._scene.take(sent)
+        inside_s = await self._keeper.reacted(fall.number)
+        self._keeper.hold()
+        # on a busy machine either side may be woken late, so the larger figure counts
+        return {"keeper": max(accepted_s - arrived_s, inside_s), "keeper_inside": inside_s}
+
+    async def _react_floor(self) -> Round:
+        self._witness.load(await self._prepared())
+        fall = await self._scene.fall()
+        accepted_s = await asyncio.to_thread(self._witness.accepted)
+        arrived_s = await asyncio.to_thread(self._witness.head, fall.number)
+        await self._scene.rise()
+        return {"floor": accepted_s - arrived_s}
+
+    async def _react_naive(self) -> Round:
+        return await self._sweep("naive", self._naive.one_by_one, _ONE_BY_ONE)
+
+    async def _react_multicall(self) -> Round:
+        return await self._sweep("multicall", self._naive.in_batches, _IN_BATCHES)
+
+    async def _sweep(self, name: str, look: Callable[[Sequence[Address]], Sweep], sampled: int) -> Round:
+        accounts = self._scene.accounts
+        others = [account for account in accounts if account != self._scene.target]
+        sample = [self._scene.target, *self._chance.sample(others, min(sampled, len(accounts)) - 1)]
+        self._chance.shuffle(sample)
+        await self._scene.fall()
+        sweep = await asyncio.to_thread(look, sample)
+        await self._scene.rise()
+        return {name: sweep.scaled_s(len(accounts))}
+
+    async def _prepared(self) -> bytes:
+        """A transfer of nothing, signed beforehand: nothing smaller can be accepted."""
+        actor, node = self._scene.lab.world.cast.lender, self._scene.lab.node
+        nonce = await node.rpc.request("eth_getTransactionCount", hex_of(actor.address), "latest")
+        signed = Account.from_key(actor.key).sign_transaction(
+            {
+                "type": 2,
+                "chainId": self._scene.lab.world.chain_id,
+                "nonce": int(nonce, 16),
+                "to": actor.address,
+                "value": 0,
+                "data": b"",
+                "gas": _TRANSFER_GAS,
+                "maxFeePerGas": _MAX_FEE_WEI,
+                "maxPriorityFeePerGas": _TIP_WEI,
+            }
+        )
+        return bytes(signed.raw_transaction)
+
+
+def _naive(scene: Scene) -> Naive:
+    world = scene.lab.world
+    return Naive(
+        scene.lab.anvil.url,
+        scene.market.pool,
+        world.preinstalls.multicall3,
+        (world.tokens[scene.collateral].address, world.tokens[scene.debt].address),
+        world.cast.liquidator,
+    )
+
+
+def _figures(rounds: Sequence[Round], accounts: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for name, sampled in _SAMPLED.items():
+        ordered = sorted(each[name] for each in rounds)
+        figures[name] = {
+            f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1] * 1_000, 3)
+            for percent in (50, 90, 99)
+        }
+        figures[name]["unit"] = "ms"
+        if sampled is not None and sampled < accounts:
+            figures[name] |= {"sampled": sampled, "note": "sampled and scaled"}
+    return figures
+
+
+def _ratios(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Of medians: how many floors the keeper takes, and how many keepers the loops take."""
+    keeper_ms = figures["keeper"]["p50"]
+    return {
+        "floor": round(keeper_ms / figures["floor"]["p50"], 1),
+        "naive": round(figures["naive"]["p50"] / keeper_ms, 1),
+        "multicall": round(figures["multicall"]["p50"] / keeper_ms, 1),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    anvil = subprocess.run([tool("anvil"), "--version"], capture_output=True, text=True, check=True).stdout
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "anvil": anvil.split("\n")[0].rpartition(" ")[2],
+    }
+
+
+def _cpu() -> str:
+    """The processor's model, where the kernel tells it; else its architecture."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

@@ -1,0 +1,144 @@
+"""The bench's document for people: a table on the terminal and `docs/benchmarks.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from keeper import share_dir
+from keeper.errors import ConfigError
+
+_LABELS: Final = {
+    "floor": "floor",
+    "keeper": "keeper, seen from outside",
+    "keeper_inside": "keeper, its own measure",
+    "multicall": "web3.py + Multicall3",
+    "naive": "web3.py, account by account",
+}
+_PLACES: Final = ("p50", "p90", "p99")
+
+
+def render(document: Mapping[str, Any]) -> None:
+    """Figures and ratios as a table."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="Head to accepted transaction, ms", box=None, pad_edge=False, title_justify="left")
+    for column in ("accounts", "", *_PLACES, ""):
+        table.add_column(
+            column, justify="right" if column in ("accounts", *_PLACES) else "left", no_wrap=True
+        )
+    for cells in _rows(document):
+        table.add_row(*cells)
+    console.print(table)
+    ratios = document["ratios"]
+    console.print(
+        f"{ratios['floor']:,.1f} floors; {ratios['naive']:,.0f} times faster than the naive loop, "
+        f"{ratios['multicall']:,.0f} times faster than Multicall3; what was sampled is scaled to all accounts"
+    )
+
+
+def write_page(document: Mapping[str, Any]) -> None:
+    """Write `docs/benchmarks.md`. Raises ConfigError where there is no source checkout."""
+    page = share_dir() / "docs" / "benchmarks.md"
+    if not page.parent.is_dir():
+        raise ConfigError("--write writes docs/benchmarks.md of a source checkout; run it in one.")
+    machine, versions, ratios = document["machine"], document["versions"], document["ratios"]
+    lines = [
+        "| accounts | variant | p50 ms | p90 ms | p99 ms | sampled and scaled from |",
+        "|--:|---|--:|--:|--:|--:|",
+    ]
+    lines += [f"| {' | '.join(cells)} |" for cells in _rows(document)]
+    page.write_text(
+        _PAGE.format(
+            table="\n".join(lines),
+            heads=document["heads"],
+            largest=f"{max(map(int, document['figures'])):,}",
+            floor=f"{ratios['floor']:,.1f}",
+            naive=f"{ratios['naive']:,.0f}",
+            multicall=f"{ratios['multicall']:,.0f}",
+            cpu=machine["cpu"],
+            cores=machine["cores"],
+            python=machine["python"],
+            anvil=machine["anvil"],
+            load=", ".join(f"{each:.1f}" for each in machine["load"]),
+            versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        )
+    )
+
+
+def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for accounts, figures in document["figures"].items():
+        for name, label in _LABELS.items():
+            figure = figures[name]
+            sampled = f"{figure['sampled']:,}" if "sampled" in figure else ""
+            yield (f"{int(accounts):,}", label, *(_milliseconds(figure[place]) for place in _PLACES), sampled)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+
+
+_PAGE: Final = """\
+# Benchmarks
+
+How long from a head to an accepted transaction? This page is written by
+
+```console
+$ keeper bench reaction --write
+```
+
+on real Aave V3.6 with {largest} borrowers, everything in one run. Absolute times depend on the machine and on what
+else it does; the ratios are what to compare.
+
+| at {largest} accounts | |
+|---|--:|
+| keeper over floor (less is better) | {floor} |
+| naive web3.py loop over keeper (more is better) | {naive} |
+| web3.py with Multicall3 over keeper (more is better) | {multicall} |
+
+{table}
+
+## What is measured
+
+Every sample is one block in which a Chainlink feed steps down by a tenth of a percent and makes exactly one more of
+the borrowers liquidatable. Medians are over {heads} such blocks for each variant and size. The variants take turns in
+random order within each round, so that what the machine does meanwhile falls on all of them; two rounds before the
+first counted one warm up connections and caches.
+
+- **Floor**: the least any program can do. A thread that blocks on the node's IPC socket writes a transfer of nothing,
+  signed beforehand, as soon as the bytes of `newHeads` arrive, without parsing them. It ends when the node's answer
+  arrives.
+- **Keeper, seen from outside**: `keeper run` as its own process, connected by IPC to the same node, doing its whole
+  line: logs since the last head, pause state, prices and indices of two Aave markets, every account of the book,
+  exact health of those near the edge, flash loans, quotes of every route, the trial of the exact calldata, the
+  guard's clearance, the intent and the signed bytes recorded and flushed to disk, broadcast. From the head's arrival
+  at the bench, another subscriber of the node, until the node announces the keeper's transaction to it as pending.
+  Each transaction is then mined, and must have been sent by the operator and have liquidated the borrower.
+- **Keeper, its own measure**: from the head's arrival at the keeper to the moment its first transaction is handed to
+  the connection; the log's `reaction_us`. Where it exceeds what was seen from outside (the bench's own thread may be
+  woken late on a busy machine), the larger of the two is counted as seen from outside.
+- **web3.py, account by account**: `getUserAccountData` of one account after the other over HTTP with web3.py's
+  defaults, then `liquidationCall` built, signed and sent. It is measured on a random sample that contains the
+  liquidatable borrower, and the time per account is scaled to all of them. A loop that sends as soon as it finds
+  somebody needs half of that on average. It is told of the head for nothing.
+- **web3.py + Multicall3**: the same with 200 accounts to one `aggregate3`.
+
+All clocks are the kernel's monotonic clock, which the processes share. The keeper is stopped (`SIGSTOP`) while
+another variant is measured, and has caught up with the chain at a quiet head before its own turn.
+
+## What these figures do not say
+
+- The node is anvil on the same machine, answering over a Unix socket. A remote node adds its round trip to each of
+  the keeper's requests: about five in a row.
+- No other traffic: nobody competes for the account, and the pools do not move meanwhile.
+- One borrower falls at a time. How the keeper does with thousands at once is another bench's affair.
+- Flushing the record to disk before broadcasting is part of the keeper's time, and as fast as the disk.
+- Figures called sampled are scaled, not measured to their end.
+
+## Machine
+
+{cpu}, {cores} cores; Python {python}, anvil {anvil}; load when it began: {load} (the cores were shared).
+Versions: {versions}.
+"""

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from keeper.lab import bench
+
+VARIANTS = {"keeper", "keeper_inside", "floor", "naive", "multicall"}
+
+
+@pytest.mark.slow
+async def test_reaction_is_measured_and_stated(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every variant has ordered figures in milliseconds, ratios are those of the medians, and the table shows them."""
+    document: dict[str, Any] = await bench.reaction(heads=2, sizes=(60, 120))
+    assert (document["schema"], document["name"], document["heads"]) == (1, "reaction", 2)
+    assert set(document["machine"]) == {"cpu", "cores", "python", "anvil", "load"}
+    assert document["versions"]["web3"]
+    assert list(document["figures"]) == ["60", "120"]
+    for figures in document["figures"].values():
+        assert set(figures) == VARIANTS
+        for figure in figures.values():
+            assert figure["unit"] == "ms"
+            assert 0 < figure["p50"] <= figure["p90"] <= figure["p99"]
+        # nothing beats the least there is to do, and no sweep beats the keeper
+        assert figures["floor"]["p50"] < figures["keeper"]["p50"] < figures["multicall"]["p50"]
+        assert figures["keeper_inside"]["p50"] <= figures["keeper"]["p50"]
+    assert document["figures"]["120"]["naive"]["note"] == "sampled and scaled"
+    assert "note" not in document["figures"]["60"]["naive"]
+    largest = document["figures"]["120"]
+    assert document["ratios"] == {
+        "floor": pytest.approx(largest["keeper"]["p50"] / largest["floor"]["p50"], rel=0.05),
+        "naive": pytest.approx(largest["naive"]["p50"] / largest["keeper"]["p50"], rel=0.05),
+        "multicall": pytest.approx(largest["multicall"]["p50"] / largest["keeper"]["p50"], rel=0.05),
+    }
+    bench.render(document)
+    shown = capsys.readouterr().out
+    assert f"{largest['naive']['p50']:,.0f}" in shown and "what was sampled is scaled" in shown
