@@ -25,7 +25,7 @@ from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
-from keeper.trial import Attempt, try_stacked
+from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
@@ -47,6 +47,7 @@ from keeper.watch import Watch
 T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
+_PLANNED_AT_ONCE: Final = 64
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
@@ -129,6 +130,7 @@ class Engine:
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
         self._turned_down: set[PositionKey] = set()
+        self._planned_at: dict[PositionKey, int] = {}
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
@@ -308,7 +310,11 @@ class Engine:
         return sorted(unsafe, key=lambda health: -health.debt_base)
 
     async def _plan(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Plan]:
-        """Plans for what is unsafe, best first; while stopped nothing is planned, and why is noted."""
+        """Plans for what is unsafe, best first; while stopped nothing is planned, and why is noted.
+
+        In a crash there may be more than can be priced before the head is stale. After a block's time pricing ends,
+        and whoever was left out comes first at the next head.
+        """
         wanted: list[Health] = []
         for health in unsafe:
             if self._sender and self._sender.in_flight(health.key):
@@ -318,14 +324,22 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        reads = [readable("plan", self.plan(health, view, head)) for health in wanted]
-        answers = await self._chain.read_all(reads, head.hash)
+        wanted.sort(key=lambda health: self._planned_at.get(health.key, -1))
+        self._planned_at = {health.key: self._planned_at.get(health.key, -1) for health in wanted}
         plans: list[Plan] = []
-        for health, answer in zip(wanted, answers, strict=True):
-            if isinstance(answer, Refusal):
-                report.refuse(health.key, answer)
-            else:
-                plans.append(answer)
+        began_s = self._wall_clock()
+        for first in range(0, len(wanted), _PLANNED_AT_ONCE):
+            if first and self._wall_clock() - began_s >= self._block_time_s:
+                self._log.warning("left_for_the_next_head", head=head.number, accounts=len(wanted) - first)
+                break
+            chunk = wanted[first : first + _PLANNED_AT_ONCE]
+            reads = [readable("plan", self.plan(health, view, head)) for health in chunk]
+            for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
+                self._planned_at[health.key] = head.number
+                if isinstance(answer, Refusal):
+                    report.refuse(health.key, answer)
+                else:
+                    plans.append(answer)
         self._turned_down &= {one.key for one in plans}
         return sorted(
             plans,
@@ -408,35 +422,3 @@ class Engine:
             self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
         if self._heads % _TIP_EVERY_HEADS == 0:
             self._tip_wei = await self._chain.suggested_tip()
-
-
-def describe(plan: Plan, trial: Trial) -> dict[str, Any]:
-    """A plan and its trial in the ledger's words."""
-    return {
-        "block": plan.at.number,
-        "block_hash": plan.at.hash,
-        "health_factor_wad": plan.health_factor_wad,
-        "repay_token": plan.option.repay_token.address,
-        "repay_raw": plan.outcome.repay_raw,
-        "repay_usd_e8": plan.repay_usd_e8,
-        "repay_price_base": plan.option.repay_price_base,
-        "seize_token": plan.option.seize_token.address,
-        "seize_raw": plan.outcome.seize_raw,
-        "seize_price_base": plan.option.seize_price_base,
-        "flash_source": plan.flash.source,
-        "flash_premium_bps": plan.flash.premium_bps,
-        "swaps": len(plan.legs),
-        "profit_token": plan.profit_token.address,
-        "profit_decimals": plan.profit_token.decimals,
-        "profit_price_usd_e8": plan.profit_price_usd_e8,
-        "planned_profit_raw": plan.expected_profit_raw,
-        "expected_profit_raw": trial.profit_raw,
-        "min_profit_raw": plan.min_profit_raw,
-        "gas_estimate": plan.gas_estimate,
-        "tried_gas": trial.gas_used,
-        "gas_cost_raw": plan.gas_cost_raw,
-        "next_base_fee_wei": trial.next_base_fee_wei,
-        "global_epoch": trial.global_epoch,
-        "protocol_epoch": trial.protocol_epoch,
-        "last_block": trial.last_block,
-    }

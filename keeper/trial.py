@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from keeper import abi
 from keeper.chain.client import Chain
@@ -95,3 +95,35 @@ def explain_revert(data: bytes) -> str:
         if text is not None:
             return text
     return hex_of(data)
+
+
+def describe(plan: Plan, trial: Trial) -> dict[str, Any]:
+    """A plan and its trial in the ledger's words."""
+    return {
+        "block": plan.at.number,
+        "block_hash": plan.at.hash,
+        "health_factor_wad": plan.health_factor_wad,
+        "repay_token": plan.option.repay_token.address,
+        "repay_raw": plan.outcome.repay_raw,
+        "repay_usd_e8": plan.repay_usd_e8,
+        "repay_price_base": plan.option.repay_price_base,
+        "seize_token": plan.option.seize_token.address,
+        "seize_raw": plan.outcome.seize_raw,
+        "seize_price_base": plan.option.seize_price_base,
+        "flash_source": plan.flash.source,
+        "flash_premium_bps": plan.flash.premium_bps,
+        "swaps": len(plan.legs),
+        "profit_token": plan.profit_token.address,
+        "profit_decimals": plan.profit_token.decimals,
+        "profit_price_usd_e8": plan.profit_price_usd_e8,
+        "planned_profit_raw": plan.expected_profit_raw,
+        "expected_profit_raw": trial.profit_raw,
+        "min_profit_raw": plan.min_profit_raw,
+        "gas_estimate": plan.gas_estimate,
+        "tried_gas": trial.gas_used,
+        "gas_cost_raw": plan.gas_cost_raw,
+        "next_base_fee_wei": trial.next_base_fee_wei,
+        "global_epoch": trial.global_epoch,
+        "protocol_epoch": trial.protocol_epoch,
+        "last_block": trial.last_block,
+    }

@@ -228,3 +228,35 @@ async def test_gas_beyond_the_plan_is_not_paid_at_a_loss(
         monkeypatch.undo()
         await lab.node.mine()
         assert len((await line.step()).sent) == 1, "one costly trial makes nothing else look dear"
+
+
+async def test_more_accounts_than_can_be_priced_in_time(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a block's time is used up, what was priced is sent, and who was left out comes first at the next head."""
+    crowd = [account(n) for n in range(10, 15)]
+    specs = [PositionSpec(who, {"WETH": ETHER}, {"USDC": 1}, 110 * WAD // 100) for who in crowd]
+    await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], specs)
+    async with open_line(lab, tmp_path) as line:
+        await _fallen(line, lab)
+        monkeypatch.setattr("keeper.engine._PLANNED_AT_ONCE", 2)
+        counts = []
+        planned: set[Hash] = set()
+        for _ in range(3):
+            monkeypatch.setattr(line.engine, "_wall_clock", _Ticking(line))
+            report = await line.step()
+            counts.append(len(report.sent))
+            planned |= {sent.plan_id for sent in report.sent}
+        assert counts == [2, 2, 1] and len(planned) == 5
+
+
+class _Ticking:
+    """A clock that stands at the newest head and goes on by two seconds whenever it is asked."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._asked = 0
+
+    def __call__(self) -> float:
+        self._asked += 1
+        return self._line.head.timestamp_s + 2 * self._asked
