@@ -17,7 +17,7 @@ from keeper.assembly import Parts
 from keeper.config import Settings, write_contracts
 from keeper.daemon import run as run_daemon
 from keeper.daemon import run_once
-from keeper.engine import Engine, View, describe
+from keeper.engine import Engine, View
 from keeper.errors import ConfigError
 from keeper.guard import PauseState, read_scopes
 from keeper.installation import Build, missing_setup
@@ -26,6 +26,7 @@ from keeper.log import plain
 from keeper.preflight import Check, preflight, require
 from keeper.seams import Adapter
 from keeper.store import Store, sqlite_path
+from keeper.trial import describe
 from keeper.types import Address, BlockTime, Head, Health, Marks, PositionKey, Refusal, hex_of
 from keeper.watch import Watch
 
