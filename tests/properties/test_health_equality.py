@@ -104,14 +104,16 @@ def _judged(marks: AaveMarks, drawn: Drawn) -> tuple[Health, bool]:
 
 
 def test_rows_miss_nobody_on_the_very_edge() -> None:
-    """For accounts from dust to trillions of dollars, the debt is raised to the first raw unit that makes the exact
+    """For accounts from dust to more than there is, the debt is raised to the first raw unit that makes the exact
     health factor fall below 1, where the float margin is all rounding: each is a candidate.
     """
     chance = random.Random(20_260_102)
     edges = 0
     for number in range(1_100 if DEEP else 110):
         exact = random_marks(rules_of(number % 11 + 1)[0], chance, chance.choice((2, 5, 20, 63)))
-        drawn = _near_one(exact, chance, 1e-6, 10 ** chance.uniform(-6, 13))
+        # beyond ten billion dollars float64 no longer holds every base unit, and the relative margin must do
+        worth_usd = 10 ** (chance.uniform(11, 15) if number % 3 else chance.uniform(-6, 11))
+        drawn = _near_one(exact, chance, 1e-6, worth_usd)
         group, collateral, debt = drawn
         reserve_id = max(debt, key=lambda each: debt[each])
         low, high = 0, 4 * debt[reserve_id] + 4

@@ -224,6 +224,19 @@ def test_order_never_hides_a_candidate(seed: int) -> None:
     assert spared >= 12
 
 
+def test_rows_that_are_not_numbers_are_in_every_prefix() -> None:
+    """In a block that is kept in order, a row that cannot be measured is still a candidate at every head."""
+    values = _random_rows(np.random.default_rng(1), _COUNT)
+    values[17, 0], values[4_711, 3] = np.nan, np.inf
+    book = Book()
+    book.upsert(positions(range(_COUNT)), Rows(values))
+    price = np.array([1.5, -1.0] * 4)
+    for step in range(3):
+        asked = weights(*(price * (1 - step / 1_000)), slack=1e-3)
+        assert _answered_by_order(book, asked) is (step > 0)
+        assert {key(17), key(4_711)} <= set(book.candidates(marks({0: asked})))
+
+
 def _answered_by_order(book: Book, asked: Weights) -> bool:
     block = book._shelves["p", "m"].blocks[0]
     order = block._order
