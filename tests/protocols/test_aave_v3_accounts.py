@@ -26,7 +26,7 @@ from tests.protocols.aave_v3_markets import (
     reserve,
 )
 
-V30, V31, V33, V36 = (rules_of(revision)[0] for revision in (1, 4, 7, 10))
+V30, V31, V33, V35, V36 = (rules_of(revision)[0] for revision in (1, 4, 7, 9, 10))
 DOLLAR = 10**8
 
 
@@ -86,7 +86,8 @@ def test_threshold_zero_counts_since_3_6_only() -> None:
     account = position(0, {0: 1_000 * DOLLAR, 1: 500 * DOLLAR}, {2: 900 * DOLLAR})
     configs = [config_word(threshold_bps=each, decimals=8) for each in (8_000, 0, 8_000)]
     old, new = (marks(rules, configs, [DOLLAR] * 3) for rules in (V33, V36))
-    assert judged(account, old).collateral_base == 1_000 * DOLLAR
+    last = marks(V35, configs, [DOLLAR] * 3)
+    assert judged(account, old).collateral_base == judged(account, last).collateral_base == 1_000 * DOLLAR
     assert judged(account, new).collateral_base == 1_500 * DOLLAR
     # 800 / 900: the last digit is rounded half up until 3.4 and down since 3.5
     assert judged(account, old).health_factor_wad == 888_888_888_888_888_889

@@ -46,7 +46,5 @@ class AaveFlash:
             return Refusal("flash", reason, {"source": market.pool, "token": reserve.token.symbol})
         available_raw = liquidity_of(market, config, results[2])
         if not available_raw:
-            return Refusal(
-                "flash", "no_liquidity", {"source": market.pool, "token": reserve.token.symbol}
-            )
+            return Refusal("flash", "no_liquidity", {"source": market.pool, "token": reserve.token.symbol})
         return FlashQuote(market.pool, token, answered(_PREMIUM, results[0]), available_raw)

@@ -134,9 +134,8 @@ class AaveMarks:
         for group in self.market.emodes:
             values = plain.copy()
             for reserve in listed:
-                if self.in_category(reserve.id, group) or self.price(reserve.id, group) != self.price(
-                    reserve.id, 0
-                ):
+                repriced = self.price(reserve.id, group) != self.price(reserve.id, 0)
+                if repriced or self.in_category(reserve.id, group):
                     self._weigh(values, reserve, group)
             weighed[group] = Weights(values, slack)
         return weighed
