@@ -368,4 +368,6 @@ def _account(text: str) -> Address:
     try:
         return abi.address(text)
     except ValueError:
-        raise ConfigError(f"{text} is not an account; write 0x and 40 hex digits, in lower case or with their checksum.") from None
+        raise ConfigError(
+            f"{text} is not an account; write 0x and 40 hex digits, in lower case or with their checksum."
+        ) from None

@@ -28,6 +28,7 @@ from keeper.store import Attempt, OpenTransaction, Store
 from keeper.trial import explain_revert
 from keeper.types import (
     Address,
+    Entry,
     Gas,
     Hash,
     Head,
@@ -137,7 +138,8 @@ class Sender:
                     key=transaction.key,
                     at_s=at_s,
                 )
-                self._note("intent", transaction, {"nonce": transaction.nonce, **one.numbers}, at_s)
+                body = {"nonce": transaction.nonce, "liquidator": self._liquidator, **one.numbers}
+                self._note("intent", transaction, body, at_s)
         self._next_nonce += len(cleared)
         attempts = [
             self._signed_plan(one, transaction, at_s)
@@ -367,20 +369,22 @@ class Sender:
         return explain_revert(result.output) if result.status != 1 else "out of date: it would succeed now"
 
     def _profit_raw(self, transaction: OpenTransaction, receipt: Receipt) -> int:
+        # the Liquidator it was built for: another may be configured by now
+        liquidator = abi.address(self._intent(transaction).body["liquidator"])
         for log in receipt.logs:
-            if log.address == self._liquidator and log.topics[0] == _LIQUIDATED.topic:
+            if log.address == liquidator and log.topics[0] == _LIQUIDATED.topic:
                 event = _LIQUIDATED.decode(log)
                 if event["planId"] == transaction.plan_id:
                     profit: int = event["profit"]
                     return profit
         raise ExecutionError(
             f"Transaction 0x{receipt.transaction_hash.hex()} succeeded without a Liquidated event for its plan; "
-            "the address in contracts.liquidator is not our Liquidator."
+            "what it was sent to is not our Liquidator."
         )
 
     def _gain(self, transaction: OpenTransaction, profit_raw: int) -> dict[str, Any]:
         """Realised beside expected; token and price are those of the intent, which a restart can read again."""
-        [intent] = self._ledger.entries(1, kind="intent", plan=transaction.plan_id)
+        intent = self._intent(transaction)
         price_usd_e8 = int(intent.body["profit_price_usd_e8"])
         decimals = int(intent.body["profit_decimals"])
         return {
@@ -390,6 +394,10 @@ class Sender:
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
             "expected_profit_raw": int(intent.body["expected_profit_raw"]),
         }
+
+    def _intent(self, transaction: OpenTransaction) -> Entry:
+        [intent] = self._ledger.entries(1, kind="intent", plan=transaction.plan_id)
+        return intent
 
     def _lose(self, transaction: OpenTransaction) -> None:
         """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""

@@ -110,7 +110,7 @@ async def _play(lab: Lab, rig: Rig, show: _Show) -> dict[str, Any]:
     before_raw = await stage.treasury_raw()
     daemon = await stage.start_daemon()
     try:
-        await stage.until(lambda: stage.started(daemon), "the daemon's start")
+        await stage.until(stage.started, "the daemon's start")
         show.say("the daemon runs as its own process and finds nothing to do")
         await stage.move_prices(*_WALK[0][1:])
         unhealthy = await stage.unhealthy()
@@ -149,6 +149,7 @@ class _Stage:
         self._lab = lab
         self._rig = rig
         self._accounts: dict[str, list[Address]] = {name: [] for name in lab.world.aave}
+        self._daemon: asyncio.subprocess.Process | None = None
         self._profit = lab.world.tokens["USDC"]
 
     async def open_positions(self) -> int:
@@ -251,6 +252,9 @@ class _Stage:
     async def until(self, done: Callable[[], Awaitable[bool]], what: str) -> None:
         began = time.monotonic()
         while not await done():
+            if self._daemon is not None and self._daemon.returncode is not None:
+                log = await asyncio.to_thread((self._rig.folder / "keeper.log").read_text)
+                raise ExecutionError(f"The daemon ended with code {self._daemon.returncode}: {log[-2000:]}")
             if time.monotonic() - began > _PATIENCE_S:
                 raise ExecutionError(
                     f"Waited {_PATIENCE_S} s for {what}; see {self._rig.folder / 'keeper.log'}."
@@ -264,20 +268,18 @@ class _Stage:
 
     async def start_daemon(self) -> asyncio.subprocess.Process:
         with (self._rig.folder / "keeper.log").open("wb") as log:
-            return await asyncio.create_subprocess_exec(
+            self._daemon = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "keeper", "run", "--config", str(self._rig.config)),
                 cwd=self._rig.folder,
                 env=keeper_environment(),
                 stderr=log,
             )
+        return self._daemon
 
-    async def started(self, daemon: asyncio.subprocess.Process) -> bool:
+    async def started(self) -> bool:
         """Whether the daemon says that it has; its record may only be opened then."""
-        log = (self._rig.folder / "keeper.log").read_text()
-        if daemon.returncode is not None:
-            raise ExecutionError(f"The daemon ended with code {daemon.returncode}: {log[-2000:]}")
-        return '"event": "started"' in log
+        return '"event": "started"' in (self._rig.folder / "keeper.log").read_text()
 
     async def stop_daemon(self, daemon: asyncio.subprocess.Process) -> int:
         if daemon.returncode is None:
