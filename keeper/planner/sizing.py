@@ -32,7 +32,7 @@ PLAN_GAS: Final = 450_000
 # By how much a market may pay more than the oracle says before anybody has asked it: feeds lag in a crash.
 _PREMIUM_BPS: Final = 5_000
 _NATIVE_DECIMALS: Final = 18
-_HALVINGS: Final = 6
+_HALVINGS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class PlanContext:
 
 
 def ladder(option: Option, most_raw: int) -> list[int]:
-    """Repay amounts to price, largest first: the maximum, the largest partial amount and its halvings to 1/64.
+    """Repay amounts to price, largest first: the maximum, the largest partial amount and its halvings to 1/1024.
 
     Only what the protocol allows and what is at most `most_raw`.
     """

@@ -637,7 +637,8 @@ def test_only_allowed_amounts_are_on_the_ladder() -> None:
     assert ladder(option, 500) == [500, 250, 125, 100]
     assert ladder(option, 99) == []
     assert ladder(replace(option, partial_max_repay_raw=0), 10**9) == [1000]
-    assert ladder(replace(option, min_repay_raw=0), 10**9) == [1000, 640, 320, 160, 80, 40, 20, 10]
+    whole = ladder(replace(option, min_repay_raw=0), 10**9)
+    assert whole == [1000, 640, 320, 160, 80, 40, 20, 10, 5, 2, 1]
 
 
 def test_refinement_stays_between_neighbours() -> None:
@@ -659,6 +660,14 @@ def test_the_best_option_wins() -> None:
     answer, _ = drive(plan(HEALTH, [thin, deep], _context(venue)))
     assert isinstance(answer, Plan)
     assert answer.option == deep
+
+
+def test_a_whale_in_a_shallow_market_is_taken_in_pieces() -> None:
+    """Where a hundredth of the debt moves the market too far, a thousandth is planned if it pays."""
+    venue = _Venue(dict([pool(WETH, USDC, 500, 150_000)]))
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH, 2_000_000)], _context(venue)))
+    assert isinstance(answer, Plan), answer
+    assert 500 * 10**6 < answer.outcome.repay_raw < 2_000_000 * 10**6 // 64
 
 
 def test_quotes_are_bounded() -> None:
