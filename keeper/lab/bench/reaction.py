@@ -40,7 +40,7 @@ _SAMPLED: Final = {
     "multicall": _IN_BATCHES,
 }
 _SEED: Final = 7
-_TRANSFER_GAS: Final = 21_000
+_GAS: Final = 1_500_000
 _MAX_FEE_WEI, _TIP_WEI = 100 * 10**9, 10**9
 _PACKAGES: Final = ("aiohttp", "coincurve", "msgspec", "numpy", "sqlalchemy", "web3")
 
@@ -135,18 +135,19 @@ class _Course:
         return {name: sweep.scaled_s(len(accounts))}
 
     async def _prepared(self) -> bytes:
-        """A transfer of nothing, signed beforehand: nothing smaller can be accepted."""
-        actor, node = self._scene.lab.world.cast.lender, self._scene.lab.node
+        """The keeper's last liquidation, signed beforehand by another key."""
+        world, node = self._scene.lab.world, self._scene.lab.node
+        actor = world.cast.lender
         nonce = await node.rpc.request("eth_getTransactionCount", hex_of(actor.address), "latest")
         signed = Account.from_key(actor.key).sign_transaction(
             {
                 "type": 2,
-                "chainId": self._scene.lab.world.chain_id,
+                "chainId": world.chain_id,
                 "nonce": int(nonce, 16),
-                "to": actor.address,
+                "to": self._scene.rig.liquidator,
                 "value": 0,
-                "data": b"",
-                "gas": _TRANSFER_GAS,
+                "data": self._scene.last_calldata,
+                "gas": _GAS,
                 "maxFeePerGas": _MAX_FEE_WEI,
                 "maxPriorityFeePerGas": _TIP_WEI,
             }

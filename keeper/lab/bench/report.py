@@ -107,9 +107,9 @@ the borrowers liquidatable. Medians are over {heads} such blocks for each varian
 random order within each round, so that what the machine does meanwhile falls on all of them; two rounds before the
 first counted one warm up connections and caches.
 
-- **Floor**: the least any program can do. A thread that blocks on the node's IPC socket writes a transfer of nothing,
-  signed beforehand, as soon as the bytes of `newHeads` arrive, without parsing them. It ends when the node's answer
-  arrives.
+- **Floor**: the least there is to do for a program that knew everything beforehand. A thread that blocks on the
+  node's IPC socket writes the keeper's last liquidation, signed beforehand by another key, as soon as the bytes of
+  `newHeads` arrive, without parsing them. It ends when the node's answer arrives.
 - **Keeper, seen from outside**: `keeper run` as its own process, connected by IPC to the same node, doing its whole
   line: logs since the last head, pause state, prices and indices of two Aave markets, every account of the book,
   exact health of those near the edge, flash loans, quotes of every route, the trial of the exact calldata, the

@@ -71,6 +71,7 @@ class Scene:
     collateral: str = "WETH"
     debt: str = "USDC"
     taken: int = 0
+    last_calldata: bytes = b""
 
     @property
     def ipc_path(self) -> Path:
@@ -106,6 +107,7 @@ class Scene:
         if data.health_factor_wad < WAD:
             raise ExecutionError(f"{hex_of(self.target)} was not liquidated: {data}.")
         self.taken += 1
+        self.last_calldata = bytes.fromhex(transaction["input"][2:])
 
     async def _report(self, price_e8: int) -> Fall:
         """As `set_price` does, with the block mined by hand and without asking what came of it."""
