@@ -25,7 +25,8 @@ _NOT_EXECUTED: Final = frozenset(
     {-32700, -32600, -32601, -32602}
 )  # JSON-RPC's parse error … invalid parameters
 _FAILED_EXECUTION: Final = re.compile(
-    r"revert|out ?of ?gas|OOG|opcode|invalid ?jump|stack ?(under|over)flow|bad (jump|instruction)", re.IGNORECASE
+    r"revert|out ?of ?gas|OOG|opcode|invalid ?jump|stack ?(under|over)flow|bad (jump|instruction)",
+    re.IGNORECASE,
 )
 
 UNREADABLE: Final = (
