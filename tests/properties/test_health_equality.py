@@ -335,6 +335,12 @@ async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Versio
                     continue
                 options = [each for each in follower.options(owner, marks) if isinstance(each, Option)]
                 assert options
+                for option in options:
+                    assert 0 <= option.partial_max_repay_raw <= option.max_repay_raw
+                    assert (
+                        option.partial_max_repay_raw == 0
+                        or option.min_repay_raw <= option.partial_max_repay_raw
+                    )
                 option = chance.choice(options)
                 amount = _amount(chance, option)
                 expected = follower.adapter.outcome(option, amount)

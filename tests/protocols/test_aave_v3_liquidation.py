@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -130,6 +131,33 @@ async def test_half_is_cleared_above_0_95(version: Version, lab: Lab) -> None:
         outcome = follower.adapter.outcome(option, 10**9)
         assert paid == outcome.repay_raw == 10**9
         assert abs(received - outcome.seize_raw) <= outcome.seize_raw // 10**9  # mined two seconds later
+
+
+async def test_a_close_factor_that_would_leave_dust_is_cut_back(lab: Lab) -> None:
+    """3.6: half of $2,200 would leave $950 of a debt of $2,050, which is forbidden; what leaves exactly $1,000 is
+    offered instead, and one unit more is refused by the pool.
+    """
+    async with following("3.6", lab) as follower:
+        node, market = follower.node, follower.market
+        spec = PositionSpec(BORROWER, {"WETH": 14 * 10**17}, {"USDC": 2_050 * 10**6, "DAI": 150 * ETHER})
+        await open_position(node, lab.world.cast, market, spec)
+        await follower.set_prices({"WETH": 1_850 / 2_000})
+        marks = await follower.marks(await follower.follow(), ahead_s=4)
+        health = follower.health(BORROWER, marks)
+        assert 95 * 10**16 < (health.health_factor_wad or 0) < WAD
+        found = [each for each in follower.options(BORROWER, marks) if isinstance(each, Option)]
+        option = next(each for each in found if each.repay_token.symbol == "USDC")
+        owed = next(side for side in health.detail.debt if side.reserve_id == market.reserves["USDC"].id)
+        assert option.max_repay_raw == option.partial_max_repay_raw == owed.amount_raw - 1_000 * 10**6
+        pair = option.detail.pair
+        assert pair.leaves_dust(pair.amounts(pair.cap_raw))
+        snapshot = await node.snapshot()
+        beyond = replace(option, max_repay_raw=option.max_repay_raw + 1)
+        with pytest.raises(ExecutionError, match="MustNotLeaveDust"):
+            await _liquidate(follower, beyond, beyond.max_repay_raw)
+        await node.revert(snapshot)
+        paid, _ = await _liquidate(follower, option, option.max_repay_raw)
+        assert paid == option.max_repay_raw
 
 
 @pytest.mark.parametrize("version", VERSIONS)

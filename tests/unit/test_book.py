@@ -264,6 +264,10 @@ def test_order_spares_most_rows_after_a_small_move() -> None:
     assert set(below.tolist()) == set(full.tolist())
     assert len(full) > 500
     assert order.below(weights(*(price * np.array([0.2, 1] * 4)), slack=1e-3)) is None
+    book.upsert(positions(range(3_000)), Rows(_random_rows(chance, 3_000)))
+    book.candidates(marks({0: moved}))
+    assert block._order is not order
+    assert not block._changed
 
 
 class BookMachine(RuleBasedStateMachine):
