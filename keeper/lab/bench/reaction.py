@@ -111,7 +111,11 @@ class _Course:
         return {"keeper": max(accepted_s - arrived_s, inside_s), "keeper_inside": inside_s}
 
     async def _react_floor(self) -> Round:
-        self._witness.load(await self._prepared())
+        prepared = await self._prepared()
+        # the head before must have arrived, or that is what it would be fired at
+        head = await self._scene.lab.node.head()
+        await asyncio.to_thread(self._witness.head, head.number)
+        self._witness.load(prepared)
         fall = await self._scene.fall()
         accepted_s = await asyncio.to_thread(self._witness.accepted)
         arrived_s = await asyncio.to_thread(self._witness.head, fall.number)
