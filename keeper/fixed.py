@@ -65,7 +65,9 @@ def percent_div_half_up(value: int, bps: int) -> int:
     return (value * BPS + bps // 2) // bps
 
 
-def convert_down(amount_raw: int, price_from: int, price_to: int, decimals_from: int, decimals_to: int) -> int:
+def convert_down(
+    amount_raw: int, price_from: int, price_to: int, decimals_from: int, decimals_to: int
+) -> int:
     """Raw units of one token as raw units of another at two prices in one currency, rounded down."""
     return mul_div_down(amount_raw * price_from, 10**decimals_to, price_to * 10**decimals_from)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,14 @@ import pytest
 from keeper.lab.world import BASE_FEE_WEI, Lab, open_lab
 
 OpenLab = Callable[..., Awaitable[Lab]]
+_QUICK = ("unit", "test_architecture.py", "test_docs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs a chain is slow; the fast part is what people run after each change."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] not in _QUICK:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,8 @@ async def move_pool(
     falling = sqrt_target < slot0[0]
     token_in, token_out = (pool.token0, pool.token1) if falling else (pool.token1, pool.token0)
     price_in = price0_e8 if falling else price1_e8
-    amount = 10**10 * _E8 * 10**token_in.decimals // price_in  # ten billion dollars; the limit stops the trade
+    # ten billion dollars; the limit stops the trade
+    amount = 10**10 * _E8 * 10**token_in.decimals // price_in
     await _fund(node, cast, ((token_in, amount),), uniswap.router)
     order = (
         *(token_in.address, token_out.address, pool.fee, cast.deployer.address),
