@@ -744,7 +744,6 @@ async def test_gas_above_the_limit_is_waited_out(stage: Stage) -> None:
         assert int(explained.numbers["inclusion_price_wei"]) > 200 * 10**9
         await stage.lab.node.mine(6)
         await stage.lab.node.mine_on_demand()
-        nonce = await line.parts.chain.nonce(stage.lab.world.cast.operator.address)
         report = await line.step()
         [sent] = report.sent
         assert 0 < sent.max_fee_wei <= 200 * 10**9
@@ -760,6 +759,7 @@ async def test_a_gas_budget_counts_what_is_in_flight(stage: Stage) -> None:
         await stage.lab.node.set_base_fee(10 * 10**9)
         await stage.price("WETH", FALLEN)
         await stage.lab.node.mine_on_demand()
+        nonce = await line.parts.chain.nonce(stage.lab.world.cast.operator.address)
         report = await line.step()
         [sent] = report.sent
         [(_, left, refusal)] = report.refused
