@@ -9,11 +9,11 @@ import pytest
 
 from keeper.abi import load
 from keeper.book import Book
-from keeper.errors import ExecutionError, RpcError
+from keeper.errors import RpcError
 from keeper.fixed import BPS, MAX_UINT256, RAY, WAD
 from keeper.lab.aave import Version, configurator_of, oracle_of, pool_of
 from keeper.lab.chainlink import deploy_feed
-from keeper.lab.node import Contract, Tx
+from keeper.lab.node import Contract
 from keeper.lab.positions import AccountData, account_data
 from keeper.lab.tokens import erc20, mint_txs
 from keeper.protocols.aave_v3.health import Account, judge
@@ -291,13 +291,6 @@ async def _fund(follower: Follower) -> None:
     await node.send_all(txs)
 
 
-async def _balances(follower: Follower, option: Option) -> tuple[int, int]:
-    liquidator = follower.world.cast.liquidator.address
-    repaid = await erc20(follower.node, option.repay_token).read("balanceOf", liquidator)
-    seized = await erc20(follower.node, option.seize_token).read("balanceOf", liquidator)
-    return repaid, seized
-
-
 def _amount(chance: random.Random, option: Option) -> int:
     """The maximum, the bounds of the partial range, or anything in it."""
     choices = [option.max_repay_raw, option.max_repay_raw]
@@ -311,25 +304,22 @@ def _amount(chance: random.Random, option: Option) -> int:
 @pytest.mark.timeout(1800 if DEEP else 300)
 @pytest.mark.parametrize("version", ["3.0", "3.6"])
 async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Version) -> None:
-    """For random unsafe accounts, pairs and amounts within an option's bounds, mined at the marks' timestamp: the call
-    succeeds, and what the liquidator pays and receives equals the outcome. One unit beyond the partial bound, where
-    the rules forbid dust, the pool refuses.
+    """For random unsafe accounts, pairs and amounts within an option's bounds, executed at the marks' timestamp: the
+    call succeeds, and what the liquidator pays and receives equals the outcome. One unit beyond the partial bound,
+    where the rules forbid dust, the pool refuses.
     """
     chance = random.Random(f"liquidation {version}")
-    node_time = "evm_setNextBlockTimestamp"
     tried, dusty, partial = 0, 0, 0
     async with following(version) as follower:
-        node, pool = follower.node, pool_of(follower.node, follower.market)
         if version == "3.0":
             await _own_emode_price(follower)
         owners = await open_random(follower, chance, 0, POSITIONS)
         await _fund(follower)
-        liquidator = follower.world.cast.liquidator.address
         for _ in range(ROUNDS):
             await follower.set_prices(random_factors(chance))
-            await node.advance(chance.choice((1, MONTH_S, 4 * MONTH_S)))
+            await follower.node.advance(chance.choice((1, MONTH_S, 4 * MONTH_S)))
             head = await follower.follow()
-            marks = await follower.marks(head, ahead_s=1)
+            marks = await follower.marks(head, ahead_s=chance.choice((1, 12, 600)))
             for owner in owners:
                 if follower.key(owner) not in follower.book or not follower.health(owner, marks).liquidatable:
                     continue
@@ -346,41 +336,20 @@ async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Versio
                 expected = follower.adapter.outcome(option, amount)
                 (call,) = follower.adapter.liquidation_calls(option, amount)
                 assert expected.repay_raw <= call.approve_raw
-                before = await _balances(follower, option)
-                snapshot = await node.snapshot()
-                await node.rpc.request(node_time, marks.at.timestamp_s)
-                await node.send(_tx(liquidator, call.target, call.data), pool.abi)
-                after = await _balances(follower, option)
+                result, paid, received = await follower.executed(option, amount, marks)
+                assert result.status == 1, load("AavePool").error(result.output)
                 if option.repay_token == option.seize_token:
-                    assert after[0] - before[0] == expected.seize_raw - expected.repay_raw
+                    assert received == -paid == expected.seize_raw - expected.repay_raw
                 else:
-                    assert before[0] - after[0] == expected.repay_raw, (option, amount)
-                    assert after[1] - before[1] == expected.seize_raw, (option, amount)
-                await node.revert(snapshot)
+                    assert (paid, received) == (expected.repay_raw, expected.seize_raw), (option, amount)
                 tried += 1
                 partial += amount < option.max_repay_raw
-                if 0 < option.partial_max_repay_raw < option.max_repay_raw and version == "3.6":
-                    dusty += await _refuses_dust(follower, option, marks)
+                more = option.partial_max_repay_raw + 1
+                pair = option.detail.pair
+                if 1 < more < option.max_repay_raw and pair.leaves_dust(pair.amounts(more)):
+                    result, *_ = await follower.executed(option, more, marks)
+                    assert load("AavePool").error(result.output) == "MustNotLeaveDust()"
+                    dusty += 1
     assert tried > POSITIONS // 3
     assert partial > tried // 8
     assert dusty > 0 or version == "3.0"
-
-
-def _tx(sender: Address, to: Address, data: bytes) -> Tx:
-    return Tx(sender, to, data, gas=3_000_000)
-
-
-async def _refuses_dust(follower: Follower, option: Option, marks: Marks) -> int:
-    """One unit more than the partial bound must be refused, unless it empties the collateral; whether it was tried."""
-    more = option.partial_max_repay_raw + 1
-    pair = option.detail.pair
-    if not pair.leaves_dust(pair.amounts(more)):
-        return 0
-    node = follower.node
-    snapshot = await node.snapshot()
-    await node.rpc.request("evm_setNextBlockTimestamp", marks.at.timestamp_s)
-    (call,) = follower.adapter.liquidation_calls(option, more)
-    with pytest.raises(ExecutionError, match="MustNotLeaveDust"):
-        await node.send(_tx(follower.world.cast.liquidator.address, call.target, call.data), load("AavePool"))
-    await node.revert(snapshot)
-    return 1

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from keeper.abi import load
 from keeper.book import Book
-from keeper.chain.client import Chain
+from keeper.chain.client import Chain, SimCall, SimResult
 from keeper.fixed import WAD
 from keeper.lab.aave import AaveMarket, Version
 from keeper.lab.actors import account
@@ -21,6 +22,7 @@ from keeper.types import (
     Address,
     BlockNumber,
     BlockTime,
+    Gas,
     Health,
     Marks,
     Option,
@@ -94,6 +96,25 @@ class Follower:
         """An account's options."""
         position = self.book.position(self.key(owner))
         return self.adapter.options(position, self.health(owner, marks), marks)
+
+    async def executed(self, option: Option, repay_raw: int, marks: Marks) -> tuple[SimResult, int, int]:
+        """What the option's call does in the next block, at the marks' timestamp, on the node's own EVM: its result,
+        what the liquidator's balance of the repaid token falls by and what that of the seized token rises by.
+
+        Nothing changes on the chain, and nothing has to be undone. The liquidator must have funds and approvals.
+        """
+        liquidator, gas = self.world.cast.liquidator.address, Gas(3_000_000)
+        balance = load("Erc20").function("balanceOf")
+        asked = [
+            SimCall(liquidator, token.address, balance.encode(liquidator), gas)
+            for token in (option.repay_token, option.seize_token)
+        ]
+        (call,) = self.adapter.liquidation_calls(option, repay_raw)
+        head = await self.chain.block(marks.at.hash)
+        steps = [*asked, SimCall(liquidator, call.target, call.data, gas), *asked]
+        results = await self.chain.simulate(steps, head, marks.at.timestamp_s, head.base_fee_wei)
+        before, after = ([balance.one(each.output) for each in two] for two in (results[:2], results[3:]))
+        return results[2], before[0] - after[0], after[1] - before[1]
 
     async def set_prices(self, factors: dict[str, float]) -> None:
         """Report the world's first prices times these factors, all in one block."""

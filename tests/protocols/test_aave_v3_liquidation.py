@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pytest
 
+from keeper.abi import load
 from keeper.errors import AdapterError, ExecutionError
 from keeper.fixed import MAX_UINT256, WAD
 from keeper.lab.aave import (
@@ -151,12 +152,16 @@ async def test_a_close_factor_that_would_leave_dust_is_cut_back(lab: Lab) -> Non
         assert option.max_repay_raw == option.partial_max_repay_raw == owed.amount_raw - 1_000 * 10**6
         pair = option.detail.pair
         assert pair.leaves_dust(pair.amounts(pair.cap_raw))
-        snapshot = await node.snapshot()
+        liquidator = lab.world.cast.liquidator.address
+        await mint(node, lab.world.cast, option.repay_token, liquidator, 2 * option.max_repay_raw)
+        await erc20(node, option.repay_token).send(liquidator, "approve", market.pool, MAX_UINT256)
+        marks = await follower.marks(await follower.follow(), ahead_s=1)
+        found = [each for each in follower.options(BORROWER, marks) if isinstance(each, Option)]
+        option = next(each for each in found if each.repay_token.symbol == "USDC")
         beyond = replace(option, max_repay_raw=option.max_repay_raw + 1)
-        with pytest.raises(ExecutionError, match="MustNotLeaveDust"):
-            await _liquidate(follower, beyond, beyond.max_repay_raw)
-        await node.revert(snapshot)
-        paid, _ = await _liquidate(follower, option, option.max_repay_raw)
+        refused, *_ = await follower.executed(beyond, beyond.max_repay_raw, marks)
+        assert load("AavePool").error(refused.output) == "MustNotLeaveDust()"
+        _, paid, _ = await follower.executed(option, option.max_repay_raw, marks)
         assert paid == option.max_repay_raw
 
 
