@@ -25,10 +25,8 @@ def render(document: Mapping[str, Any]) -> None:
     """Figures and ratios as a table."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title="Head to accepted transaction, ms", box=None, pad_edge=False, title_justify="left")
-    for column in ("accounts", "", *_PLACES, ""):
-        table.add_column(
-            column, justify="right" if column in ("accounts", *_PLACES) else "left", no_wrap=True
-        )
+    for column in ("accounts", "", *_PLACES, "sampled"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for cells in _rows(document):
         table.add_row(*cells)
     console.print(table)
