@@ -326,6 +326,8 @@ async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Versio
                 options = [each for each in follower.options(owner, marks) if isinstance(each, Option)]
                 assert options
                 for option in options:
+                    whole = follower.adapter.outcome(option, option.max_repay_raw)
+                    assert whole.repay_raw == option.max_repay_raw
                     assert 0 <= option.partial_max_repay_raw <= option.max_repay_raw
                     assert (
                         option.partial_max_repay_raw == 0

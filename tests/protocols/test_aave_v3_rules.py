@@ -217,6 +217,31 @@ def test_the_partial_bound_respects_half_up_rounding() -> None:
     assert replace(pair, liquidity_raw=5).partial_max_raw == 5  # 5.25 rounds to 5
 
 
+def test_the_offer_counts_in_units_of_collateral() -> None:
+    """4,515 satoshi at $26,126 are cleared by 1.1204 USDT; a basis point more would not buy one satoshi more."""
+    pair = Pair(
+        rules=V37,
+        health_factor_wad=998_008_331_447_814_121,
+        total_debt_base=446_128_222,
+        debt_raw=4_502_122,
+        debt_price=99_092_877,
+        debt_unit=10**6,
+        debt_index_ray=RAY,
+        collateral_raw=4_515,
+        collateral_price=2_612_687_692_141,
+        collateral_unit=10**8,
+        collateral_index_ray=RAY,
+        bonus_bps=10_625,
+        fee_bps=1_000,
+        liquidity_raw=None,
+    )
+    whole = pair.amounts(pair.cap_raw)
+    assert whole.repay_raw == 1_120_402
+    assert pair.leaves_dust(pair.amounts(with_headroom_raw(whole.repay_raw)))
+    assert pair.amounts(pair.offer_raw) == whole
+    assert not pair.leaves_dust(whole)
+
+
 def test_headroom_covers_more_than_a_minute_of_steep_interest() -> None:
     """A basis point and one unit: more than 5 minutes at 1000 % a year."""
     assert with_headroom_raw(10**12) == 10**12 + 10**8 + 1
@@ -290,6 +315,27 @@ def test_the_smallest_repayment_burns_something_on_both_sides(pair: Pair, more: 
         assert moved.seize_raw * RAY // pair.collateral_index_ray >= 1
         assert ray_div_half_up(moved.repay_raw, pair.debt_index_ray) >= 1
         assert moved.repay_raw * RAY // pair.debt_index_ray >= 1
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(pairs(), st.integers(0, 20_000))
+def test_the_offer_takes_all_now_and_a_little_later(pair: Pair, growth_ppb: int) -> None:
+    """Offering `offer_raw` moves exactly what the cap allows, even where a raw unit of collateral is worth more than
+    the headroom; and after up to 0.002 % of interest on both sides a side that was cleared is still cleared.
+    """
+    whole = pair.amounts(pair.cap_raw)
+    assert pair.amounts(pair.offer_raw) == whole
+    grown = replace(
+        pair,
+        debt_raw=pair.debt_raw + pair.debt_raw * growth_ppb // 10**9,
+        collateral_raw=pair.collateral_raw + pair.collateral_raw * growth_ppb // 10**9,
+    )
+    later = grown.amounts(pair.offer_raw)
+    assert later == grown.amounts(grown.cap_raw) or later.repay_raw == pair.offer_raw
+    if _clears_collateral(pair, pair.cap_raw) and _clears_collateral(grown, grown.cap_raw):
+        assert later.seize_raw + later.fee_raw == grown.collateral_raw
+    if whole.repay_raw == pair.debt_raw and grown.cap_raw == grown.debt_raw:
+        assert later == grown.amounts(grown.cap_raw)
 
 
 @settings(max_examples=500, deadline=None)

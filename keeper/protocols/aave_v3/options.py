@@ -12,7 +12,7 @@ from typing import Final
 from keeper.protocols.aave_v3.health import Account, Side
 from keeper.protocols.aave_v3.market import POOL, Reserve
 from keeper.protocols.aave_v3.marks import AaveMarks
-from keeper.protocols.aave_v3.rules import SENTINEL_HEALTH_FACTOR_WAD, Pair, with_headroom_raw
+from keeper.protocols.aave_v3.rules import SENTINEL_HEALTH_FACTOR_WAD, Pair
 from keeper.types import Address, Health, Option, Outcome, ProtocolCall, Refusal
 
 _LIQUIDATION_CALL: Final = POOL.function("liquidationCall")
@@ -59,9 +59,9 @@ def outcome_of(option: Option, repay_raw: int) -> Outcome:
 def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
     """Pool.liquidationCall, paid in the underlying token.
 
-    The maximum is offered with a basis point of headroom, because debt grows until the call is mined and the last
-    second of interest would otherwise leave dust, which the pool forbids since 3.3. The pool takes only what is owed,
-    the Liquidator's approval ends with the call, so `approve_raw` is what must be at hand, not what is spent.
+    The maximum is offered with a basis point of headroom (`Pair.offer_raw`), because debt grows until the call is mined
+    and the last second of interest would otherwise leave dust, which the pool forbids since 3.3. The pool takes only
+    what is owed, so `approve_raw` is what must be at hand, not what is spent.
     """
     choice: _Choice = option.detail
     offered = _offered_raw(option, repay_raw)
@@ -147,5 +147,5 @@ def _offered_raw(option: Option, repay_raw: int) -> int:
     """The amount the call carries: at the maximum a little more than what is owed, else the amount itself."""
     choice: _Choice = option.detail
     if choice.takes_all and repay_raw >= option.max_repay_raw:
-        return with_headroom_raw(option.max_repay_raw)
+        return choice.pair.offer_raw
     return min(repay_raw, option.max_repay_raw)

@@ -257,6 +257,23 @@ class Pair:
             else mul_div_down(allowed_base, self.debt_unit, self.debt_price)
         )
 
+    @property
+    def offer_raw(self) -> int:
+        """What to offer for all that one call may take, so that a block a little later still takes all of it.
+
+        Interest grows both sides meanwhile. Where the collateral runs out first, the offer must also buy more of it
+        than there is, in whole raw units, or the pool would see a unit left behind; it takes no more than is owed.
+        """
+        whole = self.amounts(self.cap_raw)
+        offer = with_headroom_raw(whole.repay_raw)
+        if whole.seize_raw + whole.fee_raw < self.collateral_raw:
+            return offer
+        plain = mul_div_up(with_headroom_raw(self.collateral_raw), BPS, self.bonus_bps) + 1
+        buying = mul_div_up(
+            plain * self.collateral_price, self.debt_unit, self.debt_price * self.collateral_unit
+        )
+        return max(offer, buying)
+
     def amounts(self, debt_to_cover_raw: int) -> Amounts:
         """What the pool moves when offered this much (LiquidationLogic._calculateAvailableCollateralToLiquidate)."""
         rules = self.rules
