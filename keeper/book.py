@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from keeper.types import Address, Marks, Position, PositionKey, Positions, Rows, Weights
 
 _SMALLEST: Final = 16
-_SCANNED_WHOLE: Final = 1 << 16  # numbers below which multiplying all is faster than choosing
+_SCANNED_WHOLE = 1 << 18  # numbers below which multiplying all is faster than choosing
 _NEAR_SHARE: Final = 4  # of a block in order, a quarter of the rows is kept twice
 _CHUNK: Final = 65_536
 _ROUNDING: Final = 1 + 1e-9  # what float64 may be off by when healths are compared, generously

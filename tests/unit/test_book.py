@@ -181,6 +181,13 @@ def _random_rows(chance: np.random.Generator, count: int) -> NDArray[np.float64]
     return values
 
 
+@pytest.fixture
+def always_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep even small blocks in order."""
+    monkeypatch.setattr("keeper.book._SCANNED_WHOLE", 0)
+
+
+@pytest.mark.usefixtures("always_in_order")
 @pytest.mark.parametrize("seed", range(6))
 def test_order_never_hides_a_candidate(seed: int) -> None:
     """Over a random walk of weights and slack, writes and removals of 10,000 rows, candidates equal a full scan, and
@@ -224,6 +231,7 @@ def test_order_never_hides_a_candidate(seed: int) -> None:
     assert spared >= 12
 
 
+@pytest.mark.usefixtures("always_in_order")
 def test_rows_that_are_not_numbers_are_in_every_prefix() -> None:
     """In a block that is kept in order, a row that cannot be measured is still a candidate at every head."""
     values = _random_rows(np.random.default_rng(1), _COUNT)
@@ -245,6 +253,7 @@ def _answered_by_order(book: Book, asked: Weights) -> bool:
     return order.below(asked) is not None
 
 
+@pytest.mark.usefixtures("always_in_order")
 def test_order_spares_most_rows_after_a_small_move() -> None:
     """When a weight falls by a percent, at most a quarter of 20,000 rows is multiplied again, and nobody is lost."""
     chance = np.random.default_rng(3)

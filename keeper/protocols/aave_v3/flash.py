@@ -1,6 +1,6 @@
 """Flash loans from an Aave V3 pool (`flashLoanSimple`).
 
-The premium is `premium_bps` of the amount, rounded half up until 3.3 and up since: count it rounded up.
+The premium is `premium_bps` of the amount, rounded half up until 3.4 and up since 3.5: count it rounded up.
 """
 
 from __future__ import annotations
