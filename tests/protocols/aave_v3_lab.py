@@ -11,13 +11,15 @@ from keeper.abi import load
 from keeper.book import Book
 from keeper.chain.client import Chain, SimCall, SimResult
 from keeper.fixed import WAD
-from keeper.lab.aave import AaveMarket, Version
+from keeper.lab.aave import AaveMarket, Version, pool_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
 from keeper.lab.node import Node
-from keeper.lab.positions import PositionSpec, open_positions
+from keeper.lab.positions import PositionSpec, open_position, open_positions
+from keeper.lab.tokens import balance_of, erc20, mint
 from keeper.lab.world import Lab, World, open_lab
 from keeper.protocols.aave_v3 import AaveV3, AaveV3Config
+from keeper.protocols.aave_v3.market import POOL
 from keeper.types import (
     Address,
     BlockNumber,
@@ -33,6 +35,11 @@ from keeper.types import (
 STABLES: tuple[str, ...] = ("USDC", "DAI", "USDT")
 ETHERS: tuple[str, ...] = ("WETH", "wstETH")
 PLAIN: tuple[str, ...] = (*STABLES, *ETHERS, "WBTC")
+
+BORROWER, OTHER = account(1), account(2)
+ETHER = 10**18
+# 10 WETH at $2,000 against USDC at health factor 1.05; at $1,800 it is 0.945.
+POSITION = PositionSpec(BORROWER, {"WETH": 10 * ETHER}, {"USDC": 1}, 105 * 10**16)
 
 
 @dataclass(slots=True)
@@ -187,3 +194,47 @@ def random_factors(chance: random.Random) -> dict[str, float]:
 
 def _raw(world: World, symbol: str, usd: float) -> int:
     return max(1, int(usd * 1e8 / world.prices_e8[symbol] * 10 ** world.tokens[symbol].decimals))
+
+
+async def make_unsafe(follower: Follower, weth: float = 0.9) -> tuple[BlockTime, Marks]:
+    """Open the position and let the price fall."""
+    await open_position(follower.node, follower.world.cast, follower.market, POSITION)
+    await follower.set_prices({"WETH": weth})
+    head = await follower.follow()
+    return head, await follower.marks(head, ahead_s=1)
+
+
+def only_option(found: Sequence[Option | Refusal]) -> Option:
+    """The one option there is."""
+    (option,) = found
+    assert isinstance(option, Option), option
+    return option
+
+
+def reasons_of(found: Sequence[Option | Refusal]) -> list[str]:
+    """Why pairs are refused, in order."""
+    return [each.reason for each in found if isinstance(each, Refusal)]
+
+
+async def liquidate_exactly(
+    follower: Follower, option: Option, repay_raw: int, *, after_s: int = 1
+) -> tuple[int, int]:
+    """Give the liquidator exactly what the call asks for, approve exactly that, and call; (paid, received)."""
+    node, cast = follower.node, follower.world.cast
+    liquidator = cast.liquidator.address
+    (call,) = follower.adapter.liquidation_calls(option, repay_raw)
+    assert call.approve_token == option.repay_token.address
+    await mint(node, cast, option.repay_token, liquidator, call.approve_raw)
+    await erc20(node, option.repay_token).send(liquidator, "approve", call.target, call.approve_raw)
+    before = await balance_of(node, option.repay_token, liquidator)
+    received = await balance_of(node, option.seize_token, liquidator)
+    head = await node.head()
+    await node.rpc.request("evm_setNextBlockTimestamp", head.timestamp_s + after_s)
+    pool = pool_of(node, follower.market)
+    asset, debt, owner, amount, receive = POOL.function("liquidationCall").decode_input(call.data)
+    assert receive is False
+    await pool.send(liquidator, "liquidationCall", asset, debt, owner, amount, receive)
+    return (
+        before - await balance_of(node, option.repay_token, liquidator),
+        await balance_of(node, option.seize_token, liquidator) - received,
+    )

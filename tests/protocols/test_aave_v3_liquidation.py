@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import pytest
 
 from keeper.abi import load
-from keeper.errors import AdapterError, ExecutionError
 from keeper.fixed import MAX_UINT256, WAD
 from keeper.lab.aave import (
     FLASH_PREMIUM_BPS,
@@ -19,82 +17,32 @@ from keeper.lab.aave import (
     pool_of,
 )
 from keeper.lab.actors import account
-from keeper.lab.artifacts import aave_v3_0
 from keeper.lab.chainlink import deploy_feed, set_price
-from keeper.lab.node import Contract
 from keeper.lab.positions import PositionSpec, account_data, open_position
 from keeper.lab.tokens import balance_of, deploy_token, erc20, mint
 from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveFlash
-from keeper.protocols.aave_v3.market import ATOKEN, FEED, ORACLE, POOL
-from keeper.seams import Reads
 from keeper.types import (
-    ZERO_ADDRESS,
     Address,
-    BlockNumber,
-    BlockTime,
-    Call,
     FlashQuote,
-    Marks,
     Option,
     Refusal,
-    Result,
-    Reverted,
 )
-from tests.protocols.aave_v3_lab import Follower, following
+from tests.protocols.aave_v3_lab import (
+    BORROWER,
+    ETHER,
+    OTHER,
+    POSITION,
+    following,
+    liquidate_exactly,
+    make_unsafe,
+    only_option,
+    reasons_of,
+)
 
 T = TypeVar("T")
 
 VERSIONS: tuple[Version, ...] = ("3.0", "3.6")
-BORROWER, OTHER = account(1), account(2)
-ETHER = 10**18
-# 10 WETH at $2,000 against USDC at health factor 1.05; at $1,800 it is 0.945.
-POSITION = PositionSpec(BORROWER, {"WETH": 10 * ETHER}, {"USDC": 1}, 105 * 10**16)
-
-
-async def _unsafe(follower: Follower, weth: float = 0.9) -> tuple[BlockTime, Marks]:
-    """Open the position and let the price fall."""
-    await open_position(follower.node, follower.world.cast, follower.market, POSITION)
-    await follower.set_prices({"WETH": weth})
-    head = await follower.follow()
-    return head, await follower.marks(head, ahead_s=1)
-
-
-def _only(found: Sequence[Option | Refusal]) -> Option:
-    (option,) = found
-    assert isinstance(option, Option), option
-    return option
-
-
-def _reasons(found: Sequence[Option | Refusal]) -> list[str]:
-    return [each.reason for each in found if isinstance(each, Refusal)]
-
-
-async def _liquidate(
-    follower: Follower, option: Option, repay_raw: int, *, after_s: int = 1
-) -> tuple[int, int]:
-    """Give the liquidator exactly what the call asks for, approve exactly that, and call; (paid, received)."""
-    node, cast = follower.node, follower.world.cast
-    liquidator = cast.liquidator.address
-    (call,) = follower.adapter.liquidation_calls(option, repay_raw)
-    assert call.approve_token == option.repay_token.address
-    await mint(node, cast, option.repay_token, liquidator, call.approve_raw)
-    await erc20(node, option.repay_token).send(liquidator, "approve", call.target, call.approve_raw)
-    before = await balance_of(node, option.repay_token, liquidator)
-    received = await balance_of(node, option.seize_token, liquidator)
-    head = await node.head()
-    await node.rpc.request("evm_setNextBlockTimestamp", head.timestamp_s + after_s)
-    pool = pool_of(node, follower.market)
-    asset, debt, owner, amount, receive = POOL.function("liquidationCall").decode_input(call.data)
-    assert receive is False
-    await pool.send(liquidator, "liquidationCall", asset, debt, owner, amount, receive)
-    return (
-        before - await balance_of(node, option.repay_token, liquidator),
-        await balance_of(node, option.seize_token, liquidator) - received,
-    )
-
-
-# --- amounts ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -105,11 +53,11 @@ async def test_a_whole_position_is_cleared_five_minutes_late(version: Version, l
     async with following(version, lab) as follower:
         whale = PositionSpec(OTHER, {"DAI": 10**9 * ETHER}, {"USDC": 150_000_000 * 10**6})
         await open_position(follower.node, lab.world.cast, follower.market, whale)
-        _, marks = await _unsafe(follower)
-        option = _only(follower.options(BORROWER, marks))
+        _, marks = await make_unsafe(follower)
+        option = only_option(follower.options(BORROWER, marks))
         owed = follower.health(BORROWER, marks).detail.debt[0].amount_raw
         assert option.max_repay_raw == owed
-        paid, _ = await _liquidate(follower, option, option.max_repay_raw, after_s=300)
+        paid, _ = await liquidate_exactly(follower, option, option.max_repay_raw, after_s=300)
         assert owed < paid <= owed + owed // 10_000 + 1
         (after,) = await account_data(follower.node, follower.market, [BORROWER])
         assert after.debt_base == 0
@@ -121,14 +69,14 @@ async def test_a_whole_position_is_cleared_five_minutes_late(version: Version, l
 async def test_half_is_cleared_above_0_95(version: Version, lab: Lab) -> None:
     """At health factor 0.97 half the debt may be repaid, in both generations, and less if asked."""
     async with following(version, lab) as follower:
-        _, marks = await _unsafe(follower, 0.93)
+        _, marks = await make_unsafe(follower, 0.93)
         health = follower.health(BORROWER, marks)
         assert 96 * WAD < (health.health_factor_wad or 0) * 100 < 98 * WAD
-        option = _only(follower.options(BORROWER, marks))
+        option = only_option(follower.options(BORROWER, marks))
         owed = health.detail.debt[0].amount_raw
         assert abs(option.max_repay_raw - owed // 2) <= 1
         assert option.partial_max_repay_raw == option.max_repay_raw
-        paid, received = await _liquidate(follower, option, 10**9)
+        paid, received = await liquidate_exactly(follower, option, 10**9)
         outcome = follower.adapter.outcome(option, 10**9)
         assert paid == outcome.repay_raw == 10**9
         assert abs(received - outcome.seize_raw) <= outcome.seize_raw // 10**9  # mined two seconds later
@@ -171,15 +119,15 @@ async def test_bad_debt_is_seized_whole_and_forgotten_where_the_pool_does(versio
     off and the account leaves the book; 3.0 leaves it owing, with nothing to seize.
     """
     async with following(version, lab) as follower:
-        _, marks = await _unsafe(follower, 0.5)
-        option = _only(follower.options(BORROWER, marks))
+        _, marks = await make_unsafe(follower, 0.5)
+        option = only_option(follower.options(BORROWER, marks))
         health = follower.health(BORROWER, marks)
         assert health.collateral_base < health.debt_base
         outcome = follower.adapter.outcome(option, option.max_repay_raw)
         # the fee is a tenth of the 5 % bonus, so 99.5 % of the collateral comes out
         assert 9.95 * ETHER < outcome.seize_raw < 9.96 * ETHER
         assert option.max_repay_raw < health.detail.debt[0].amount_raw
-        await _liquidate(follower, option, option.max_repay_raw)
+        await liquidate_exactly(follower, option, option.max_repay_raw)
         head = await follower.follow()
         if version == "3.6":
             assert follower.key(BORROWER) not in follower.book
@@ -187,7 +135,7 @@ async def test_bad_debt_is_seized_whole_and_forgotten_where_the_pool_does(versio
         marks = await follower.marks(head)
         assert follower.health(BORROWER, marks).health_factor_wad == 0
         assert follower.key(BORROWER) in follower.book.candidates(marks)
-        assert _reasons(follower.options(BORROWER, marks)) == ["no_collateral"]
+        assert reasons_of(follower.options(BORROWER, marks)) == ["no_collateral"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -205,16 +153,18 @@ async def test_a_drained_reserve_limits_what_can_be_seized(version: Version, lab
         await follower.set_prices({"WETH": 0.9})
         head = await follower.follow()
         marks = await follower.marks(head, ahead_s=3)
-        option = _only(follower.options(BORROWER, marks))
+        option = only_option(follower.options(BORROWER, marks))
         outcome = follower.adapter.outcome(option, option.max_repay_raw)
         assert 0.99 * ETHER < outcome.seize_raw <= ETHER
         assert option.max_repay_raw == option.partial_max_repay_raw
-        _, received = await _liquidate(follower, option, option.max_repay_raw)
+        _, received = await liquidate_exactly(follower, option, option.max_repay_raw)
         assert received == outcome.seize_raw
         available = await balance_of(node, weth.token, weth.a_token)
         await pool.send(OTHER, "borrow", weth.token.address, available - 2, 2, 0, OTHER)
         head = await follower.follow()
-        assert _reasons(follower.options(BORROWER, await follower.marks(head))) == ["insufficient_liquidity"]
+        assert reasons_of(follower.options(BORROWER, await follower.marks(head))) == [
+            "insufficient_liquidity"
+        ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -236,7 +186,7 @@ async def test_the_liquidation_price_is_where_the_account_turns(version: Version
             assert follower.health(BORROWER, await follower.marks(head)).liquidatable is unsafe
 
 
-async def test_collateral_that_counts_in_an_emode_only(lab: Lab) -> None:
+async def test_collateral_that_counts_in_an_emodeonly_option(lab: Lab) -> None:
     """3.6: an asset without a threshold of its own is collateral for accounts in its e-mode, with the e-mode's
     threshold and bonus; health and liquidation are the pool's.
     """
@@ -269,13 +219,13 @@ async def test_collateral_that_counts_in_an_emode_only(lab: Lab) -> None:
         health = follower.health(BORROWER, await follower.marks(head))
         assert health.health_factor_wad == truth.health_factor_wad < WAD
         marks = await follower.marks(head, ahead_s=4)
-        option = _only(follower.options(BORROWER, marks))
+        option = only_option(follower.options(BORROWER, marks))
         outcome = follower.adapter.outcome(option, option.max_repay_raw)
         value_in = outcome.repay_raw * 2_000 * 102 // 100
         assert (
             abs(outcome.seize_raw + outcome.seize_raw // 500 - value_in // 1_880) < outcome.seize_raw // 1_000
         )
-        assert (await _liquidate(follower, option, 10**17))[1] == follower.adapter.outcome(
+        assert (await liquidate_exactly(follower, option, 10**17))[1] == follower.adapter.outcome(
             option, 10**17
         ).seize_raw
 
@@ -302,261 +252,10 @@ async def test_an_emode_price_values_debt_outside_the_emode_too(lab: Lab) -> Non
             follower.health(BORROWER, await follower.marks(head)).health_factor_wad == truth.health_factor_wad
         )
         marks = await follower.marks(head, ahead_s=4)
-        option = _only(follower.options(BORROWER, marks))
+        option = only_option(follower.options(BORROWER, marks))
         assert (option.repay_price_base, option.seize_price_base) == (2_100 * 10**8, 2_100 * 10**8)
         expected = follower.adapter.outcome(option, ETHER)
-        assert await _liquidate(follower, option, ETHER) == (ETHER, expected.seize_raw)
-
-
-# --- what the pool forbids -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_a_paused_reserve_forbids_its_pairs(version: Version, lab: Lab) -> None:
-    """Pausing either side refuses the pair with its reason, without a reload, and the pool reverts too."""
-    async with following(version, lab) as follower:
-        _, marks = await _unsafe(follower)
-        option = _only(follower.options(BORROWER, marks))
-        configurator = configurator_of(follower.node, follower.market)
-        admin = lab.world.cast.deployer.address
-        for symbol in ("WETH", "USDC"):
-            asset = follower.market.reserves[symbol].token.address
-            await configurator.send(admin, "setReservePause(address,bool)", asset, True)
-            head = await follower.follow()
-            found = follower.options(BORROWER, await follower.marks(head))
-            assert _reasons(found) == ["reserve_paused"]
-            assert found[0].numbers == {"token": symbol}  # type: ignore[union-attr]
-            with pytest.raises(ExecutionError):
-                await _liquidate(follower, option, option.max_repay_raw)
-            await configurator.send(admin, "setReservePause(address,bool)", asset, False)
-        assert follower.reloads == 0
-
-
-async def test_a_grace_period_forbids_until_it_is_over(lab: Lab) -> None:
-    """3.1+: unpausing with a grace of 100 s refuses liquidations up to and including its last second."""
-    async with following("3.6", lab) as follower:
-        await _unsafe(follower)
-        configurator = configurator_of(follower.node, follower.market)
-        admin, asset = lab.world.cast.deployer.address, follower.market.reserves["WETH"].token.address
-        await configurator.send(admin, "setReservePause(address,bool)", asset, True)
-        await configurator.send(admin, "setReservePause(address,bool,uint40)", asset, False, 100)
-        head = await follower.follow()
-        assert follower.reloads == 1
-        inside = follower.options(BORROWER, await follower.marks(head, ahead_s=100))
-        assert _reasons(inside) == ["grace_period"]
-        outside = follower.options(BORROWER, await follower.marks(head, ahead_s=101))
-        option = _only(outside)
-        await _liquidate(follower, option, option.max_repay_raw, after_s=101)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_the_sentinel_protects_above_0_95_only(version: Version, lab: Lab) -> None:
-    """While the sequencer is down nobody above health factor 0.95 can be liquidated; below it everybody can."""
-    async with following(version, lab) as follower:
-        node, admin = follower.node, lab.world.cast.deployer.address
-        sequencer = aave_v3_0("SequencerOracle")
-        oracle = Contract(node, await node.deploy(admin, sequencer.creation_code(admin)), sequencer.abi)
-        guard = aave_v3_0("PriceOracleSentinel")
-        code = guard.creation_code(follower.market.provider, oracle.address, 60)
-        sentinel = await node.deploy(admin, code)
-        provider = Contract(node, follower.market.provider, aave_v3_0("PoolAddressesProvider").abi)
-        await _unsafe(follower, 0.93)
-        await provider.send(admin, "setPriceOracleSentinel", sentinel)
-        now = (await node.head()).timestamp_s
-        await oracle.send(admin, "setAnswer", True, now)
-        marks = await follower.marks(await follower.follow())
-        assert follower.reloads == 1
-        assert _reasons(follower.options(BORROWER, marks)) == ["sentinel"]
-        await follower.set_prices({"WETH": 0.8})
-        marks = await follower.marks(await follower.follow())
-        assert isinstance(_only(follower.options(BORROWER, marks)), Option)
-        await follower.set_prices({"WETH": 0.93})
-        await oracle.send(admin, "setAnswer", False, now)
-        await node.advance(100)
-        marks = await follower.marks(await follower.follow())
-        option = _only(follower.options(BORROWER, marks))
-        await _liquidate(follower, option, option.max_repay_raw)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_a_healthy_account_has_no_options(version: Version, lab: Lab) -> None:
-    """At health factor 1.05 the answer is "healthy"."""
-    async with following(version, lab) as follower:
-        await open_position(follower.node, lab.world.cast, follower.market, POSITION)
-        marks = await follower.marks(await follower.follow())
-        assert _reasons(follower.options(BORROWER, marks)) == ["healthy"]
-
-
-async def test_stable_rate_debt_is_always_looked_at_and_refused(lab: Lab) -> None:
-    """3.0.x: an account with any stable-rate debt has no bound and no exact health here, and says so."""
-    async with following("3.0", lab) as follower:
-        node, market = follower.node, follower.market
-        usdc = market.reserves["USDC"].token.address
-        await configurator_of(node, market).send(
-            lab.world.cast.deployer.address, "setReserveStableRateBorrowing", usdc, True
-        )
-        await open_position(node, lab.world.cast, market, POSITION)
-        head = await follower.follow()
-        assert follower.book.always_check == 0
-        await pool_of(node, market).send(BORROWER, "swapBorrowRateMode", usdc, 2)
-        head = await follower.follow()
-        marks = await follower.marks(head)
-        assert follower.book.always_check == 1
-        assert follower.key(BORROWER) in follower.book.candidates(marks)
-        refusal = follower.adapter.assess(follower.book.position(follower.key(BORROWER)), marks)
-        assert isinstance(refusal, Refusal)
-        assert refusal.reason == "stable_rate_debt"
-
-
-# --- prices ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_stale_price_refuses_those_who_depend_on_it(lab: Lab) -> None:
-    """With prices older than allowed, an account is refused by the token concerned; one that uses only fresh prices is
-    judged; when every price is old there are no marks at all.
-    """
-    async with following("3.6", lab, max_price_age_s=3_600) as follower:
-        node, cast, market = follower.node, lab.world.cast, follower.market
-        await open_position(node, cast, market, POSITION)
-        await open_position(
-            node, cast, market, PositionSpec(OTHER, {"DAI": 100 * ETHER}, {"USDC": 1}, 2 * WAD)
-        )
-        await node.advance(3_600)
-        await follower.set_prices({"DAI": 1.0, "USDC": 1.0})
-        head = await follower.follow()
-        marks = await follower.marks(head)
-        refusal = follower.adapter.assess(follower.book.position(follower.key(BORROWER)), marks)
-        assert isinstance(refusal, Refusal)
-        assert (refusal.reason, refusal.numbers["token"]) == ("stale_price", "WETH")
-        assert refusal.numbers["age_s"] > 3_600
-        assert not follower.health(OTHER, marks).liquidatable
-        await node.advance(3_700)
-        head = await follower.follow()
-        nothing = await follower.chain.read(follower.adapter.marks(head), head.hash)
-        assert isinstance(nothing, Refusal)
-        assert (nothing.stage, nothing.reason) == ("marks", "stale_price")
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_a_missing_price_refuses_those_who_depend_on_it(version: Version, lab: Lab) -> None:
-    """One asset without a source makes getAssetsPrices revert as a whole: the others are still priced, and who owes or
-    holds the unpriced asset is a candidate, refused by name.
-    """
-    async with following(version, lab) as follower:
-        node, cast, market = follower.node, lab.world.cast, follower.market
-        owes = PositionSpec(BORROWER, {"WETH": 10 * ETHER}, {"WBTC": 1}, 2 * WAD)
-        fine = PositionSpec(OTHER, {"DAI": 100 * ETHER}, {"USDC": 1}, 2 * WAD)
-        for spec in (owes, fine):
-            await open_position(node, cast, market, spec)
-        await follower.follow()
-        await oracle_of(node, market).send(
-            cast.deployer.address,
-            "setAssetSources",
-            [market.reserves["WBTC"].token.address],
-            [ZERO_ADDRESS],
-        )
-        head = await follower.follow()
-        marks = await follower.marks(head)
-        assert follower.book.candidates(marks) == [follower.key(BORROWER)]
-        refusal = follower.adapter.assess(follower.book.position(follower.key(BORROWER)), marks)
-        assert isinstance(refusal, Refusal)
-        assert (refusal.reason, refusal.numbers) == ("missing_price", {"token": "WBTC"})
-        assert follower.health(OTHER, marks).health_factor_wad is not None
-        assert any("WBTC" in warning for warning in follower.adapter.warnings())
-
-
-# --- odd answers -----------------------------------------------------------------------------------------------------
-
-
-def _altered(read: Reads[T], alter: Callable[[Call, Result], Result]) -> Reads[T]:
-    """A read that gets other answers than the chain's."""
-    answers: Sequence[Result] | None = None
-    while True:
-        try:
-            calls = read.send(answers)  # type: ignore[arg-type]  # the first send of a generator is None
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        results = yield calls
-        answers = [alter(call, result) for call, result in zip(calls, results, strict=True)]
-
-
-def _word(value: int) -> bytes:
-    return value.to_bytes(32)
-
-
-async def test_an_unknown_revision_runs_under_the_newest_rules_with_a_warning(lab: Lab) -> None:
-    """Revision 12 is read and judged by the newest known rules; the warning names it."""
-    async with following("3.6", lab) as follower:
-        head = await follower.follow()
-
-        def newer(call: Call, result: Result) -> Result:
-            return _word(12) if call.data == POOL.function("POOL_REVISION").selector else result
-
-        await follower.chain.read(_altered(follower.adapter.load(), newer), head.hash)
-        assert follower.adapter.loaded.rules.version == "3.7"
-        assert any("revision 12" in warning for warning in follower.adapter.warnings())
-
-
-async def test_symbols_of_every_kind(lab: Lab) -> None:
-    """bytes32 symbols as MKR's are read; a token without one goes by its address; feeds that do not tell the time are
-    named in a warning.
-    """
-    async with following("3.6", lab) as follower:
-        head = await follower.follow()
-        reserves = follower.market.reserves
-        symbol, latest = ATOKEN.function("symbol").selector, FEED.function("latestRoundData").selector
-
-        def odd(call: Call, result: Result) -> Result:
-            if call.data == symbol and call.to == reserves["WETH"].token.address:
-                return b"MKR".ljust(32, b"\0")
-            if call.data == symbol and call.to == reserves["DAI"].token.address:
-                return Reverted(b"")
-            if call.data == symbol and call.to == reserves["USDT"].token.address:
-                return b""
-            if call.data == latest and call.to == lab.world.feeds["WBTC"].proxy:
-                return Reverted(b"")
-            return result
-
-        await follower.chain.read(_altered(follower.adapter.load(), odd), head.hash)
-        symbols = [reserve.token.symbol for reserve in follower.adapter.loaded.listed()]
-        hexes = ["0x" + reserves[name].token.address.hex() for name in ("DAI", "USDT")]
-        assert symbols == ["MKR", "USDC", hexes[0], "WBTC", hexes[1], "wstETH", "ISO"]
-        assert any("WBTC" in warning for warning in follower.adapter.warnings())
-        assert lab.world.tokens["WBTC"].address not in follower.adapter.feeds()
-
-
-@pytest.mark.parametrize("answer", [b"", b"\1" * 31, b"\1" * 64, Reverted(b"\1")])
-async def test_nonsense_is_an_error_and_never_a_number(answer: Result, lab: Lab) -> None:
-    """A short, long or reverted answer to a bitmap, a reserve or the list of prices raises."""
-    async with following("3.6", lab) as follower:
-        head, _ = await _unsafe(follower)
-        adapter = follower.adapter
-
-        def alter(selector: bytes) -> Callable[[Call, Result], Result]:
-            return lambda call, result: answer if call.data[:4] == selector else result
-
-        user = POOL.function("getUserConfiguration").selector
-        with pytest.raises(AdapterError):
-            await follower.chain.read(
-                _altered(adapter.refresh([follower.key(BORROWER)]), alter(user)), head.hash
-            )
-        data = POOL.function("getReserveData").selector
-        with pytest.raises(AdapterError):
-            await follower.chain.read(_altered(adapter.marks(head), alter(data)), head.hash)
-        if not isinstance(answer, Reverted):
-            prices = ORACLE.function("getAssetsPrices").selector
-            with pytest.raises(AdapterError):
-                await follower.chain.read(_altered(adapter.marks(head), alter(prices)), head.hash)
-
-
-async def test_marks_before_the_last_update_are_refused_loudly(lab: Lab) -> None:
-    """Interest cannot be projected backwards."""
-    async with following("3.6", lab) as follower:
-        head, _ = await _unsafe(follower)
-        past = BlockTime(BlockNumber(head.number), head.hash, head.timestamp_s - 3_600)
-        with pytest.raises(AdapterError, match="was updated at"):
-            await follower.chain.read(follower.adapter.marks(past), head.hash)
+        assert await liquidate_exactly(follower, option, ETHER) == (ETHER, expected.seize_raw)
 
 
 # --- flash loans -----------------------------------------------------------------------------------------------------
@@ -587,7 +286,7 @@ async def test_flash_loans_cost_the_premium_and_are_bounded_by_liquidity(version
             await asked(token)
             for token in (usdc.token.address, market.reserves["DAI"].token.address, account(5))
         ]
-        assert _reasons([each for each in refused if isinstance(each, Refusal)]) == [
+        assert reasons_of([each for each in refused if isinstance(each, Refusal)]) == [
             "flash_loans_disabled",
             "reserve_paused",
             "not_listed",
