@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
 
@@ -39,8 +38,6 @@ from tests.protocols.aave_v3_lab import (
     only_option,
     reasons_of,
 )
-
-T = TypeVar("T")
 
 VERSIONS: tuple[Version, ...] = ("3.0", "3.6")
 

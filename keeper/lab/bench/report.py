@@ -109,7 +109,7 @@ first counted one warm up connections and caches.
   node's IPC socket writes the keeper's last liquidation, signed beforehand by another key, as soon as the bytes of
   `newHeads` arrive, without parsing them. It ends when the node's answer arrives.
 - **Keeper, seen from outside**: `keeper run` as its own process, connected by IPC to the same node, doing its whole
-  line: logs since the last head, pause state, prices and indices of two Aave markets, every account of the book,
+  line: logs since the last head, pause state, prices and indices of the market, every account of the book,
   exact health of those near the edge, flash loans, quotes of every route, the trial of the exact calldata, the
   guard's clearance, the intent and the signed bytes recorded and flushed to disk, broadcast. From the head's arrival
   at the bench, another subscriber of the node, until the node announces the keeper's transaction to it as pending.

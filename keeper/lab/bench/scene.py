@@ -30,7 +30,7 @@ from keeper.lab.node import ETHER, Contract
 from keeper.lab.positions import PositionSpec, account_data, open_positions
 from keeper.lab.rig import Rig, Terms, keeper_environment, make_rig
 from keeper.lab.uniswap import move_pool
-from keeper.lab.world import Lab, open_lab
+from keeper.lab.world import Lab, WorldSpec, open_lab
 from keeper.store import Store
 from keeper.types import Address, hex_of
 
@@ -128,7 +128,7 @@ class Scene:
 @asynccontextmanager
 async def open_scene(accounts: int, falls: int, folder: Path) -> AsyncIterator[Scene]:
     """Build it: `accounts` borrowers, of whom `falls` fall one after another. Blocks are mined by hand from then on."""
-    async with await open_lab(ipc=True) as lab:
+    async with await open_lab(WorldSpec(aave=(MARKET,)), ipc=True) as lab:
         node, world = lab.node, lab.world
         market = world.aave[MARKET]
         targets = tuple(account(_FIRST_TARGET + number) for number in range(falls))
