@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Table, and_, bindparam, func, or_, select
+from sqlalchemy import Connection, Row, Table, and_, bindparam, func, literal_column, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keeper.errors import LedgerError
@@ -28,7 +28,8 @@ Purpose = Literal["plan", "bump", "cancel"]
 
 _OPEN: Final = ("reserved", "signed")
 
-# What runs between a clearance and its broadcast, built once: building a statement costs more than running it.
+# What runs between a clearance and its broadcast, built once: building a statement costs more than running it. States
+# are literals: SQLite plans again whenever a partial index hangs on a parameter.
 _INTENT: Final = select(intents).where(intents.c.plan_id == bindparam("plan"))
 _HOLDERS: Final = select(intents.c.plan_id).where(
     or_(
@@ -36,13 +37,15 @@ _HOLDERS: Final = select(intents.c.plan_id).where(
         and_(
             intents.c.sender == bindparam("by"),
             intents.c.nonce == bindparam("number"),
-            intents.c.state != "released",
+            intents.c.state != literal_column("'released'"),
         ),
     )
 )
 _CLAIM: Final = intents.insert()
 _CHANGE: Final = intents.update().where(intents.c.plan_id == bindparam("plan"))
-_SIGN: Final = _CHANGE.where(intents.c.state.in_(_OPEN)).values(state="signed")
+_SIGN: Final = _CHANGE.where(
+    or_(*(intents.c.state == literal_column(f"'{state}'") for state in _OPEN))
+).values(state="signed")
 _KEEP: Final = transactions.insert()
 
 
