@@ -186,7 +186,7 @@ class Engine:
             read_price(self._policy.profit_feed, at),
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
-        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
+        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(self, health: Health, view: View, head: Head) -> Reads[Plan | Refusal]:

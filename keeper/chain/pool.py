@@ -1,7 +1,8 @@
-"""Several providers as one: the first that answers is used, the next on failure, q of them where q must agree.
+"""Several providers as one: the best that answers is used, the next on failure, q of them where q must agree.
 
-A provider that fails rests for a while, longer each time, and then has its place in the list again. One that serves
-another chain is never used. With one provider nothing is held back: every request is tried.
+With a quorum of q, `believe` takes what q providers say alike and `union` what any of q says; fewer than q answers are
+an error, never a smaller quorum. Where answers differ everybody is asked: a strict majority of at least q decides,
+and whoever contradicts it about a fixed block was lying. With one provider nothing is held back but what it asked for.
 """
 
 from __future__ import annotations
@@ -9,89 +10,89 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from dataclasses import dataclass
+from operator import eq
+from typing import Final, Self, TypeVar
 
 import structlog
 
-from keeper.chain.rpc import Rpc, connect, label_of
-from keeper.chain.wire import TEXT, Lacking, TimedOut, failed_execution, quantity, reading
-from keeper.errors import ChainError, ConfigError, RpcError, WrongChain
+from keeper.chain.pace import Pace
+from keeper.chain.provider import Provider
+from keeper.chain.ranking import Ranking
+from keeper.chain.rpc import Rpc
+from keeper.chain.subscription import Subscription
+from keeper.chain.wire import Lacking, RateLimited, TimedOut, failed_execution
+from keeper.errors import ChainError, ConfigError, NoQuorum, RpcError, WrongChain
 
 T = TypeVar("T")
+Work = Callable[[Rpc], Awaitable[T]]
+Votes = list[tuple[Provider, T]]
+Sleep = Callable[[float], Awaitable[None]]
 
-_REST_S: Final = 0.5
-_LONGEST_REST_S: Final = 30.0
+PATIENCE_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8)  # for a provider that hears of a block later than the others
+OUT_S: Final = (
+    15.0  # how long one that is behind, on a fork or on another chain is dropped; looked at again sooner
+)
+_HEDGE_S: Final = 1.0  # so late, another provider is asked besides
+_VERDICT_S: Final = 3.0  # for everybody to speak, where providers contradict each other
+_SHORT_PAUSE_S: Final = 5.0  # a pause that is waited out where nobody else is left to ask
+_OLD_NEWS_S: Final = 600.0  # a provider whose logs differ is noted again after this
 
 _log = structlog.get_logger("keeper.chain")
 
 
-class _Provider:
-    """One URL and, while it lasts, the connection to it."""
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something about providers that belongs in the record: what, whose label (empty: of all of them), and why."""
 
-    def __init__(self, url: str, chain_id: int, timeout_s: float) -> None:
-        self.label: Final = label_of(url)
-        self.failures = 0
-        self.rests_until_s = 0.0
-        self._url: Final = url
-        self._chain_id: Final = chain_id
-        self._timeout_s: Final = timeout_s
-        self._lock: Final = asyncio.Lock()
-        self._rpc: Rpc | None = None
-
-    async def rpc(self) -> Rpc:
-        """A live connection to the right chain. Raises `ChainError` or `WrongChain`."""
-        if self._rpc is not None and self._rpc.alive:
-            return self._rpc
-        async with self._lock:
-            if self._rpc is not None:
-                if self._rpc.alive:
-                    return self._rpc
-                await self._rpc.close()
-                self._rpc = None
-            rpc = await connect(self._url, self._timeout_s)
-            try:
-                await self._check(rpc)
-            except BaseException:
-                await rpc.close()
-                raise
-            self._rpc = rpc
-            return rpc
-
-    def holds(self, rpc: Rpc) -> bool:
-        """Whether `rpc` is this provider's present connection."""
-        return self._rpc is rpc
-
-    async def _check(self, rpc: Rpc) -> None:
-        with reading(self.label, "eth_chainId"):
-            served = quantity(await rpc.ask(TEXT, "eth_chainId"))
-        if served != self._chain_id:
-            raise WrongChain(
-                f"{self.label} serves chain {served} and chain.id is {self._chain_id}: correct one of them."
-            )
-
-    async def close(self) -> None:
-        if self._rpc is not None:
-            await self._rpc.close()
+    name: str
+    provider: str
+    detail: str
 
 
 class Pool:
     """The configured providers. Open with `Pool.open`; every method raises `ChainError` when none can answer."""
 
-    def __init__(self, providers: Sequence[_Provider], clock: Callable[[], float]) -> None:
-        self._providers: Final = providers
-        self._clock: Final = clock
-        self._preferred: _Provider | None = None
+    def __init__(
+        self, providers: Sequence[Provider], quorum: int, clock: Callable[[], float], sleep: Sleep
+    ) -> None:
+        self.providers: Final = providers
+        self.quorum: Final = quorum
+        self.clock: Final = clock
+        self.sleep: Final = sleep
+        self.ranking: Final = Ranking(providers)
+        self.listener: Callable[[Notice], None] | None = None
+        self._followed: Provider | None = None
+        self._subscription: Subscription | None = None
+        self._differed_s: Final[dict[Provider, float]] = {}
 
     @classmethod
     async def open(
-        cls, urls: Sequence[str], chain_id: int, timeout_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> Pool:
+        cls,
+        urls: Sequence[str],
+        chain_id: int,
+        timeout_s: float,
+        *,
+        quorum: int = 1,
+        max_requests_per_s: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+    ) -> Self:
         """Connect to all of them; one that answers is enough, one that serves another chain is `WrongChain`."""
         if not urls:
             raise ConfigError("chain.rpc_urls is empty: name at least one node.")
-        pool = cls([_Provider(url, chain_id, timeout_s) for url in urls], clock)
+        if not 1 <= quorum <= len(urls):
+            raise ConfigError(
+                f"chain.quorum is {quorum} with {len(urls)} chain.rpc_urls; it must be 1 to {len(urls)}."
+            )
+
+        def provider(url: str) -> Provider:
+            pace = None if max_requests_per_s is None else Pace(max_requests_per_s, clock, sleep)
+            return Provider(url, chain_id, timeout_s, pace)
+
+        pool = cls([provider(url) for url in urls], quorum, clock, sleep)
         answers = await asyncio.gather(
-            *(provider.rpc() for provider in pool._providers), return_exceptions=True
+            *(provider.rpc() for provider in pool.providers), return_exceptions=True
         )
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         fatal = [
@@ -102,17 +103,19 @@ class Pool:
             raise (
                 fatal[0] if fatal else _merged([error for error in failures if isinstance(error, ChainError)])
             )
-        for provider, answer in zip(pool._providers, answers, strict=True):
+        for one, answer in zip(pool.providers, answers, strict=True):
             if isinstance(answer, ChainError):
-                pool._rest(provider, answer)
+                pool.hold_against(one, answer)
         return pool
 
     async def close(self) -> None:
         """Drop every connection."""
-        for provider in self._providers:
+        for provider in self.providers:
             await provider.close()
 
-    async def run(self, work: Callable[[Rpc], Awaitable[T]], *, insist: bool = False) -> T:
+    # --- asking ---
+
+    async def run(self, work: Work[T], *, insist: bool = False) -> T:
         """Let the first provider that can do `work`.
 
         A failed provider is passed over for the next. So is one that refuses (it may lag, or lack the method),
@@ -121,84 +124,271 @@ class Pool:
         failures: list[ChainError] = []
         for provider in self._order():
             try:
-                return await self._attempt(provider, work)
+                answer = await self._attempt(provider, work)
             except (RpcError, Lacking) as error:
                 if insist or (isinstance(error, RpcError) and failed_execution(error)):
                     raise
                 failures.append(error)
             except ChainError as error:
-                self._rest(provider, error)
+                self.hold_against(provider, error)
                 failures.append(error)
+            else:
+                provider.answered()
+                return answer
         raise _merged(failures)
 
-    async def run_each(self, work: Callable[[Rpc], Awaitable[T]], count: int) -> list[T]:
-        """The answers of `count` different providers. Raises `ChainError` when fewer than that answer."""
-        order = self._order()
-        answers: list[T] = []
-        failures: list[ChainError] = []
-        while len(answers) < count and order:
-            asked, order = order[: count - len(answers)], order[count - len(answers) :]
-            for provider, answer in zip(
-                asked,
-                await asyncio.gather(
-                    *(self._attempt(provider, work) for provider in asked), return_exceptions=True
-                ),
-                strict=True,
-            ):
-                if isinstance(answer, ChainError):
-                    if not isinstance(answer, RpcError | Lacking):
-                        self._rest(provider, answer)
-                    failures.append(answer)
-                elif isinstance(answer, BaseException):
-                    raise answer
-                else:
-                    answers.append(answer)
-        if len(answers) < count:
-            raise ChainError(
-                f"{len(answers)} of the {count} providers that must agree answered: {_merged(failures)}"
-            )
-        return answers
+    async def believe(
+        self, work: Work[T], *, pinned: bool = True, alike: Callable[[T, T], bool] = eq
+    ) -> list[T]:
+        """What a quorum of providers say alike: at least so many answers, the first one to be taken.
 
-    async def survey(self, work: Callable[[Rpc], Awaitable[T]], timeout_s: float) -> list[T]:
-        """The answers of all providers that give one within `timeout_s`; the others are left out."""
+        Raises `NoQuorum` when fewer answer, and when they differ and no strict majority of at least the quorum
+        decides. A `pinned` question, about a fixed block, has one true answer, and whoever gives another is dropped;
+        any other may be answered differently by who hears of a block later, and is asked again for a while.
+        """
+        waits_s = iter(() if pinned else PATIENCE_S)
+        while True:
+            votes = await self._votes(work, alike, (RpcError, Lacking))
+            camps = _camps(votes, alike)
+            if pinned:
+                self._judge(camps)
+            if self._decisive(camps):
+                return [answer for _, answer in camps[0]]
+            wait_s = next(waits_s, None)
+            if wait_s is None:
+                told = "; ".join(" and ".join(provider.label for provider, _ in camp) for camp in camps)
+                raise NoQuorum(
+                    f"{len(votes)} providers disagree, and no majority of at least {self.quorum} agrees: {told}. "
+                    "Trust none."
+                )
+            await self.sleep(wait_s)
 
-        async def asked(provider: _Provider) -> list[T]:
+    async def union(self, work: Work[Sequence[T]], *, pinned: bool) -> list[T]:
+        """Everything that any of a quorum of providers lists, in no order: what one leaves out another tells.
+
+        Where they differ everybody is asked and the difference is noted. Raises `NoQuorum` when too few answer.
+        """
+        votes = await self._votes(work, _same_items, (Lacking,))
+        listed = dict.fromkeys(item for _, answer in votes for item in answer)
+        for provider, answer in votes:
+            missing = len(listed) - len(answer)
+            if missing and self.clock() - self._differed_s.get(provider, -_OLD_NEWS_S) >= _OLD_NEWS_S:
+                self._differed_s[provider] = self.clock()
+                self.note("logs_differ", provider.label, f"{missing} of {len(listed)} logs are missing.")
+        camps = _camps(votes, _same_items)
+        if pinned:
+            self._judge(camps)
+        return list(listed)
+
+    async def tell(self, work: Work[T]) -> T:
+        """Let a quorum of providers do `work` and return the first success, so that no single one can swallow it.
+
+        Raises like `run` with `insist` when nobody does it.
+        """
+        done, failures = await self._ask(work)
+        if not done:
+            raise _merged(list(failures.values()))
+        return done[0][1]
+
+    async def survey(
+        self, work: Work[T], timeout_s: float, *, check: bool = False
+    ) -> list[tuple[Provider, T | ChainError, float]]:
+        """What every provider answers within `timeout_s`, or its error, and how many seconds that took.
+
+        With `check` each is asked first whether it still serves the same chain.
+        """
+
+        async def asked(provider: Provider) -> tuple[Provider, T | ChainError, float]:
+            began_s = time.monotonic()
+            answer: T | ChainError
             try:
                 async with asyncio.timeout(timeout_s):
-                    return [await self._attempt(provider, work)]
-            except (ChainError, TimeoutError):
-                return []
+                    if check:
+                        await provider.check(await provider.rpc())
+                        began_s = time.monotonic()
+                    answer = await self._attempt(provider, work)
+            except TimeoutError:
+                answer = TimedOut(f"{provider.label} did not answer a survey in {timeout_s:g} s.")
+            except ChainError as error:
+                answer = error
+            return provider, answer, time.monotonic() - began_s
 
-        answers = await asyncio.gather(*(asked(provider) for provider in self._providers))
-        return [answer for found in answers for answer in found]
+        return await asyncio.gather(*(asked(provider) for provider in self.providers))
 
-    def prefer(self, rpc: Rpc) -> None:
-        """Ask the provider behind `rpc` before all others, unless it is at rest."""
-        self._preferred = next((provider for provider in self._providers if provider.holds(rpc)), None)
+    # --- whom to ask ---
+
+    def follow(self, rpc: Rpc, subscription: Subscription | None) -> None:
+        """Ask the provider behind `rpc` before all others while its heads are followed, unless it is at rest."""
+        self._followed = next((provider for provider in self.providers if provider.holds(rpc)), None)
+        self._subscription = subscription
+
+    @property
+    def followed(self) -> Provider | None:
+        """Whose heads are followed."""
+        return self._followed
+
+    @property
+    def best(self) -> Provider | None:
+        """The best ranked of those that nothing is held against."""
+        now_s = self.clock()
+        for provider in self.ranking.order:
+            if max(provider.dropped_until_s, provider.rests_until_s, provider.paused_until_s) <= now_s:
+                return provider
+        return None
+
+    def follows(self, rpc: Rpc) -> bool:
+        """Whether the provider behind `rpc` is the one whose heads are followed."""
+        return self._followed is not None and self._followed.holds(rpc)
+
+    def leave(self, why: str) -> None:
+        """Stop following the present provider: whoever waits for its next head is told at once."""
+        self._followed = None
+        if self._subscription is not None:
+            self._subscription.fail(why)
 
     def blame(self, rpc: Rpc, error: ChainError) -> None:
-        """Let the provider behind `rpc` rest: what it did is known better to whoever holds its subscription."""
-        for provider in self._providers:
+        """Hold `error` against the provider behind `rpc`, for whoever knows it only by its connection."""
+        for provider in self.providers:
             if provider.holds(rpc):
-                self._rest(provider, error)
+                self.hold_against(provider, error)
 
-    def _order(self) -> list[_Provider]:
-        """Who is asked first: of those not at rest the preferred one, then by place in the list; the others last."""
-        if len(self._providers) == 1:
-            return list(self._providers)
-        now_s = self._clock()
+    def hold_against(self, provider: Provider, error: ChainError) -> None:
+        """Let a provider that failed rest, or have the pause it asked for."""
+        if isinstance(error, RateLimited):
+            provider.pause(error, self.clock())
+            return
+        if isinstance(error, WrongChain):
+            self.drop(provider, str(error), OUT_S)
+        provider.rest(error, self.clock())
+
+    def condemn(self, provider: Provider, why: str) -> None:
+        """Drop a provider that lied, longer each time."""
+        self.drop(provider, f"it lied: {why}", provider.sentence_s())
+
+    def drop(self, provider: Provider, why: str, for_s: float) -> None:
+        """Ask a provider only where too few others are left, for so long at least, and follow it no more."""
+        now_s = self.clock()
+        if provider.dropped_until_s <= now_s:
+            self.note("provider_dropped", provider.label, why)
+        provider.dropped_until_s = max(provider.dropped_until_s, now_s + for_s)
+        if provider is self._followed:
+            self.leave(f"{provider.label} was dropped.")
+
+    def note(self, name: str, provider: str, detail: str) -> None:
+        """Log something about a provider and tell the listener."""
+        _log.warning(name, provider=provider, detail=detail)
+        if self.listener is not None:
+            self.listener(Notice(name, provider, detail))
+
+    def _order(self) -> Sequence[Provider]:
+        """Who is asked first: of those that may be asked whom we follow, then by rank; the dropped last of all."""
+        if len(self.providers) == 1:
+            return self.providers
+        now_s = self.clock()
         return sorted(
-            self._providers,
-            key=lambda provider: (max(provider.rests_until_s - now_s, 0.0), provider is not self._preferred),
+            self.ranking.order,
+            key=lambda provider: (
+                provider.dropped_until_s > now_s,
+                provider.wait_s(now_s),
+                provider is not self._followed,
+            ),
         )
 
-    def _rest(self, provider: _Provider, error: ChainError) -> None:
-        rest_s = min(_REST_S * 2.0**provider.failures, _LONGEST_REST_S)
-        provider.failures = min(provider.failures + 1, 10)
-        provider.rests_until_s = self._clock() + rest_s
-        _log.warning("provider_failed", provider=provider.label, error=str(error), rest_s=rest_s)
+    # --- votes ---
 
-    async def _attempt(self, provider: _Provider, work: Callable[[Rpc], Awaitable[T]]) -> T:
+    async def _votes(
+        self, work: Work[T], alike: Callable[[T, T], bool], patient_with: tuple[type[ChainError], ...]
+    ) -> Votes[T]:
+        """The answers of a quorum of providers if they are alike, else of all that answer."""
+
+        async def patiently(rpc: Rpc) -> T:
+            for wait_s in PATIENCE_S:
+                try:
+                    return await work(rpc)
+                except patient_with as error:
+                    if isinstance(error, RpcError) and failed_execution(error):
+                        raise
+                await self.sleep(wait_s)
+            return await work(rpc)
+
+        votes, failures = await self._ask(patiently, alike)
+        if len(votes) < self.quorum:
+            cause = _merged(list(failures.values()))
+            raise NoQuorum(
+                f"{len(votes)} of the {self.quorum} providers that must agree answered: {cause}"
+            ) from cause
+        for provider, error in failures.items():
+            if isinstance(error, RpcError | Lacking):
+                # what others could do it could not, patiently asked: it lags, or is on a fork
+                provider.rest(error, self.clock())
+        return votes
+
+    async def _ask(
+        self, work: Work[T], alike: Callable[[T, T], bool] | None = None
+    ) -> tuple[Votes[T], dict[Provider, ChainError]]:
+        """Ask a quorum at once, others in place of whoever fails or is late, and all if answers are not `alike`."""
+        waiting = list(self._order())
+        asked: dict[asyncio.Task[T], tuple[Provider, float]] = {}
+        votes: Votes[T] = []
+        failures: dict[Provider, ChainError] = {}
+
+        def ask(count: int) -> None:
+            for provider in waiting[:count]:
+                asked[asyncio.create_task(self._attempt(provider, work))] = provider, self.clock()
+            del waiting[:count]
+
+        async def hear(timeout_s: float | None) -> None:
+            done, _ = await asyncio.wait(asked, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                provider, _ = asked.pop(task)
+                try:
+                    votes.append((provider, task.result()))
+                except ChainError as error:
+                    failures[provider] = error
+                    if not isinstance(error, RpcError | Lacking):
+                        self.hold_against(provider, error)
+                else:
+                    provider.answered()
+
+        try:
+            ask(self.quorum)
+            while asked and len(votes) < self.quorum:
+                await hear(_HEDGE_S if waiting else None)
+                short = self.quorum - len(votes)
+                late = sum(self.clock() - began_s >= _HEDGE_S for _, began_s in asked.values())
+                ask(max(short - (len(asked) - late), 0))
+            if alike is not None and len(_camps(votes, alike)) > 1:
+                ask(len(waiting))
+                until_s = time.monotonic() + _VERDICT_S
+                while asked and (left_s := until_s - time.monotonic()) > 0:
+                    await hear(left_s)
+        finally:
+            for task, (provider, began_s) in asked.items():
+                task.cancel()
+                if self.clock() - began_s >= _HEDGE_S:
+                    provider.rest(TimedOut(f"{provider.label} is much later than others."), self.clock())
+            await asyncio.gather(*asked, return_exceptions=True)
+        return votes, failures
+
+    def _decisive(self, camps: Sequence[Votes[T]]) -> bool:
+        """Whether a strict majority of at least the quorum says one thing."""
+        return len(camps[0]) >= self.quorum and 2 * len(camps[0]) > sum(map(len, camps))
+
+    def _judge(self, camps: Sequence[Votes[T]]) -> None:
+        """About a fixed block there is one truth: where a decisive majority tells it, all others lied."""
+        if not self._decisive(camps):
+            return
+        for camp in camps[1:]:
+            for provider, _ in camp:
+                self.condemn(provider, f"{len(camps[0])} others contradict it about one block.")
+
+    async def _attempt(self, provider: Provider, work: Work[T]) -> T:
+        if provider.paused_until_s:
+            pause_s = provider.paused_until_s - self.clock()
+            if pause_s > _SHORT_PAUSE_S:
+                raise RateLimited(f"{provider.label} asked not to be asked for {pause_s:.0f} s.", pause_s)
+            if pause_s > 0:
+                await self.sleep(pause_s)
         rpc = await provider.rpc()
         try:
             answer = await work(rpc)
@@ -207,10 +397,26 @@ class Pool:
                 raise
             # the connection died, perhaps of idleness: once more on a new one
             answer = await work(await provider.rpc())
-        if provider.failures:
-            provider.failures = 0
-            provider.rests_until_s = 0.0
+        if rpc.renewed:
+            await provider.check(rpc)
         return answer
+
+
+def _same_items(one: Sequence[T], other: Sequence[T]) -> bool:
+    return set(one) == set(other)
+
+
+def _camps(votes: Votes[T], alike: Callable[[T, T], bool]) -> list[Votes[T]]:
+    """Votes that are alike, the largest camp first; none voted: one empty camp."""
+    camps: list[Votes[T]] = []
+    for vote in votes:
+        for camp in camps:
+            if alike(camp[0][1], vote[1]):
+                camp.append(vote)
+                break
+        else:
+            camps.append([vote])
+    return sorted(camps, key=len, reverse=True) or [[]]
 
 
 def _merged(failures: Sequence[ChainError]) -> ChainError:

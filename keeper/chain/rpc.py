@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from keeper.chain.pace import Pace, retry_after_s
 from keeper.chain.subscription import Subscription
 from keeper.chain.wire import (
     ANSWER,
@@ -28,6 +29,7 @@ from keeper.chain.wire import (
     UNREADABLE,
     Answer,
     Question,
+    RateLimited,
     TimedOut,
     decode,
     outcome_of,
@@ -44,6 +46,7 @@ _MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 _BATCH: Final = 500
 _HEARTBEAT_S: Final = 30.0  # WebSocket pings, so that a dead peer is noticed between blocks
 _GOODBYE_S: Final = 1.0  # how long a WebSocket peer may take to agree that it is over
+_ASK_LATER: Final = (429, 503)  # with the second only if it says when
 
 
 def label_of(url: str) -> str:
@@ -60,11 +63,17 @@ def label_of(url: str) -> str:
 
 
 class Rpc(ABC):
-    """One provider. Every method raises `RpcError` for an answered refusal and `ChainError` for all else."""
+    """One provider. Every method raises `RpcError` for an answered refusal and `ChainError` for all else.
 
-    def __init__(self, label: str, timeout_s: float) -> None:
+    With a `pace` requests wait for their turn, and are given up where that takes longer than the timeout.
+    """
+
+    renewed = False  # whether the connection below was made anew without anybody being told
+
+    def __init__(self, label: str, timeout_s: float, pace: Pace | None) -> None:
         self.label: Final = label
         self.timeout_s: Final = timeout_s
+        self._pace: Final = pace
         self._ids: Final = itertools.count(1)
 
     async def request(self, method: str, *params: Any) -> Any:
@@ -73,6 +82,8 @@ class Rpc(ABC):
 
     async def ask(self, decoder: msgspec.json.Decoder[T], method: str, *params: Any) -> T:
         """The result of one request in the shape `decoder` expects; any other shape is a `ChainError`."""
+        if self._pace is not None:
+            await self._pace.turn(1, self.timeout_s, self.label)
         return decode(decoder, await self._exchange(method, params), self.label, method)
 
     async def batch(self, requests: Sequence[Request]) -> list[Any | RpcError]:
@@ -80,6 +91,8 @@ class Rpc(ABC):
         results: list[Any | RpcError] = []
         for first in range(0, len(requests), _BATCH):
             chunk = requests[first : first + _BATCH]
+            if self._pace is not None:
+                await self._pace.turn(len(chunk), self.timeout_s, self.label)
             for (method, _), raw in zip(chunk, await self._exchange_all(chunk), strict=True):
                 results.append(
                     raw if isinstance(raw, RpcError) else decode(ANYTHING, raw, self.label, method)
@@ -115,15 +128,16 @@ class Rpc(ABC):
     async def _exchange_all(self, requests: Sequence[Request]) -> Sequence[msgspec.Raw | RpcError]: ...
 
 
-async def connect(url: str, timeout_s: float = 10.0) -> Rpc:
+async def connect(url: str, timeout_s: float = 10.0, pace: Pace | None = None) -> Rpc:
     """Connect to an http(s) or ws(s) URL or to the path of an IPC socket. Raises `ChainError`.
 
     HTTP connects with its first request.
     """
     label = label_of(url)
     if label.startswith("http"):
-        return _Http(url, label, timeout_s)
-    opening = _Ws.open(url, label, timeout_s) if label.startswith("ws") else _Ipc.open(url, label, timeout_s)
+        return _Http(url, label, timeout_s, pace)
+    kind = _Ws if label.startswith("ws") else _Ipc
+    opening = kind.open(url, label, timeout_s, pace)
     return await _guarded(opening, label, timeout_s, "connecting")
 
 
@@ -131,8 +145,8 @@ async def connect(url: str, timeout_s: float = 10.0) -> Rpc:
 
 
 class _Http(Rpc):
-    def __init__(self, url: str, label: str, timeout_s: float) -> None:
-        super().__init__(label, timeout_s)
+    def __init__(self, url: str, label: str, timeout_s: float, pace: Pace | None) -> None:
+        super().__init__(label, timeout_s, pace)
         self._url: Final = url
         # no total limit here: `_guarded` holds the clock for the whole exchange
         self._session: Final = aiohttp.ClientSession(
@@ -181,11 +195,18 @@ class _Http(Rpc):
                 raise
             # the node closed an idle connection just as it was used again; no request of ours means more when sent
             # twice: a transaction broadcast again is the same transaction
+            self.renewed = True
             return await self._attempt(body, method)
 
     async def _attempt(self, body: bytes, method: str) -> bytes:
         async with self._session.post(self._url, data=body, allow_redirects=False) as response:
             content = await response.read()
+            after = response.headers.get("Retry-After")
+            if response.status in _ASK_LATER and (response.status == 429 or after):
+                raise RateLimited(
+                    f"{self.label} answered {method} with HTTP status {response.status}: it is asked too often.",
+                    retry_after_s(after),
+                )
             # some nodes send their JSON-RPC error with a 4xx or 5xx status
             if response.status != 200 and content[:1] not in (b"{", b"["):
                 raise ChainError(f"{self.label} answered {method} with HTTP status {response.status}.")
@@ -198,8 +219,8 @@ class _Http(Rpc):
 class _Socket(Rpc):
     """What WebSocket and IPC share: questions in flight by id, and dispatch of whatever arrives."""
 
-    def __init__(self, label: str, timeout_s: float) -> None:
-        super().__init__(label, timeout_s)
+    def __init__(self, label: str, timeout_s: float, pace: Pace | None) -> None:
+        super().__init__(label, timeout_s, pace)
         self._loop: Final = asyncio.get_running_loop()
         self._waiting: Final[dict[int, tuple[str, asyncio.Future[msgspec.Raw]]]] = {}
         self._subscriptions: Final[dict[str, Subscription]] = {}
@@ -313,14 +334,21 @@ class _Socket(Rpc):
 
 
 class _Ws(_Socket):
-    def __init__(self, label: str, timeout_s: float, session: aiohttp.ClientSession, ws: _WebSocket) -> None:
-        super().__init__(label, timeout_s)
+    def __init__(
+        self,
+        label: str,
+        timeout_s: float,
+        pace: Pace | None,
+        session: aiohttp.ClientSession,
+        ws: _WebSocket,
+    ) -> None:
+        super().__init__(label, timeout_s, pace)
         self._session: Final = session
         self._ws: Final = ws
         self._reader: Final = asyncio.create_task(self._read(), name=f"read {label}")
 
     @classmethod
-    async def open(cls, url: str, label: str, timeout_s: float) -> Rpc:
+    async def open(cls, url: str, label: str, timeout_s: float, pace: Pace | None) -> Rpc:
         session = aiohttp.ClientSession()
         try:
             ws = await session.ws_connect(
@@ -333,7 +361,7 @@ class _Ws(_Socket):
         except BaseException:
             await session.close()
             raise
-        return cls(label, timeout_s, session, ws)
+        return cls(label, timeout_s, pace, session, ws)
 
     async def close(self) -> None:
         self._drop(f"The connection to {self.label} is closed.")
@@ -363,14 +391,15 @@ class _Ipc(_Socket, asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, label: str, timeout_s: float) -> None:
-        super().__init__(label, timeout_s)
+    def __init__(self, label: str, timeout_s: float, pace: Pace | None) -> None:
+        super().__init__(label, timeout_s, pace)
         self._partial: Final[list[bytes]] = []
         self._closed: Final = self._loop.create_future()
 
     @classmethod
-    async def open(cls, path: str, label: str, timeout_s: float) -> Rpc:
-        _, rpc = await asyncio.get_running_loop().create_unix_connection(lambda: cls(label, timeout_s), path)
+    async def open(cls, path: str, label: str, timeout_s: float, pace: Pace | None) -> Rpc:
+        loop = asyncio.get_running_loop()
+        _, rpc = await loop.create_unix_connection(lambda: cls(label, timeout_s, pace), path)
         return rpc
 
     async def close(self) -> None:

@@ -293,20 +293,6 @@ async def test_an_aggregate_that_is_not_one_is_a_chain_error(stack: AsyncExitSta
         await chain.read(asking(Call(POOL, b"\x01")), AT)
 
 
-async def test_quorum_reads_stop_at_disagreement(stack: AsyncExitStack, tmp_path: Path) -> None:
-    """q providers must return the same bytes; only reads that ask for it pay for it."""
-    first, second, third = (CallNode(tmp_path / name, 100) for name in "abc")
-    chain = await chain_of(stack, first, second, third, quorum=2)
-    call = Call(POOL, b"\x01")
-    assert await chain.read(asking(call), AT, quorum=True) == [call.data]
-    assert [node.asked("eth_call") for node in (first, second, third)] == [1, 1, 0]
-    assert await chain.read(asking(call), AT) == [call.data]
-    assert [node.asked("eth_call") for node in (first, second, third)] == [2, 1, 0]
-    second.gas = 0
-    with pytest.raises(ChainError, match="2 providers disagree about the state at block 0x5555"):
-        await chain.read(asking(call), AT, quorum=True)
-
-
 # --- opening ---
 
 
