@@ -77,11 +77,10 @@ class Chain:
     is what so many providers say alike, and `NoQuorum` otherwise; logs are what any of so many list.
     """
 
-    def __init__(self, pool: Pool, chain_id: int, sleep: Sleep) -> None:
+    def __init__(self, pool: Pool, chain_id: int) -> None:
         self.chain_id: Final = chain_id
         self.quorum: Final = pool.quorum
         self._pool: Final = pool
-        self._sleep: Final = sleep
         self._stacks = True
         self._stackless: Final[set[str]] = set()  # with a quorum: who has no eth_simulateV1
 
@@ -102,14 +101,14 @@ class Chain:
         deployed, `ConfigError` when `quorum` cannot be met by that many providers.
         """
         pool = await Pool.open(
-            urls, chain_id, timeout_s, quorum=quorum, max_requests_per_s=max_requests_per_s
+            urls, chain_id, timeout_s, quorum=quorum, max_requests_per_s=max_requests_per_s, sleep=sleep
         )
         try:
             await pool.run(require_multicall3)
         except BaseException:
             await pool.close()
             raise
-        return cls(pool, chain_id, sleep)
+        return cls(pool, chain_id)
 
     def listen(self, listener: Callable[[Notice], None]) -> None:
         """Be told what happens to providers: one is dropped, logs differ, no heads come and come again."""
@@ -135,7 +134,7 @@ class Chain:
 
     def heads(self) -> AsyncGenerator[Head]:
         """The present head, then each one that is newest when asked for; see `keeper.chain.heads.follow`."""
-        return follow(self._pool, self._sleep)
+        return follow(self._pool)
 
     async def block(self, at: BlockNumber | Hash) -> Head:
         """The block with this number or hash; `ChainError` when no provider has it."""

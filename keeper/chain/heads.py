@@ -33,13 +33,14 @@ _INTERRUPTED: Final = 2  # attempts in a row that brought no head, before that i
 _log = structlog.get_logger("keeper.chain")
 
 
-async def follow(pool: Pool, sleep: Sleep = asyncio.sleep) -> AsyncGenerator[Head]:
+async def follow(pool: Pool, sleep: Sleep | None = None) -> AsyncGenerator[Head]:
     """Every head that is the newest when asked for, beginning with the present one.
 
     Providers that fail are waited for, without end: how old a head may get is for the caller to judge. A provider
     taken over to that is some blocks behind is not a reorg: its heads are passed over until it has caught up, or
     has had its time to. With a quorum, a head is one that so many providers know.
     """
+    sleep = sleep or pool.sleep
     failures, backoff_s = 0, _BACKOFF_S
     last: Head | None = None
     async with comparing(pool):

@@ -13,7 +13,7 @@ import pytest
 
 from keeper.abi import keccak
 from keeper.chain.client import Chain, SimCall
-from keeper.chain.pool import Notice, Pool
+from keeper.chain.pool import Notice, Pool, Sleep
 from keeper.chain.rpc import Rpc
 from keeper.errors import ChainError, NoQuorum, RpcError
 from keeper.types import ZERO_ADDRESS, Gas, Hash
@@ -69,15 +69,19 @@ class Told(Pool):
 
 
 async def pool_of(
-    stack: AsyncExitStack, nodes: Sequence[ScriptedNode], quorum: int, timeout_s: float = 20
+    stack: AsyncExitStack,
+    nodes: Sequence[ScriptedNode],
+    quorum: int,
+    timeout_s: float = 20,
+    sleep: Sleep | None = None,
 ) -> Told:
-    """A pool over the IPC sockets of nodes, on a clock of its own."""
+    """A pool over the IPC sockets of nodes, on a clock of its own, which sleeping moves unless told otherwise."""
     for node in nodes:
         node.methods.setdefault("eth_chainId", lambda: "0x7a69")
         await stack.enter_async_context(node)
     clock = Clock()
     urls = [node.ipc_path for node in nodes]
-    pool = await Told.open(urls, 31337, timeout_s, quorum=quorum, clock=clock, sleep=clock.sleep)
+    pool = await Told.open(urls, 31337, timeout_s, quorum=quorum, clock=clock, sleep=sleep or clock.sleep)
     stack.push_async_callback(pool.close)
     pool.notices, pool.time = [], clock
     pool.listener = pool.notices.append
@@ -277,11 +281,6 @@ async def test_a_provider_that_lacks_what_others_have_rests(
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
-async def chain_of(stack: AsyncExitStack, pool: Told) -> Chain:
-    """The client over a pool."""
-    return Chain(pool, 31337, pool.time.sleep)
-
-
 def logging(folders: Iterator[Path], *lists: list[dict[str, Any]]) -> list[ScriptedNode]:
     """Nodes at block 100, each with logs of its own."""
     return [
@@ -307,7 +306,7 @@ async def test_fewer_than_a_quorum_cannot_hide_a_log(
     providers = quorum + spare
     nodes = logging(folders, *[everything] * providers)
     pool = await pool_of(stack, nodes, quorum)
-    chain = await chain_of(stack, pool)
+    chain = Chain(pool, 31337)
     for omitting in combinations(range(providers), quorum - 1):
         for number, node in enumerate(nodes):
             left = everything[1:] if number in omitting else everything
@@ -323,7 +322,7 @@ async def test_who_leaves_logs_out_is_noted_and_dropped(
     """The difference is noted once in a while; about one block, a majority drops who omits and who invents."""
     nodes = logging(folders, [log(7, 0)], [], [log(7, 0)])
     pool = await pool_of(stack, nodes, 2)
-    chain = await chain_of(stack, pool)
+    chain = Chain(pool, 31337)
     for _ in range(3):
         assert len(await chain.logs_at(FILTERS, block_hash(7))) == 1
     assert [(notice.name, notice.provider) for notice in pool.notices] == [
@@ -339,7 +338,7 @@ async def test_who_leaves_logs_out_is_noted_and_dropped(
 async def test_a_range_that_differs_accuses_nobody(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
     """Numbers may mean other blocks to a node that hears of a reorg later."""
     pool = await pool_of(stack, logging(folders, [log(7, 0)], [], [log(7, 0)]), 2)
-    chain = await chain_of(stack, pool)
+    chain = Chain(pool, 31337)
     assert len(await chain.logs(FILTERS, 0, 100)) == 1
     assert pool.dropped == []
 
@@ -356,7 +355,7 @@ async def test_a_range_too_long_for_all_is_halved(stack: AsyncExitStack, folders
 
     for node in nodes:
         node.methods["eth_getLogs"] = limited
-    chain = await chain_of(stack, await pool_of(stack, nodes, 2))
+    chain = Chain(await pool_of(stack, nodes, 2), 31337)
     assert len(await chain.logs(FILTERS, 0, 100)) == 101
 
 
@@ -365,7 +364,7 @@ async def test_a_receipt_counts_when_a_quorum_has_it(stack: AsyncExitStack, fold
     nodes = saying(folders, 0, 0, 0)
     for node, told in zip(nodes, (None, RECEIPT, RECEIPT), strict=True):
         node.methods["eth_getTransactionReceipt"] = partial(lambda told, _: told, told)
-    chain = await chain_of(stack, await pool_of(stack, nodes, 2))
+    chain = Chain(await pool_of(stack, nodes, 2), 31337)
     receipt = await chain.receipt(Hash(b"\x66" * 32))
     assert receipt is not None and receipt.status == 1
     nodes[2].methods["eth_getTransactionReceipt"] = lambda _: RECEIPT | {"status": "0x0"}
@@ -380,7 +379,7 @@ async def test_a_transaction_is_told_to_a_quorum(stack: AsyncExitStack, folders:
     for node in nodes:
         node.methods["eth_sendRawTransaction"] = lambda _: "0x" + keccak(raw).hex()
     pool = await pool_of(stack, nodes, 2)
-    chain = await chain_of(stack, pool)
+    chain = Chain(pool, 31337)
     assert await chain.send_raw(raw) == keccak(raw)
     assert [node.asked("eth_sendRawTransaction") for node in nodes] == [1, 1, 0]
     for node in nodes[:2]:
@@ -401,7 +400,7 @@ async def test_a_trial_is_what_a_quorum_says(stack: AsyncExitStack, folders: Ite
     nodes[0].methods["eth_simulateV1"] = lambda *_: result(100_000)
     nodes[1].methods["eth_simulateV1"] = lambda *_: result(101_000)
     pool = await pool_of(stack, nodes, 2)
-    chain = await chain_of(stack, pool)
+    chain = Chain(pool, 31337)
     call = SimCall(ZERO_ADDRESS, POOL, b"", Gas(1_000_000))
     [trial] = await chain.simulate([call], HEAD, 1_700_000_012, 9)
     assert (trial.status, trial.gas_used) == (1, 101_000)
@@ -433,7 +432,7 @@ async def test_code_and_blocks_are_asked_of_a_quorum(stack: AsyncExitStack, fold
         node.methods["eth_getBlockByHash"] = partial(lambda block, *_: block, header | lie)
         node.methods["eth_getCode"] = lambda *_: "0x60"
     pool = await pool_of(stack, nodes, 2)
-    chain = await chain_of(stack, pool)
+    chain = Chain(pool, 31337)
     assert (await chain.block(AT)).base_fee_wei == 7
     assert pool.dropped == [label(nodes[1])]
     nodes[0].methods["eth_getCode"] = lambda *_: "0x"
