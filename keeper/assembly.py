@@ -72,7 +72,10 @@ def deployer_key(configured: Settings) -> DeployerKey:
 @asynccontextmanager
 async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     """Connect to the chain and build what the settings name; everything is closed at the end."""
-    chain = await Chain.open(configured.chain.rpc_urls, configured.chain.id, configured.chain.quorum)
+    given = configured.chain
+    chain = await Chain.open(
+        given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
+    )
     try:
         adapters = [_adapter(model) for model in configured.protocols]
         sources = [

@@ -15,8 +15,8 @@ import structlog
 from keeper import abi, assembly
 from keeper.assembly import Parts
 from keeper.config import Settings, write_contracts
+from keeper.daemon import book_notices, run_once
 from keeper.daemon import run as run_daemon
-from keeper.daemon import run_once
 from keeper.engine import Engine, View
 from keeper.errors import ConfigError
 from keeper.guard import PauseState, read_scopes
@@ -44,11 +44,16 @@ async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        for check in require(await _checks(parts, key.address, builds)):
+        standing = require(await _checks(parts, key.address, builds))
+        for check in standing:
             structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
         with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
             engine, _ = await assembly.engine(parts, store, key, sign=not dry_run)
             ledger = Ledger(store)
+            for check in standing:
+                body = {"name": check.name, "detail": check.detail}
+                ledger.book("warning", None, "", None, body, int(time.time()))
+            book_notices(parts.chain, ledger, time.time)
             if resume:
                 ledger.book("resume", None, "", None, {"reverts_cleared": True}, int(time.time()))
             if once:

@@ -65,7 +65,10 @@ class Chain(Section):
         description="Nodes as http(s) or ws(s) URLs or ipc paths; several serve as failover and quorum.",
     )
     quorum: int = Field(
-        1, ge=1, description="How many nodes must agree on the pause; 1 trusts a single node."
+        1, ge=1, description="How many nodes must agree on everything; 1 believes a single node."
+    )
+    max_requests_per_s: int = Field(
+        0, ge=0, description="Most requests a second to each node; 0: as many as it takes."
     )
     max_head_age_s: int = Field(
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from keeper.chain.client import Chain
+from keeper.chain.client import Chain, Notice
 from keeper.engine import Engine, StepReport
-from keeper.errors import AdapterError, ChainError
+from keeper.errors import AdapterError, ChainError, NoQuorum
 from keeper.ledger import Ledger
-from keeper.types import Head
+from keeper.types import Head, Refusal
 
 _log = structlog.get_logger("keeper.daemon")
 
@@ -48,6 +48,20 @@ class Statistics:
         return body
 
 
+def book_notices(chain: Chain, ledger: Ledger, wall_clock: Callable[[], float]) -> None:
+    """Book what happens to providers; a time without heads is a refusal, because nothing is done in it."""
+
+    def book(notice: Notice) -> None:
+        at_s = int(wall_clock())
+        if notice.name == "no_heads":
+            _refuse(ledger, "no_heads", notice.detail, notice.head, at_s)
+        else:
+            body = {"name": notice.name, "provider": notice.provider, "detail": notice.detail}
+            ledger.book("warning", None, "", None, {**body, "head": notice.head}, at_s)
+
+    chain.listen(book)
+
+
 async def run_once(chain: Chain, engine: Engine) -> StepReport:
     """Handle the newest head and return."""
     head = await chain.head()
@@ -67,7 +81,7 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
     ledger.book("started", None, "", None, {"head": head.number, "head_hash": head.hash}, int(wall_clock()))
     _log.info("started", head=head.number)
     try:
-        await _guarded_step(engine, head, statistics)
+        await _guarded_step(engine, head, statistics, ledger, wall_clock)
         heads = chain.heads()
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -79,7 +93,7 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
                     with contextlib.suppress(asyncio.CancelledError):
                         await coming
                     break
-                await _guarded_step(engine, coming.result(), statistics)
+                await _guarded_step(engine, coming.result(), statistics, ledger, wall_clock)
         finally:
             stopping.cancel()
             await heads.aclose()
@@ -88,8 +102,17 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
         _log.info("stopped")
 
 
-async def _guarded_step(engine: Engine, head: Head, statistics: Statistics) -> None:
+async def _guarded_step(
+    engine: Engine, head: Head, statistics: Statistics, ledger: Ledger, wall_clock: Callable[[], float]
+) -> None:
     try:
         statistics.count(await engine.step(head))
     except (ChainError, AdapterError) as error:
         _log.warning("head_lost", head=head.number, error=str(error))
+        reason = "no_quorum" if isinstance(error, NoQuorum) else "head_lost"
+        _refuse(ledger, reason, str(error), head.number, int(wall_clock()))
+
+
+def _refuse(ledger: Ledger, reason: str, error: str, head: int, at_s: int) -> None:
+    refusal = Refusal("follow", reason, {"error": error})
+    ledger.book_refusal(refusal, protocol="", account=None, head=head, at_s=at_s)

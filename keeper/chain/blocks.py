@@ -82,8 +82,12 @@ async def known(pool: Pool, at: BlockNumber | Hash) -> Head:
 
 async def newest(pool: Pool) -> Head:
     """The newest block; with a quorum the highest that so many providers know."""
-    if pool.quorum == 1:
-        return await pool.run(latest)
+    head = await (pool.run(latest) if pool.quorum == 1 else _newest_known(pool))
+    pool.head = head.number
+    return head
+
+
+async def _newest_known(pool: Pool) -> Head:
     answers = [answer for _, answer, _ in await pool.survey(latest, SURVEY_S)]
     candidates = {answer.hash: answer for answer in answers if isinstance(answer, Head)}
     failure: ChainError = NoQuorum("No provider has told its newest block.")

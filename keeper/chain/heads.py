@@ -57,7 +57,7 @@ async def follow(pool: Pool, sleep: Sleep | None = None) -> AsyncGenerator[Head]
                                 continue
                             if head.number < last.number and time.monotonic() < catching_up_until_s:
                                 continue
-                        last = head
+                        last, pool.head = head, head.number
                         catching_up_until_s = 0.0
                         yield head
             except ChainError as error:

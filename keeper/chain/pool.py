@@ -43,11 +43,15 @@ _log = structlog.get_logger("keeper.chain")
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something about providers that belongs in the record: what, whose label (empty: of all of them), and why."""
+    """Something about providers that belongs in the record: what, whose label (empty: of all of them), and why.
+
+    `head` is the last block that was handed out before.
+    """
 
     name: str
     provider: str
     detail: str
+    head: int
 
 
 class Pool:
@@ -62,6 +66,7 @@ class Pool:
         self.sleep: Final = sleep
         self.ranking: Final = Ranking(providers)
         self.listener: Callable[[Notice], None] | None = None
+        self.head = 0  # the number of the last head that was handed out
         self._followed: Provider | None = None
         self._subscription: Subscription | None = None
         self._differed_s: Final[dict[Provider, float]] = {}
@@ -278,7 +283,7 @@ class Pool:
         """Log something about a provider and tell the listener."""
         _log.warning(name, provider=provider, detail=detail)
         if self.listener is not None:
-            self.listener(Notice(name, provider, detail))
+            self.listener(Notice(name, provider, detail, self.head))
 
     def _order(self) -> Sequence[Provider]:
         """Who is asked first: of those that may be asked whom we follow, then by rank; the dropped last of all."""

@@ -135,13 +135,13 @@ async def check_money(
 
 
 def check_quorum(found: Findings, settings: Settings) -> None:
-    """How many nodes are believed about the pause."""
+    """How many nodes must agree before anything is believed."""
     quorum, nodes = settings.chain.quorum, len(settings.chain.rpc_urls)
-    detail = f"{quorum} of {nodes} nodes must agree on the pause."
+    detail = f"{quorum} of {nodes} nodes must agree on every head and everything read at it."
     if quorum == 1:
         detail = (
-            "chain.quorum is 1: a single node is believed about the pause, and if it lies only the Liquidator, which "
-            "asks PauseGuard itself, stands in the way."
+            "chain.quorum is 1: one provider is believed. If it lies about the pause, only the Liquidator, which asks "
+            "PauseGuard itself, stands in the way."
         )
         found.warn(
             "quorum", detail, "Add independent nodes to chain.rpc_urls and set chain.quorum to 2 or more."
