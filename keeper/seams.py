@@ -161,8 +161,8 @@ class FlashSource(Protocol):
         """The contract that lends; valid once what it belongs to is loaded."""
         ...
 
-    def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
-        """Premium and available liquidity now."""
+    def flash(self, token: Address, at: BlockTime) -> Reads[FlashQuote | Refusal]:
+        """Premium and available liquidity as of `at`; no round where what the protocol's marks say is enough."""
         ...
 
 

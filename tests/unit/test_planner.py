@@ -188,7 +188,7 @@ class _Flash:
     def source(self) -> Address:
         return self.lender
 
-    def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
+    def flash(self, token: Address, at: BlockTime) -> Reads[FlashQuote | Refusal]:
         yield [Call(self.lender, token)]
         return FlashQuote(self.lender, token, self.premium_bps, self.available_raw)
 
