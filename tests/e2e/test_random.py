@@ -24,6 +24,7 @@ from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.uniswap import PoolSpec, move_pool
 from keeper.lab.world import BASE_FEE_WEI, V3_POOLS, Lab, WorldSpec, open_lab
 from keeper.types import Address
+from tests.conftest import Count
 from tests.e2e.line import Line, open_again
 
 _E8 = 10**8
@@ -94,7 +95,7 @@ async def place(ground: tuple[Lab, Rig], tmp_path: Path) -> AsyncIterator[tuple[
 @pytest.mark.slow
 @pytest.mark.deep
 @pytest.mark.parametrize(("ground", "seed"), CASES, indirect=["ground"], scope="module")
-async def test_nothing_profitable_is_left(place: tuple[Lab, Rig], seed: int) -> None:
+async def test_nothing_profitable_is_left(place: tuple[Lab, Rig], seed: int, count: Count) -> None:
     """The judge agrees, the treasury never falls, and what is booked is what it gained."""
     lab, rig = place
     chance = random.Random(seed)
@@ -127,6 +128,7 @@ async def test_nothing_profitable_is_left(place: tuple[Lab, Rig], seed: int) -> 
         assert not line.store.open_transactions()
         assert len(line.booked("intent")) == len(line.booked("settled", "reverted"))
     assert verdict.ok, f"seed {seed}: {verdict}"
+    count("random portfolios on random price paths (seeds from 0)", 1)
 
 
 async def _until_quiet(line: Line) -> list[StepReport]:
