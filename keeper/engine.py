@@ -33,6 +33,7 @@ from keeper.types import (
     Head,
     Health,
     Marks,
+    Option,
     Plan,
     PositionKey,
     Refusal,
@@ -53,6 +54,9 @@ _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
 _TIP_EVERY_HEADS: Final = 50
 _SPENT_EVERY_S: Final = 60
+# Heads between thorough looks at every route: of everybody, and of one who was left alone before.
+_THOROUGH_EVERY: Final = 64
+_RETRY_THOROUGHLY_EVERY: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class Engine:
         self._warned: set[tuple[str, str]] = set()
         self._turned_down: set[PositionKey] = set()
         self._planned_at: dict[PositionKey, int] = {}
+        self._reverted_pairs: dict[PositionKey, set[tuple[Address, Address]]] = {}
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
@@ -189,8 +194,10 @@ class Engine:
         pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
-    def plan(self, health: Health, view: View, head: Head) -> Reads[Plan | Refusal]:
-        """The best plan for one unsafe position, priced at the next block's gas."""
+    def plan(
+        self, health: Health, view: View, head: Head, *, thorough: bool = False
+    ) -> Reads[Plan | Refusal]:
+        """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
         marks = view.marks[health.key.protocol]
         if isinstance(view.native, Refusal):
             return just(view.native)
@@ -214,9 +221,16 @@ class Engine:
             max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=policy.max_repay_usd_e8,
             plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
+            thorough=thorough,
         )
         options = adapter.options(self._watch.book.position(health.key), health, marks)
-        return plan(health, options, context)
+        return plan(health, self._untried(health.key, options), context)
+
+    def _untried(self, key: PositionKey, options: Sequence[Option | Refusal]) -> Sequence[Option | Refusal]:
+        """The options without the pairs that reverted in trials, until none of the others makes a plan."""
+        reverted = self._reverted_pairs.get(key, ())
+        left = [each for each in options if isinstance(each, Refusal) or _pair(each) not in reverted]
+        return left if any(isinstance(each, Option) for each in left) else options
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -327,6 +341,9 @@ class Engine:
                 wanted.append(health)
         wanted.sort(key=lambda health: self._planned_at.get(health.key, -1))
         self._planned_at = {health.key: self._planned_at.get(health.key, -1) for health in wanted}
+        self._reverted_pairs = {
+            key: pairs for key, pairs in self._reverted_pairs.items() if key in self._planned_at
+        }
         plans: list[Plan] = []
         began_s = self._wall_clock()
         for first in range(0, len(wanted), _PLANNED_AT_ONCE):
@@ -334,10 +351,14 @@ class Engine:
                 self._log.warning("left_for_the_next_head", head=head.number, accounts=len(wanted) - first)
                 break
             chunk = wanted[first : first + _PLANNED_AT_ONCE]
-            reads = [readable("plan", self.plan(health, view, head)) for health in chunk]
+            reads = [
+                readable("plan", self.plan(health, view, head, thorough=self._due(health.key, head)))
+                for health in chunk
+            ]
             for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
                 self._planned_at[health.key] = head.number
                 if isinstance(answer, Refusal):
+                    self._reverted_pairs.pop(health.key, None)
                     report.refuse(health.key, answer)
                 else:
                     plans.append(answer)
@@ -346,6 +367,11 @@ class Engine:
             plans,
             key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw),
         )
+
+    def _due(self, key: PositionKey, head: Head) -> bool:
+        """Whether a position gets a thorough look: at some heads all, and in turn those left alone before."""
+        again = self._planned_at[key] >= 0 and (head.number + key.account[-1]) % _RETRY_THOROUGHLY_EVERY == 0
+        return again or head.number % _THOROUGH_EVERY == 0
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
         """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
@@ -358,6 +384,7 @@ class Engine:
         for one, trial in zip(chosen, trials, strict=True):
             self._turned_down.add(one.key)
             if isinstance(trial, Refusal):
+                self._reverted_pairs.setdefault(one.key, set()).add(_pair(one.option))
                 report.refuse(one.key, trial)
                 continue
             clearance = self._clear(one, trial, view, head, spent)
@@ -423,3 +450,7 @@ class Engine:
             self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
         if self._heads % _TIP_EVERY_HEADS == 0:
             self._tip_wei = await self._chain.suggested_tip()
+
+
+def _pair(option: Option) -> tuple[Address, Address]:
+    return option.repay_token.address, option.seize_token.address

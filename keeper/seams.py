@@ -139,8 +139,8 @@ class Venue(Protocol):
     kind: VenueKind
     router: Address
 
-    def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
-        """Routes worth quoting, direct and by intermediate tokens."""
+    def paths(self, token_in: Address, token_out: Address, *, thorough: bool = False) -> Sequence[Path]:
+        """Routes worth quoting, direct and by intermediate tokens; with `thorough` every route there may be."""
         ...
 
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:

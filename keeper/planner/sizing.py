@@ -40,7 +40,8 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices.
+    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
+    venues for every route instead of the likely ones.
     """
 
     at: BlockTime
@@ -57,6 +58,7 @@ class PlanContext:
     max_repay_usd_e8: int
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
+    thorough: bool = False
 
     @property
     def min_profit_raw(self) -> int:

@@ -51,7 +51,7 @@ if "KEEPER_SEED" in os.environ:
     SEEDS = [int(seed) for seed in os.environ["KEEPER_SEED"].split(",")]
 else:
     SEEDS = list(range(200 if os.environ.get("KEEPER_DEEP") == "1" else 6))
-_LOOKS_AGAIN = 64  # heads after which a venue has looked at every pool again
+_LOOKS_AGAIN = 16  # heads within which everybody left alone got a thorough look
 _SEEDS_A_GROUND = 20  # anvil forgets the states of old blocks, which the judge reads, after some thousands
 # A ground's seeds together, so that it is set up once.
 CASES = sorted(((seed % len(WORLDS), seed // (len(WORLDS) * _SEEDS_A_GROUND)), seed) for seed in SEEDS)
@@ -116,7 +116,7 @@ async def test_nothing_profitable_is_left(place: tuple[Lab, Rig], seed: int, cou
             await _until_quiet(line)
         verdict = await judge(rig.config)
         if verdict.left:
-            # a fee tier that looked worse than two others is quoted again after a while only
+            # a fee tier that looked worse than two others is quoted in a thorough look only
             for _ in range(_LOOKS_AGAIN):
                 await line.step()
                 await lab.node.mine()
