@@ -381,10 +381,13 @@ class Engine:
         # in this order: the ledger is summed, where it must be, while the node runs the trial
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
+        untouched = True
         for one, trial in zip(chosen, trials, strict=True):
             self._turned_down.add(one.key)
+            untouched = untouched and isinstance(trial, Refusal)
             if isinstance(trial, Refusal):
-                self._reverted_pairs.setdefault(one.key, set()).add(_pair(one.option))
+                if untouched:  # else it may have reverted only because of those before it
+                    self._reverted_pairs.setdefault(one.key, set()).add(_pair(one.option))
                 report.refuse(one.key, trial)
                 continue
             clearance = self._clear(one, trial, view, head, spent)
