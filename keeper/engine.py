@@ -23,6 +23,7 @@ from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
+from keeper.planner.turns import Turns
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
 from keeper.trial import Attempt, describe, try_stacked
@@ -33,7 +34,6 @@ from keeper.types import (
     Head,
     Health,
     Marks,
-    Option,
     Plan,
     PositionKey,
     Refusal,
@@ -54,9 +54,6 @@ _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
 _TIP_EVERY_HEADS: Final = 50
 _SPENT_EVERY_S: Final = 60
-# Heads between thorough looks at every route: of everybody, and of one who was left alone before.
-_THOROUGH_EVERY: Final = 64
-_RETRY_THOROUGHLY_EVERY: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +130,7 @@ class Engine:
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
-        self._turned_down: set[PositionKey] = set()
-        self._planned_at: dict[PositionKey, int] = {}
-        self._reverted_pairs: dict[PositionKey, set[tuple[Address, Address]]] = {}
+        self._turns = Turns()
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
@@ -224,13 +219,7 @@ class Engine:
             thorough=thorough,
         )
         options = adapter.options(self._watch.book.position(health.key), health, marks)
-        return plan(health, self._untried(health.key, options), context)
-
-    def _untried(self, key: PositionKey, options: Sequence[Option | Refusal]) -> Sequence[Option | Refusal]:
-        """The options without the pairs that reverted in trials, until none of the others makes a plan."""
-        reverted = self._reverted_pairs.get(key, ())
-        left = [each for each in options if isinstance(each, Refusal) or _pair(each) not in reverted]
-        return left if any(isinstance(each, Option) for each in left) else options
+        return plan(health, self._turns.untried(health.key, options), context)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -339,11 +328,7 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        wanted.sort(key=lambda health: self._planned_at.get(health.key, -1))
-        self._planned_at = {health.key: self._planned_at.get(health.key, -1) for health in wanted}
-        self._reverted_pairs = {
-            key: pairs for key, pairs in self._reverted_pairs.items() if key in self._planned_at
-        }
+        wanted = self._turns.ordered(wanted)
         plans: list[Plan] = []
         began_s = self._wall_clock()
         for first in range(0, len(wanted), _PLANNED_AT_ONCE):
@@ -352,26 +337,19 @@ class Engine:
                 break
             chunk = wanted[first : first + _PLANNED_AT_ONCE]
             reads = [
-                readable("plan", self.plan(health, view, head, thorough=self._due(health.key, head)))
+                readable(
+                    "plan",
+                    self.plan(health, view, head, thorough=self._turns.thorough(health.key, head.number)),
+                )
                 for health in chunk
             ]
             for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
-                self._planned_at[health.key] = head.number
+                self._turns.planned(health.key, answer, head.number)
                 if isinstance(answer, Refusal):
-                    self._reverted_pairs.pop(health.key, None)
                     report.refuse(health.key, answer)
                 else:
                     plans.append(answer)
-        self._turned_down &= {one.key for one in plans}
-        return sorted(
-            plans,
-            key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw),
-        )
-
-    def _due(self, key: PositionKey, head: Head) -> bool:
-        """Whether a position gets a thorough look: at some heads all, and in turn those left alone before."""
-        again = self._planned_at[key] >= 0 and (head.number + key.account[-1]) % _RETRY_THOROUGHLY_EVERY == 0
-        return again or head.number % _THOROUGH_EVERY == 0
+        return self._turns.best_first(plans)
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
         """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
@@ -383,11 +361,10 @@ class Engine:
         cleared: list[Cleared] = []
         untouched = True
         for one, trial in zip(chosen, trials, strict=True):
-            self._turned_down.add(one.key)
             untouched = untouched and isinstance(trial, Refusal)
+            # a trial may have reverted only because of those before it
+            self._turns.turned_down(one, reverted=untouched)
             if isinstance(trial, Refusal):
-                if untouched:  # else it may have reverted only because of those before it
-                    self._reverted_pairs.setdefault(one.key, set()).add(_pair(one.option))
                 report.refuse(one.key, trial)
                 continue
             clearance = self._clear(one, trial, view, head, spent)
@@ -398,7 +375,7 @@ class Engine:
             elif self._sender is None:
                 report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
             else:
-                self._turned_down.discard(one.key)
+                self._turns.sent(one)
                 self._learn_gas(one, trial)
                 cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
                 spent = spent.with_in_flight(clearance.fees)
@@ -453,7 +430,3 @@ class Engine:
             self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
         if self._heads % _TIP_EVERY_HEADS == 0:
             self._tip_wei = await self._chain.suggested_tip()
-
-
-def _pair(option: Option) -> tuple[Address, Address]:
-    return option.repay_token.address, option.seize_token.address
