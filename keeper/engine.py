@@ -147,6 +147,7 @@ class Engine:
         await self._watch.start(head)
         self._warned = self._warnings()  # preflight has told these
         if self._sender:
+            self._sender.doubt(self._watch.common)
             await self._sender.recover()
 
     async def step(self, head: Head) -> StepReport:
@@ -154,15 +155,17 @@ class Engine:
         report = StepReport(head)
         # the look first: it is what the node takes longer for
         view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head))
+        if self._sender and self._watch.orphaned:
+            self._sender.doubt(self._watch.common)
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
         if self._sender:
-            if self._watch.orphaned:
-                self._sender.doubt()
             report.settled = await self._sender.settle(
                 head, view.native, self._tip_wei, self._policy.max_fee_wei
             )
+        if self._chain.quorum > 1:
+            await self._watch.confirm(view.marks, head)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)

@@ -47,7 +47,6 @@ _GRACE_BLOCKS: Final = (
     2  # how long after its last block a transaction is given before its nonce is taken back
 )
 _TRANSFER_GAS: Final = Gas(21_000)
-_REORG_BLOCKS: Final = 64  # an outcome this many blocks back is believed for good
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Sender:
         self._monotonic = monotonic
         self._next_nonce = 0
         self._used_nonces = 0  # the operator's nonce on chain, as of the last settling
-        self._doubtful = True  # whether recent outcomes must be looked up again: at a start they must
+        self._doubted_above: int | None = None  # outcomes in blocks above must be looked up again
         self._open: dict[Hash, OpenTransaction] = {}
         self._released: set[Hash] = set()
         self._not_taken: dict[Hash, str] = {}  # why the nodes last refused signed bytes
@@ -171,9 +170,9 @@ class Sender:
         Without a price for gas nothing is settled yet: a booked loss must not be a guess. `most_fee_wei` is the most
         the operator pays per gas.
         """
-        if self._doubtful:
-            await self._reopen_orphaned(head)
-            self._doubtful = False
+        if self._doubted_above is not None:
+            await self._reopen_orphaned(self._doubted_above)
+            self._doubted_above = None
         if isinstance(native, Refusal) or not self._open:
             return []
         # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
@@ -200,17 +199,17 @@ class Sender:
                 await self._cancel(transaction, head, tip_wei, most_fee_wei)
         return settlements
 
-    def doubt(self) -> None:
-        """The chain was reorganised: look at the blocks of recent outcomes again before anything else is settled."""
-        self._doubtful = True
+    def doubt(self, above: int) -> None:
+        """The chain may have been reorganised above this block: look at outcomes there again before all else."""
+        self._doubted_above = above if self._doubted_above is None else min(self._doubted_above, above)
 
-    async def _reopen_orphaned(self, head: Head) -> None:
+    async def _reopen_orphaned(self, above: int) -> None:
         """Take back every outcome whose block is gone; its nonce is in flight again, mined elsewhere or not at all.
 
         Nothing is broadcast again: a node keeps what it orphaned, and what nobody kept expires and is cancelled, so
         that a nonce is never left open below those that follow.
         """
-        for transaction, settlement in self._store.settled_after(head.number - _REORG_BLOCKS, self.operator):
+        for transaction, settlement in self._store.settled_after(above, self.operator):
             receipt = await self._chain.receipt(settlement.transaction_hash)
             if receipt is not None and receipt.block_hash == settlement.block_hash:
                 continue

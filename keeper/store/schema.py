@@ -25,7 +25,7 @@ from sqlalchemy import (
     event,
 )
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 metadata: Final = MetaData()
 
@@ -62,6 +62,14 @@ cursors: Final = Table(
     Column("protocol", Text, primary_key=True),
     Column("block_number", BigInteger, nullable=False),
     Column("block_hash", LargeBinary, nullable=False),
+)
+
+# The last blocks that were followed, oldest forgotten: where a reorganisation left them is looked for here.
+blocks: Final = Table(
+    "blocks",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
 )
 
 # A million rows are normal here, so the key is the row: no second copy in an index.

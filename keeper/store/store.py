@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from keeper.errors import LedgerError
 from keeper.store.database import Database
-from keeper.store.schema import accounts, cursors, intents, transactions
+from keeper.store.schema import accounts, blocks, cursors, intents, transactions
 from keeper.types import Address, BlockNumber, Gas, Hash, PositionKey, Settlement, Wei, hex_of
 
 Purpose = Literal["plan", "bump", "cancel"]
@@ -111,6 +111,25 @@ class Store(Database):
         with self.transaction() as connection:
             insert = _insert(connection, cursors).values(protocol=protocol, **place)
             connection.execute(insert.on_conflict_do_update(index_elements=["protocol"], set_=place))
+
+    def blocks(self) -> list[Cursor]:
+        """The followed blocks that are remembered, oldest first."""
+        with self.transaction() as connection:
+            rows = connection.execute(select(blocks).order_by(blocks.c.number))
+            return [Cursor(BlockNumber(row.number), Hash(row.hash)) for row in rows]
+
+    def keep_blocks(self, followed: Sequence[Cursor], first: BlockNumber, last: BlockNumber) -> None:
+        """Remember followed blocks, and of all only those from `first` to `last`."""
+        with self.transaction() as connection:
+            connection.execute(blocks.delete().where(or_(blocks.c.number < first, blocks.c.number > last)))
+            if followed:
+                insert = _insert(connection, blocks)
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["number"], set_={"hash": insert.excluded.hash}
+                    ),
+                    [{"number": block.number, "hash": block.hash} for block in followed],
+                )
 
     def accounts(self, protocol: str) -> set[PositionKey]:
         """Every account ever seen in a protocol."""

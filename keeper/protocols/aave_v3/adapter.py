@@ -161,7 +161,8 @@ class AaveV3:
         for log in logs:
             topic = log.topics[0] if log.topics else None
             if log.address == market.pool and topic in _TOUCHING_TOPICS:
-                accounts.update(log.topics[place][12:] for place in _TOUCHING_TOPICS[topic])
+                places = (place for place in _TOUCHING_TOPICS[topic] if place < len(log.topics))
+                accounts.update(log.topics[place][12:] for place in places)
             elif topic == _TRANSFER_TOPIC and log.address in self._a_tokens:
                 accounts.update(party[12:] for party in log.topics[1:3])
             elif topic in _RELOADING_TOPICS and log.address in governing:
