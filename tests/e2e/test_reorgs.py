@@ -163,6 +163,7 @@ async def test_the_book_is_that_of_the_new_branch(place: Place, depth: int, kind
     await place.reorganise(kind, depth)
     if seen == "after a restart":
         line = await place.start()
+        assert line.watch.common == fork, "found by what the first run remembered"
     report = await line.step()
     assert held(line.watch) == await place.truth() == before
     assert not report.refused, "who was found on the orphaned branch only is harmless"
@@ -220,6 +221,23 @@ async def test_an_outcome_below_the_fork_stands(place: Place) -> None:
     await line.step()
     assert line.watch.orphaned
     assert len(line.booked("settled")) == 1 and not line.booked("reorged")
+
+
+async def test_the_first_head_may_be_orphaned(place: Place) -> None:
+    """A keeper that began on the branch that went knows blocks before its first head, and reads everybody again."""
+    await place.open(SAME, MORE, GONE)
+    changes = await place.changes()
+    before = await place.truth()
+    line = await place.start()
+    await place.stop()
+    await place.node.mine(50)
+    fork = await place.height()
+    await place.node.send_all(changes)
+    line = await place.start()
+    await place.reorganise("reorg", 1)
+    await line.step()
+    assert line.watch.common == fork
+    assert held(line.watch) == await place.truth() == before
 
 
 async def test_deeper_than_is_remembered_is_read_from_the_beginning(
