@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from keeper.chain.pool import Pool
+from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc
 from keeper.chain.wire import Lacking, hash_of, quantity, reading
 from keeper.errors import ChainError, NoQuorum
@@ -77,7 +78,7 @@ async def known(pool: Pool, at: BlockNumber | Hash) -> Head:
 
     if pool.quorum == 1:
         return await pool.run(work)
-    return (await pool.believe(work, pinned=not isinstance(at, int)))[0]
+    return (await believe(pool, work, pinned=not isinstance(at, int)))[0]
 
 
 async def newest(pool: Pool) -> Head:

@@ -17,6 +17,7 @@ from keeper.chain.blocks import known, newest
 from keeper.chain.heads import follow
 from keeper.chain.logs import LogShape, log_of, logs_between, logs_of_block
 from keeper.chain.pool import Notice, Pool, Sleep, Work
+from keeper.chain.quorum import believe, tell
 from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
@@ -159,7 +160,7 @@ class Chain:
 
             if self.quorum == 1:
                 return await self._pool.run(work)
-            return (await self._pool.believe(work))[0]
+            return (await believe(self._pool, work))[0]
 
         return await drive(reads, execute)
 
@@ -230,7 +231,7 @@ class Chain:
                     self._stackless.add(rpc.label)
             return await one_by_one(rpc, calls, head, next_timestamp_s, next_base_fee)
 
-        answers = await self._pool.believe(work, pinned=False, alike=_same_trials)
+        answers = await believe(self._pool, work, pinned=False, alike=_same_trials)
         return [max(results, key=lambda result: result.gas_used) for results in zip(*answers, strict=True)]
 
     async def send_raw(self, raw: bytes) -> Hash:
@@ -250,7 +251,7 @@ class Chain:
                 return hash_of(text)
 
         if self.quorum > 1:
-            return await self._pool.tell(work)
+            return await tell(self._pool, work)
         return await self._pool.run(work, insist=True)
 
     async def receipt(self, transaction_hash: Hash) -> Receipt | None:
@@ -298,7 +299,7 @@ class Chain:
     async def _believed(self, work: Work[T], *, pinned: bool = True) -> T:
         if self.quorum == 1:
             return await self._pool.run(work)
-        return (await self._pool.believe(work, pinned=pinned))[0]
+        return (await believe(self._pool, work, pinned=pinned))[0]
 
 
 def _same_trials(one: Sequence[SimResult], other: Sequence[SimResult]) -> bool:

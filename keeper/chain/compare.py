@@ -23,15 +23,18 @@ _OUTRANKED: Final = 3  # surveys in a row in which another was best, before head
 
 
 @asynccontextmanager
-async def comparing(pool: Pool) -> AsyncIterator[None]:
-    """Compare providers for as long as this is open. One on a socket is checked when it connects, and that is all."""
+async def comparing(pool: Pool) -> AsyncIterator[asyncio.Task[None] | None]:
+    """Compare providers for as long as this is open; the task that does ends only by a failure of ours.
+
+    One provider on a socket is checked when it connects, and that is all.
+    """
     [*others, last] = pool.providers
     if not others and last.pushes:
-        yield
+        yield None
         return
     task = asyncio.create_task(_for_ever(Comparison(pool)), name="compare providers")
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

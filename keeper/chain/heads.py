@@ -38,12 +38,13 @@ async def follow(pool: Pool, sleep: Sleep | None = None) -> AsyncGenerator[Head]
 
     Providers that fail are waited for, without end: how old a head may get is for the caller to judge. A provider
     taken over to that is some blocks behind is not a reorg: its heads are passed over until it has caught up, or
-    has had its time to. With a quorum, a head is one that so many providers know.
+    has had its time to. With a quorum, a head is one that so many providers know. Raises nothing
+    that a provider caused.
     """
     sleep = sleep or pool.sleep
     failures, backoff_s = 0, _BACKOFF_S
     last: Head | None = None
-    async with comparing(pool):
+    async with comparing(pool) as comparison:
         while True:
             catching_up_until_s = time.monotonic() + _QUIET_S
             try:
@@ -57,6 +58,8 @@ async def follow(pool: Pool, sleep: Sleep | None = None) -> AsyncGenerator[Head]
                                 continue
                             if head.number < last.number and time.monotonic() < catching_up_until_s:
                                 continue
+                        if comparison is not None and comparison.done():
+                            comparison.result()
                         last, pool.head = head, head.number
                         catching_up_until_s = 0.0
                         yield head

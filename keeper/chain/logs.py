@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from keeper.chain.pool import Pool
+from keeper.chain.quorum import union
 from keeper.chain.rpc import Rpc
 from keeper.chain.wire import TEXT, Lacking, TimedOut, address_of, data, hash_of, quantity, reading
 from keeper.errors import ChainError, NoQuorum, RpcError
@@ -70,7 +71,7 @@ async def logs_between(pool: Pool, filters: Sequence[Filters], from_block: int, 
             return await query.ask(rpc, {"fromBlock": hex(first), "toBlock": hex(last)})
 
         try:
-            logs = await (pool.run(fetch) if pool.quorum == 1 else pool.union(fetch, pinned=False))
+            logs = await (pool.run(fetch) if pool.quorum == 1 else union(pool, fetch, pinned=False))
         except ChainError as error:
             cause = error.__cause__ if isinstance(error, NoQuorum) else error
             if span == 1 or not isinstance(cause, RpcError | TimedOut):
@@ -96,7 +97,7 @@ async def logs_of_block(pool: Pool, filters: Sequence[Filters], block_hash: Hash
     async def fetch(rpc: Rpc) -> list[Log]:
         return await query.ask(rpc, {"blockHash": hex_of(block_hash)})
 
-    logs = await (pool.run(fetch) if pool.quorum == 1 else pool.union(fetch, pinned=True))
+    logs = await (pool.run(fetch) if pool.quorum == 1 else union(pool, fetch, pinned=True))
     if any(log.block_hash != block_hash for log in logs):
         raise ChainError(
             f"A node answered eth_getLogs for block {hex_of(block_hash)} with logs of another block."

@@ -1,8 +1,7 @@
-"""Several providers as one: the best that answers is used, the next on failure, q of them where q must agree.
+"""Several providers as one: the best that answers is used, the next on failure.
 
-With a quorum of q, `believe` takes what q providers say alike and `union` what any of q says; fewer than q answers are
-an error, never a smaller quorum. Where answers differ everybody is asked: a strict majority of at least q decides,
-and whoever contradicts it about a fixed block was lying. With one provider nothing is held back but what it asked for.
+The provider whose heads are followed comes first, then the others by rank; whoever is at rest, or asked for a pause,
+comes later, and whoever was dropped last of all. With one provider nothing is held back but what it asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from operator import eq
 from typing import Final, Self, TypeVar
 
 import structlog
@@ -22,21 +20,19 @@ from keeper.chain.ranking import Ranking
 from keeper.chain.rpc import Rpc
 from keeper.chain.subscription import Subscription
 from keeper.chain.wire import Lacking, RateLimited, TimedOut, failed_execution
-from keeper.errors import ChainError, ConfigError, NoQuorum, RpcError, WrongChain
+from keeper.errors import ChainError, ConfigError, RpcError, WrongChain
 
 T = TypeVar("T")
 Work = Callable[[Rpc], Awaitable[T]]
-Votes = list[tuple[Provider, T]]
+Answers = list[tuple[Provider, T]]
 Sleep = Callable[[float], Awaitable[None]]
 
-PATIENCE_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8)  # for a provider that hears of a block later than the others
 OUT_S: Final = (
     15.0  # how long one that is behind, on a fork or on another chain is dropped; looked at again sooner
 )
 _HEDGE_S: Final = 1.0  # so late, another provider is asked besides
 _VERDICT_S: Final = 3.0  # for everybody to speak, where providers contradict each other
 _SHORT_PAUSE_S: Final = 5.0  # a pause that is waited out where nobody else is left to ask
-_OLD_NEWS_S: Final = 600.0  # a provider whose logs differ is noted again after this
 
 _log = structlog.get_logger("keeper.chain")
 
@@ -69,7 +65,6 @@ class Pool:
         self.head = 0  # the number of the last head that was handed out
         self._followed: Provider | None = None
         self._subscription: Subscription | None = None
-        self._differed_s: Final[dict[Provider, float]] = {}
 
     @classmethod
     async def open(
@@ -106,7 +101,7 @@ class Pool:
         if fatal or len(failures) == len(answers):
             await pool.close()
             raise (
-                fatal[0] if fatal else _merged([error for error in failures if isinstance(error, ChainError)])
+                fatal[0] if fatal else merged([error for error in failures if isinstance(error, ChainError)])
             )
         for one, answer in zip(pool.providers, answers, strict=True):
             if isinstance(answer, ChainError):
@@ -140,60 +135,56 @@ class Pool:
             else:
                 provider.answered()
                 return answer
-        raise _merged(failures)
+        raise merged(failures)
 
-    async def believe(
-        self, work: Work[T], *, pinned: bool = True, alike: Callable[[T, T], bool] = eq
-    ) -> list[T]:
-        """What a quorum of providers say alike: at least so many answers, the first one to be taken.
+    async def run_each(
+        self, work: Work[T], count: int, alike: Callable[[T, T], bool] | None = None
+    ) -> tuple[Answers[T], dict[Provider, ChainError]]:
+        """The answers of `count` providers, others in place of whoever fails or is late; and who failed.
 
-        Raises `NoQuorum` when fewer answer, and when they differ and no strict majority of at least the quorum
-        decides. A `pinned` question, about a fixed block, has one true answer, and whoever gives another is dropped;
-        any other may be answered differently by who hears of a block later, and is asked again for a while.
+        Fewer where not so many answer, and those of all providers where they are not `alike`.
         """
-        waits_s = iter(() if pinned else PATIENCE_S)
-        while True:
-            votes = await self._votes(work, alike, (RpcError, Lacking))
-            camps = _camps(votes, alike)
-            if pinned:
-                self._judge(camps)
-            if self._decisive(camps):
-                return [answer for _, answer in camps[0]]
-            wait_s = next(waits_s, None)
-            if wait_s is None:
-                told = "; ".join(" and ".join(provider.label for provider, _ in camp) for camp in camps)
-                raise NoQuorum(
-                    f"{len(votes)} providers disagree, and no majority of at least {self.quorum} agrees: {told}. "
-                    "Trust none."
-                )
-            await self.sleep(wait_s)
+        waiting = list(self._order())
+        asked: dict[asyncio.Task[T], tuple[Provider, float]] = {}
+        answers: Answers[T] = []
+        failures: dict[Provider, ChainError] = {}
 
-    async def union(self, work: Work[Sequence[T]], *, pinned: bool) -> list[T]:
-        """Everything that any of a quorum of providers lists, in no order: what one leaves out another tells.
+        def ask(number: int) -> None:
+            for provider in waiting[:number]:
+                asked[asyncio.create_task(self._attempt(provider, work))] = provider, self.clock()
+            del waiting[:number]
 
-        Where they differ everybody is asked and the difference is noted. Raises `NoQuorum` when too few answer.
-        """
-        votes = await self._votes(work, _same_items, (Lacking,))
-        listed = dict.fromkeys(item for _, answer in votes for item in answer)
-        for provider, answer in votes:
-            missing = len(listed) - len(answer)
-            if missing and self.clock() - self._differed_s.get(provider, -_OLD_NEWS_S) >= _OLD_NEWS_S:
-                self._differed_s[provider] = self.clock()
-                self.note("logs_differ", provider.label, f"{missing} of {len(listed)} logs are missing.")
-        camps = _camps(votes, _same_items)
-        if pinned:
-            self._judge(camps)
-        return list(listed)
+        async def hear(timeout_s: float | None) -> None:
+            done, _ = await asyncio.wait(asked, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                provider, _ = asked.pop(task)
+                try:
+                    answers.append((provider, task.result()))
+                except ChainError as error:
+                    failures[provider] = error
+                    if not isinstance(error, RpcError | Lacking):
+                        self.hold_against(provider, error)
+                else:
+                    provider.answered()
 
-    async def tell(self, work: Work[T]) -> T:
-        """Let a quorum of providers do `work` and return the first success, so that no single one can swallow it.
-
-        Raises like `run` with `insist` when nobody does it.
-        """
-        done, failures = await self._ask(work)
-        if not done:
-            raise _merged(list(failures.values()))
-        return done[0][1]
+        try:
+            ask(count)
+            while asked and len(answers) < count:
+                await hear(_HEDGE_S if waiting else None)
+                late = sum(self.clock() - began_s >= _HEDGE_S for _, began_s in asked.values())
+                ask(max(count - len(answers) - (len(asked) - late), 0))
+            if alike is not None and not all(alike(answers[0][1], answer) for _, answer in answers):
+                ask(len(waiting))
+                until_s = time.monotonic() + _VERDICT_S
+                while asked and (left_s := until_s - time.monotonic()) > 0:
+                    await hear(left_s)
+        finally:
+            for task, (provider, began_s) in asked.items():
+                task.cancel()
+                if self.clock() - began_s >= _HEDGE_S:
+                    provider.rest(TimedOut(f"{provider.label} is much later than others."), self.clock())
+            await asyncio.gather(*asked, return_exceptions=True)
+        return answers, failures
 
     async def survey(
         self, work: Work[T], timeout_s: float, *, check: bool = False
@@ -299,94 +290,6 @@ class Pool:
             ),
         )
 
-    # --- votes ---
-
-    async def _votes(
-        self, work: Work[T], alike: Callable[[T, T], bool], patient_with: tuple[type[ChainError], ...]
-    ) -> Votes[T]:
-        """The answers of a quorum of providers if they are alike, else of all that answer."""
-
-        async def patiently(rpc: Rpc) -> T:
-            for wait_s in PATIENCE_S:
-                try:
-                    return await work(rpc)
-                except patient_with as error:
-                    if isinstance(error, RpcError) and failed_execution(error):
-                        raise
-                await self.sleep(wait_s)
-            return await work(rpc)
-
-        votes, failures = await self._ask(patiently, alike)
-        if len(votes) < self.quorum:
-            cause = _merged(list(failures.values()))
-            raise NoQuorum(
-                f"{len(votes)} of the {self.quorum} providers that must agree answered: {cause}"
-            ) from cause
-        for provider, error in failures.items():
-            if isinstance(error, RpcError | Lacking):
-                # what others could do it could not, patiently asked: it lags, or is on a fork
-                provider.rest(error, self.clock())
-        return votes
-
-    async def _ask(
-        self, work: Work[T], alike: Callable[[T, T], bool] | None = None
-    ) -> tuple[Votes[T], dict[Provider, ChainError]]:
-        """Ask a quorum at once, others in place of whoever fails or is late, and all if answers are not `alike`."""
-        waiting = list(self._order())
-        asked: dict[asyncio.Task[T], tuple[Provider, float]] = {}
-        votes: Votes[T] = []
-        failures: dict[Provider, ChainError] = {}
-
-        def ask(count: int) -> None:
-            for provider in waiting[:count]:
-                asked[asyncio.create_task(self._attempt(provider, work))] = provider, self.clock()
-            del waiting[:count]
-
-        async def hear(timeout_s: float | None) -> None:
-            done, _ = await asyncio.wait(asked, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                provider, _ = asked.pop(task)
-                try:
-                    votes.append((provider, task.result()))
-                except ChainError as error:
-                    failures[provider] = error
-                    if not isinstance(error, RpcError | Lacking):
-                        self.hold_against(provider, error)
-                else:
-                    provider.answered()
-
-        try:
-            ask(self.quorum)
-            while asked and len(votes) < self.quorum:
-                await hear(_HEDGE_S if waiting else None)
-                short = self.quorum - len(votes)
-                late = sum(self.clock() - began_s >= _HEDGE_S for _, began_s in asked.values())
-                ask(max(short - (len(asked) - late), 0))
-            if alike is not None and len(_camps(votes, alike)) > 1:
-                ask(len(waiting))
-                until_s = time.monotonic() + _VERDICT_S
-                while asked and (left_s := until_s - time.monotonic()) > 0:
-                    await hear(left_s)
-        finally:
-            for task, (provider, began_s) in asked.items():
-                task.cancel()
-                if self.clock() - began_s >= _HEDGE_S:
-                    provider.rest(TimedOut(f"{provider.label} is much later than others."), self.clock())
-            await asyncio.gather(*asked, return_exceptions=True)
-        return votes, failures
-
-    def _decisive(self, camps: Sequence[Votes[T]]) -> bool:
-        """Whether a strict majority of at least the quorum says one thing."""
-        return len(camps[0]) >= self.quorum and 2 * len(camps[0]) > sum(map(len, camps))
-
-    def _judge(self, camps: Sequence[Votes[T]]) -> None:
-        """About a fixed block there is one truth: where a decisive majority tells it, all others lied."""
-        if not self._decisive(camps):
-            return
-        for camp in camps[1:]:
-            for provider, _ in camp:
-                self.condemn(provider, f"{len(camps[0])} others contradict it about one block.")
-
     async def _attempt(self, provider: Provider, work: Work[T]) -> T:
         if provider.paused_until_s:
             pause_s = provider.paused_until_s - self.clock()
@@ -407,24 +310,7 @@ class Pool:
         return answer
 
 
-def _same_items(one: Sequence[T], other: Sequence[T]) -> bool:
-    return set(one) == set(other)
-
-
-def _camps(votes: Votes[T], alike: Callable[[T, T], bool]) -> list[Votes[T]]:
-    """Votes that are alike, the largest camp first; none voted: one empty camp."""
-    camps: list[Votes[T]] = []
-    for vote in votes:
-        for camp in camps:
-            if alike(camp[0][1], vote[1]):
-                camp.append(vote)
-                break
-        else:
-            camps.append([vote])
-    return sorted(camps, key=len, reverse=True) or [[]]
-
-
-def _merged(failures: Sequence[ChainError]) -> ChainError:
+def merged(failures: Sequence[ChainError]) -> ChainError:
     """One error for many: a refusal tells most, else every provider's failure in one message."""
     for error in failures:
         if isinstance(error, RpcError):

@@ -7,6 +7,7 @@ fork or on another chain is dropped for long. The chain id is asked on every con
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Final
 
 import structlog
@@ -36,6 +37,7 @@ class Provider:
         self.rests_until_s = 0.0
         self.paused_until_s = 0.0
         self.dropped_until_s = 0.0
+        self.differed_at_s = -math.inf  # when its logs were last found to differ
         self._url: Final = url
         self._chain_id: Final = chain_id
         self._timeout_s: Final = timeout_s

@@ -121,7 +121,6 @@ class Store(Database):
     def keep_blocks(self, followed: Sequence[Cursor], first: BlockNumber, last: BlockNumber) -> None:
         """Remember followed blocks, and of all only those from `first` to `last`."""
         with self.transaction() as connection:
-            connection.execute(blocks.delete().where(or_(blocks.c.number < first, blocks.c.number > last)))
             if followed:
                 insert = _insert(connection, blocks)
                 connection.execute(
@@ -130,6 +129,7 @@ class Store(Database):
                     ),
                     [{"number": block.number, "hash": block.hash} for block in followed],
                 )
+            connection.execute(blocks.delete().where(or_(blocks.c.number < first, blocks.c.number > last)))
 
     def accounts(self, protocol: str) -> set[PositionKey]:
         """Every account ever seen in a protocol."""

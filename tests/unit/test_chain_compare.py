@@ -14,9 +14,9 @@ import pytest
 from keeper.chain.blocks import latest, newest
 from keeper.chain.compare import Comparison
 from keeper.chain.heads import follow
-from keeper.chain.pool import Pool
+from keeper.chain.pool import Notice, Pool
 from keeper.chain.ranking import Ranking
-from keeper.errors import ChainError, NoQuorum, WrongChain
+from keeper.errors import ChainError, LedgerError, NoQuorum, WrongChain
 from tests.scripted_node import HangUp, ScriptedNode, Silence
 from tests.unit.test_chain_heads import Naps, block
 from tests.unit.test_chain_quorum import Told, folders, label, pool_of, stack
@@ -285,6 +285,27 @@ async def test_a_head_is_one_that_a_quorum_knows(stack: AsyncExitStack, nodes: l
         async with asyncio.timeout(20):
             assert (await coming).hash.hex() == block(11)["hash"][2:]
         assert pool.followed is not pool.providers[0]
+
+
+async def test_a_record_that_cannot_be_written_ends_the_heads(
+    stack: AsyncExitStack, nodes: list[ChainNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong beside the heads, and is no provider's doing, comes out with the next head."""
+    monkeypatch.setattr("keeper.chain.compare._EVERY_S", 0.01)
+    pool = await pool_of(stack, nodes, 1, sleep=asyncio.sleep)
+
+    def full(_: Notice) -> None:
+        raise LedgerError("The disk is full.")
+
+    pool.listener = full
+    nodes[2].fork(3)
+    async with aclosing(follow(pool, Naps())) as heads:
+        await anext(heads)
+        with pytest.raises(LedgerError):
+            while True:
+                nodes[0].mine()
+                await nodes[0].announce()
+                await anext(heads)
 
 
 async def test_a_head_announced_otherwise_than_it_is(stack: AsyncExitStack, nodes: list[ChainNode]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from keeper.chain.pace import Pace, retry_after_s
 from keeper.chain.pool import Pool
+from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc, connect
 from keeper.chain.wire import RateLimited
 from keeper.errors import ChainError, NoQuorum, RpcError
@@ -204,11 +205,11 @@ async def test_a_pause_does_not_lower_the_quorum(nodes: list[ScriptedNode], cloc
     for node in nodes:
         node.methods["who"] = lambda: 1
     nodes[0].methods["who"] = limited("40")
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     nodes[1].methods["who"] = limited("40")
     with pytest.raises(NoQuorum):
-        await pool.believe(who)
+        await believe(pool, who)
     nodes[0].methods["who"] = nodes[1].methods["who"] = lambda: 1
     clock.now_s += 41
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     await pool.close()

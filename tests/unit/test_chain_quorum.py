@@ -14,6 +14,7 @@ import pytest
 from keeper.abi import keccak
 from keeper.chain.client import Chain, SimCall
 from keeper.chain.pool import Notice, Pool, Sleep
+from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc
 from keeper.errors import ChainError, NoQuorum, RpcError
 from keeper.types import ZERO_ADDRESS, Gas, Hash
@@ -128,7 +129,7 @@ async def test_with_a_quorum_of_one_the_first_is_believed(
     """Nobody else is asked: q = 1 resists no liar and costs nothing."""
     nodes = saying(folders, "lie", "truth", "truth")
     pool = await pool_of(stack, nodes, 1)
-    assert await pool.believe(who) == ["lie"]
+    assert await believe(pool, who) == ["lie"]
     assert [node.asked("who") for node in nodes] == [1, 0, 0]
 
 
@@ -143,7 +144,7 @@ async def test_a_quorum_is_never_told_a_lie_by_fewer(
         for number, node in enumerate(nodes):
             node.methods["who"] = partial(_same, "lie" if number in liars else "truth")
         try:
-            answers = await pool.believe(who)
+            answers = await believe(pool, who)
         except NoQuorum:
             assert providers < 2 * quorum - 1
         else:
@@ -155,7 +156,7 @@ async def test_agreeing_costs_no_more_than_the_quorum(stack: AsyncExitStack, fol
     """While answers are alike nobody beyond the quorum is asked."""
     nodes = saying(folders, 1, 1, 1)
     pool = await pool_of(stack, nodes, 2)
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     assert [node.asked("who") for node in nodes] == [1, 1, 0]
 
 
@@ -167,12 +168,12 @@ async def test_failover_never_lowers_the_quorum(
     nodes = saying(folders, 1, 1, 1)
     pool = await pool_of(stack, nodes, 2, timeout_s=2)
     nodes[0].methods["who"] = failure
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     good, nodes[2].methods["who"] = nodes[2].methods["who"], failure
     with pytest.raises(NoQuorum, match="1 of the 2 providers that must agree answered"):
-        await pool.believe(who)
+        await believe(pool, who)
     nodes[2].methods["who"] = good
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
 
 
 async def test_a_late_provider_holds_nobody_up(
@@ -186,8 +187,8 @@ async def test_a_late_provider_holds_nobody_up(
         node.methods["eth_chainId"] = lambda: "0x7a69"
     pool = await Pool.open([node.ipc_path for node in nodes], 31337, 60, quorum=2)
     stack.push_async_callback(pool.close)
-    assert await pool.believe(who) == [1, 1]
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     assert [node.asked("who") for node in nodes] == [1, 2, 2]
 
 
@@ -201,7 +202,7 @@ async def test_a_block_heard_of_later_is_waited_for(stack: AsyncExitStack, folde
         return 1
 
     pool = await pool_of(stack, saying(folders, late, 1), 2)
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     assert pool.notices == [] and [provider.failures for provider in pool.providers] == [0, 0]
 
 
@@ -213,10 +214,10 @@ async def test_a_liar_is_dropped_for_ever_longer(stack: AsyncExitStack, folders:
     nodes = saying(folders, "lie", 1, 1)
     pool = await pool_of(stack, nodes, 2)
     for number, out_s in enumerate([30, 60, 120], 1):
-        assert await pool.believe(who) == [1, 1]
+        assert await believe(pool, who) == [1, 1]
         assert pool.dropped == [label(nodes[0])] * number
         pool.time.now_s += out_s - 1
-        assert await pool.believe(who) == [1, 1]
+        assert await believe(pool, who) == [1, 1]
         assert nodes[0].asked("who") == number
         pool.time.now_s += 2
     assert "2 others contradict it" in pool.notices[0].detail
@@ -227,11 +228,11 @@ async def test_without_a_majority_nobody_is_accused(stack: AsyncExitStack, folde
     nodes = saying(folders, 1, 2, 1, 2)
     pool = await pool_of(stack, nodes, 2)
     with pytest.raises(NoQuorum, match="4 providers disagree") as caught:
-        await pool.believe(who)
+        await believe(pool, who)
     assert all(label(node) in str(caught.value) for node in nodes)
     assert pool.notices == []
     nodes[1].methods["who"] = partial(_same, 1)
-    assert (await pool.believe(who))[0] == 1
+    assert (await believe(pool, who))[0] == 1
 
 
 async def test_a_majority_below_the_quorum_decides_nothing(
@@ -240,7 +241,7 @@ async def test_a_majority_below_the_quorum_decides_nothing(
     """Two of three say one thing and three must agree: the two may be the liars."""
     pool = await pool_of(stack, saying(folders, 1, 1, 2), 3)
     with pytest.raises(NoQuorum, match="no majority of at least 3"):
-        await pool.believe(who)
+        await believe(pool, who)
     assert pool.notices == []
 
 
@@ -250,19 +251,19 @@ async def test_a_dropped_provider_still_counts_where_too_few_are_left(
     """It is asked last, never believed alone, and so cannot keep the others from agreeing by having lied once."""
     nodes = saying(folders, "lie", 1, 1)
     pool = await pool_of(stack, nodes, 2)
-    await pool.believe(who)
+    await believe(pool, who)
     nodes[2].methods["who"] = HangUp
     with pytest.raises(NoQuorum):
-        await pool.believe(who)
+        await believe(pool, who)
     nodes[0].methods["who"] = partial(_same, 1)
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
 
 
 async def test_what_changes_with_time_accuses_nobody(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
     """A question about no fixed block is asked again until the later node has caught up, and nobody is dropped."""
     nonces = iter([6, 6])
     pool = await pool_of(stack, saying(folders, 7, lambda: next(nonces, 7)), 2)
-    assert await pool.believe(who, pinned=False) == [7, 7]
+    assert await believe(pool, who, pinned=False) == [7, 7]
     assert pool.notices == []
 
 
@@ -272,9 +273,9 @@ async def test_a_provider_that_lacks_what_others_have_rests(
     """One on a fork, or far behind, does not cost every head its patience."""
     nodes = saying(folders, refusing("header not found"), 1, 1)
     pool = await pool_of(stack, nodes, 2)
-    await pool.believe(who)
+    await believe(pool, who)
     asked = nodes[0].asked("who")
-    assert await pool.believe(who) == [1, 1]
+    assert await believe(pool, who) == [1, 1]
     assert nodes[0].asked("who") == asked
 
 

@@ -102,7 +102,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     read = _load(tmp_path)
     assert read.chain.id == 31337
     assert read.chain.rpc_urls == ("http://127.0.0.1:8545",)
-    assert (read.chain.quorum, read.chain.max_head_age_s) == (1, 26)
+    assert (read.chain.quorum, read.chain.max_requests_per_s, read.chain.max_head_age_s) == (1, 0, 26)
     assert read.profit.token == TOKEN
     assert (read.profit.min_profit_usd_e8, read.profit.max_slippage_bps) == (5 * 10**8, 100)
     assert read.limits.max_fee_wei == 200 * 10**9

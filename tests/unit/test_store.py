@@ -318,6 +318,26 @@ def test_accounts_and_cursors_survive_a_restart(tmp_path: Path) -> None:
         assert store.cursor("morpho") is None
 
 
+def test_followed_blocks_are_remembered_within_bounds(tmp_path: Path) -> None:
+    """They come back oldest first; another branch replaces its numbers, and what is outside the bounds is forgotten."""
+    with Store.open(_url(tmp_path)) as store:
+        store.keep_blocks(
+            [Cursor(BlockNumber(number), _hash(number)) for number in range(1, 8)],
+            BlockNumber(3),
+            BlockNumber(7),
+        )
+        # a reorganisation: 5 is another block, 6 and 7 are gone
+        store.keep_blocks([Cursor(BlockNumber(5), _hash(50))], BlockNumber(3), BlockNumber(5))
+    with Store.open(_url(tmp_path)) as store:
+        assert store.blocks() == [
+            Cursor(BlockNumber(3), _hash(3)),
+            Cursor(BlockNumber(4), _hash(4)),
+            Cursor(BlockNumber(5), _hash(50)),
+        ]
+        store.keep_blocks([], BlockNumber(4), BlockNumber(4))
+        assert store.blocks() == [Cursor(BlockNumber(4), _hash(4))]
+
+
 # --- nonces and signatures -------------------------------------------------------------------------------------------
 
 
