@@ -56,7 +56,14 @@ class WrongChain(ChainError):
 
 
 class NoQuorum(ChainError):
-    """Fewer providers than must agree answered, or they disagree; what they were asked is unknown."""
+    """Fewer providers than must agree answered, or they disagree; what they were asked is unknown.
+
+    `lacked` says that all others were there but did not have what was asked for.
+    """
+
+    def __init__(self, message: str, *, lacked: bool = False) -> None:
+        super().__init__(message)
+        self.lacked = lacked
 
 
 class AdapterError(KeeperError):

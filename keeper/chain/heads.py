@@ -21,7 +21,7 @@ from keeper.chain.pool import Pool, Sleep
 from keeper.chain.rpc import Rpc
 from keeper.chain.subscription import Subscription
 from keeper.chain.wire import decode, reading
-from keeper.errors import ChainError, RpcError
+from keeper.errors import ChainError, NoQuorum, RpcError
 from keeper.types import Head
 
 _POLL_S: Final = 0.25  # HTTP has no push
@@ -106,8 +106,16 @@ async def _from_one_provider(pool: Pool, sleep: Sleep) -> AsyncGenerator[Head]:
 
 async def _confirm(pool: Pool, rpc: Rpc, head: Head) -> None:
     """Raise `ChainError` unless a quorum of providers knows the head as it was announced."""
-    agreed = await known(pool, head.hash)
+    announcer = pool.followed
+    try:
+        agreed = await known(pool, head.hash)
+    except NoQuorum as error:
+        if error.lacked and announcer is not None:
+            pool.condemn(announcer, f"it announced block {head.number}, which no others know.")
+        raise
     if agreed != replace(head, seen_s=0.0):
+        if announcer is not None:
+            pool.condemn(announcer, f"it announced block {head.number} otherwise than it is.")
         raise ChainError(f"{rpc.label} announced block {head.number} otherwise than it is.")
 
 

@@ -259,7 +259,7 @@ class Pool:
 
     def condemn(self, provider: Provider, why: str) -> None:
         """Drop a provider that lied, longer each time."""
-        self.drop(provider, f"it lied: {why}", provider.sentence_s())
+        self.drop(provider, why, provider.sentence_s())
 
     def drop(self, provider: Provider, why: str, for_s: float) -> None:
         """Ask a provider only where too few others are left, for so long at least, and follow it no more."""

@@ -19,7 +19,14 @@ from keeper.errors import ChainError, NoQuorum, RpcError
 T = TypeVar("T")
 Camps = Sequence[Answers[T]]  # answers that are alike, the largest camp first
 
-PATIENCE_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8)  # for a provider that hears of a block later than the others
+PATIENCE_S: Final = (
+    0.05,
+    0.1,
+    0.2,
+    0.4,
+    0.8,
+    1.6,
+)  # for a provider that hears of a block later than the others
 _OLD_NEWS_S: Final = 600.0  # a provider whose logs differ is noted again after this
 
 
@@ -98,7 +105,8 @@ async def _answers(
     if len(answers) < pool.quorum:
         cause = merged(list(failures.values()))
         raise NoQuorum(
-            f"{len(answers)} of the {pool.quorum} providers that must agree answered: {cause}"
+            f"{len(answers)} of the {pool.quorum} providers that must agree answered: {cause}",
+            lacked=all(isinstance(error, RpcError | Lacking) for error in failures.values()),
         ) from cause
     for provider, error in failures.items():
         if isinstance(error, RpcError | Lacking):
@@ -134,4 +142,4 @@ def _judge(pool: Pool, camps: Camps[T]) -> None:
         return
     for camp in camps[1:]:
         for provider, _ in camp:
-            pool.condemn(provider, f"{len(camps[0])} others contradict it about one block.")
+            pool.condemn(provider, f"it lied: {len(camps[0])} others contradict it about one block.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -46,7 +46,6 @@ _MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 _BATCH: Final = 500
 _HEARTBEAT_S: Final = 30.0  # WebSocket pings, so that a dead peer is noticed between blocks
 _GOODBYE_S: Final = 1.0  # how long a WebSocket peer may take to agree that it is over
-_ASK_LATER: Final = (429, 503)  # with the second only if it says when
 
 
 def label_of(url: str) -> str:
@@ -201,12 +200,7 @@ class _Http(Rpc):
     async def _attempt(self, body: bytes, method: str) -> bytes:
         async with self._session.post(self._url, data=body, allow_redirects=False) as response:
             content = await response.read()
-            after = response.headers.get("Retry-After")
-            if response.status in _ASK_LATER and (response.status == 429 or after):
-                raise RateLimited(
-                    f"{self.label} answered {method} with HTTP status {response.status}: it is asked too often.",
-                    retry_after_s(after),
-                )
+            _require_patience(response.status, response.headers, self.label, method)
             # some nodes send their JSON-RPC error with a 4xx or 5xx status
             if response.status != 200 and content[:1] not in (b"{", b"["):
                 raise ChainError(f"{self.label} answered {method} with HTTP status {response.status}.")
@@ -358,8 +352,10 @@ class _Ws(_Socket):
                 timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE_S),
                 decode_text=False,
             )
-        except BaseException:
+        except BaseException as error:
             await session.close()
+            if isinstance(error, aiohttp.WSServerHandshakeError):
+                _require_patience(error.status, error.headers or {}, label, "connecting")
             raise
         return cls(label, timeout_s, pace, session, ws)
 
@@ -430,6 +426,15 @@ class _Ipc(_Socket, asyncio.Protocol):
 
     def _abandon(self) -> None:
         self._transport.abort()
+
+
+def _require_patience(status: int, headers: Mapping[str, str], label: str, what: str) -> None:
+    """Raise `RateLimited` where an HTTP answer asks for fewer requests."""
+    after = headers.get("Retry-After")
+    if status == 429 or (status == 503 and after):
+        raise RateLimited(
+            f"{label} answered {what} with HTTP status {status}: it is asked too often.", retry_after_s(after)
+        ) from None
 
 
 async def _guarded(work: Coroutine[Any, Any, T], label: str, timeout_s: float, what: str) -> T:

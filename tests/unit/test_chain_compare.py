@@ -285,6 +285,8 @@ async def test_a_head_is_one_that_a_quorum_knows(stack: AsyncExitStack, nodes: l
         async with asyncio.timeout(20):
             assert (await coming).hash.hex() == block(11)["hash"][2:]
         assert pool.followed is not pool.providers[0]
+        assert pool.dropped == [label(nodes[0])]
+        assert "announced block 11, which no others know" in pool.notices[0].detail
 
 
 async def test_a_record_that_cannot_be_written_ends_the_heads(
@@ -320,6 +322,7 @@ async def test_a_head_announced_otherwise_than_it_is(stack: AsyncExitStack, node
         await nodes[0].notify("0xs", block(11) | {"baseFeePerGas": "0x1"})
         async with asyncio.timeout(20):
             assert (await coming).base_fee_wei == 7
+        assert pool.dropped == [label(nodes[0])]
 
 
 async def test_without_a_quorum_no_head_comes_and_that_is_said(
@@ -338,7 +341,7 @@ async def test_without_a_quorum_no_head_comes_and_that_is_said(
             await node.announce()
         await asyncio.sleep(0.3)
         assert not coming.done()
-        assert [notice.name for notice in pool.notices] == ["no_heads"]
+        assert [notice.name for notice in pool.notices] == ["no_heads"], "who is left is not to blame"
         assert "1 of the 2 providers that must agree answered" in pool.notices[0].detail
         nodes[1].methods["eth_getBlockByHash"] = good
         async with asyncio.timeout(20):

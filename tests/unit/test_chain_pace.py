@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from keeper.chain.pace import Pace, retry_after_s
 from keeper.chain.pool import Pool
@@ -136,6 +137,24 @@ async def test_a_limit_is_told_from_other_errors(nodes: list[ScriptedNode]) -> N
         with pytest.raises(RateLimited if is_limit else RpcError):
             await who(rpc)
     await rpc.close()
+
+
+async def test_a_refused_socket_may_ask_for_a_pause() -> None:
+    """Status 429 instead of a WebSocket is a limit like any other, and does not quote the URL."""
+
+    async def full(_: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "9"})
+
+    application = web.Application()
+    application.router.add_get("/{tail:.*}", full)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    with pytest.raises(RateLimited) as caught:
+        await connect(f"ws://127.0.0.1:{runner.addresses[0][1]}/SECRETKEY")
+    await runner.cleanup()
+    assert caught.value.retry_after_s == 9
+    assert "SECRETKEY" not in str(caught.value) and caught.value.__suppress_context__
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
