@@ -208,6 +208,20 @@ async def test_a_quorum_of_one_believes_the_lie(stage: Stage, lie: Lie) -> None:
     assert settlement.status == 0 and await line.treasury_raw() == before_raw
 
 
+async def test_a_quorum_of_one_asks_nothing_twice(stage: Stage) -> None:
+    """A head costs one look and one question for logs; one that is acted on, a plan's rounds, a trial and the sending."""
+    line = await stage.line(1, 1)
+    [front] = stage.fronts
+    for fallen in (False, True):
+        await (set_price(stage.node, stage.feed, FALLEN) if fallen else stage.node.mine())
+        line.head = head = await line.parts.chain.head()
+        front.asked.clear()
+        report = await line.engine.step(head)
+        assert len(report.sent) == fallen
+        acting = ["eth_call", "eth_call", "eth_simulateV1", "eth_sendRawTransaction"] if fallen else []
+        assert front.asked == ["eth_call", "eth_getLogs", *acting]
+
+
 @pytest.mark.parametrize("quorum", [2, 3])
 @pytest.mark.parametrize("lie", TEMPTING)
 async def test_without_enough_others_a_lie_stops_it(stage: Stage, lie: Lie, quorum: int) -> None:
