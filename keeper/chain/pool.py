@@ -27,9 +27,7 @@ Work = Callable[[Rpc], Awaitable[T]]
 Answers = list[tuple[Provider, T]]
 Sleep = Callable[[float], Awaitable[None]]
 
-OUT_S: Final = (
-    15.0  # how long one that is behind, on a fork or on another chain is dropped; looked at again sooner
-)
+OUT_S: Final = 15.0  # how long one that is behind, on a fork or on another chain is dropped
 _HEDGE_S: Final = 1.0  # so late, another provider is asked besides
 _VERDICT_S: Final = 3.0  # for everybody to speak, where providers contradict each other
 _SHORT_PAUSE_S: Final = 5.0  # a pause that is waited out where nobody else is left to ask
@@ -109,9 +107,8 @@ class Pool:
         return pool
 
     async def close(self) -> None:
-        """Drop every connection."""
-        for provider in self.providers:
-            await provider.close()
+        """Drop every connection, side by side: one that hangs must not hold up the others."""
+        await asyncio.gather(*(provider.close() for provider in self.providers))
 
     # --- asking ---
 
@@ -306,7 +303,7 @@ class Pool:
             # the connection died, perhaps of idleness: once more on a new one
             answer = await work(await provider.rpc())
         if rpc.renewed:
-            await provider.check(rpc)
+            await provider.recheck(rpc)  # another chain may have answered
         return answer
 
 

@@ -63,12 +63,17 @@ class Provider:
                 await self.check(self._rpc)
             return self._rpc
 
+    async def recheck(self, rpc: Rpc) -> None:
+        """Ask which chain it serves if a connection was made since it was asked last. Raises `WrongChain`."""
+        async with self._lock:
+            if rpc.renewed:
+                await self.check(rpc)
+
     async def check(self, rpc: Rpc) -> None:
         """Ask which chain it serves. Raises `WrongChain`."""
-        rpc.renewed = False
         with reading(self.label, "eth_chainId"):
             served = quantity(await rpc.ask(TEXT, "eth_chainId"))
-        self._checked = served == self._chain_id
+        self._checked, rpc.renewed = served == self._chain_id, False
         if not self._checked:
             raise WrongChain(
                 f"{self.label} serves chain {served} and chain.id is {self._chain_id}: correct one of them."

@@ -67,7 +67,7 @@ class Rpc(ABC):
     With a `pace` requests wait for their turn, and are given up where that takes longer than the timeout.
     """
 
-    renewed = False  # whether the connection below was made anew without anybody being told
+    renewed = False  # whether a connection was made below since this was last set to false
 
     def __init__(self, label: str, timeout_s: float, pace: Pace | None) -> None:
         self.label: Final = label
@@ -148,7 +148,10 @@ class _Http(Rpc):
         super().__init__(label, timeout_s, pace)
         self._url: Final = url
         # no total limit here: `_guarded` holds the clock for the whole exchange
+        connecting = aiohttp.TraceConfig()
+        connecting.on_connection_create_end.append(self._connected)
         self._session: Final = aiohttp.ClientSession(
+            trace_configs=[connecting],
             timeout=aiohttp.ClientTimeout(total=None),
             connector=aiohttp.TCPConnector(limit=8, keepalive_timeout=60),
             headers={"Content-Type": "application/json"},
@@ -194,8 +197,10 @@ class _Http(Rpc):
                 raise
             # the node closed an idle connection just as it was used again; no request of ours means more when sent
             # twice: a transaction broadcast again is the same transaction
-            self.renewed = True
             return await self._attempt(body, method)
+
+    async def _connected(self, *_: object) -> None:
+        self.renewed = True
 
     async def _attempt(self, body: bytes, method: str) -> bytes:
         async with self._session.post(self._url, data=body, allow_redirects=False) as response:

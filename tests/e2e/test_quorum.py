@@ -209,7 +209,7 @@ async def test_a_quorum_of_one_believes_the_lie(stage: Stage, lie: Lie) -> None:
 
 
 async def test_a_quorum_of_one_asks_nothing_twice(stage: Stage) -> None:
-    """A head costs one look and one question for logs; one that is acted on, a plan's rounds, a trial and the sending."""
+    """A head costs one look and one question for logs; acting on it a plan's rounds, a trial and the sending."""
     line = await stage.line(1, 1)
     [front] = stage.fronts
     for fallen in (False, True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
@@ -17,7 +18,7 @@ from keeper.chain.heads import follow
 from keeper.chain.pool import Notice, Pool
 from keeper.chain.ranking import Ranking
 from keeper.errors import ChainError, LedgerError, NoQuorum, WrongChain
-from tests.scripted_node import HangUp, ScriptedNode, Silence
+from tests.scripted_node import HangUp, Literal, ScriptedNode, Silence
 from tests.unit.test_chain_heads import Naps, block
 from tests.unit.test_chain_quorum import Told, folders, label, pool_of, stack
 
@@ -235,17 +236,27 @@ async def test_a_provider_that_becomes_another_chain_is_found(nodes: list[ChainN
             await pool.run(latest)
 
 
-async def test_a_connection_made_anew_below_is_checked(nodes: list[ChainNode]) -> None:
-    """An HTTP node that hung up and answers again may be another chain: it is asked before it is believed."""
+@pytest.mark.parametrize("ending", ["hangs up on a request", "closes when idle"])
+async def test_a_connection_made_anew_below_is_checked(nodes: list[ChainNode], ending: str) -> None:
+    """An HTTP node that closed the connection and is back may be another chain: it is asked before it is believed."""
     async with nodes[0]:
         nodes[0].methods["eth_chainId"] = lambda: "0x7a69"
         pool = await Pool.open([nodes[0].url], 31337, 5)
-        assert (await pool.run(latest)).number == 10
-        answers = iter([HangUp()])
+        asked = nodes[0].asked("eth_chainId")
+        for _ in range(3):
+            assert (await pool.run(latest)).number == 10
+        assert nodes[0].asked("eth_chainId") == asked, "not again while the connection lasts"
+        good = nodes[0].methods["eth_getBlockByNumber"]
+        if ending == "closes when idle":
+            answer = json.dumps({"jsonrpc": "2.0", "id": 0, "result": nodes[0].blocks[-1]})
+            text = answer.replace('"id": 0', '"id": {id}')
+            nodes[0].methods["eth_getBlockByNumber"] = lambda *_: Literal(text, 200, {"Connection": "close"})
+            assert (await pool.run(latest)).number == 10
+        answers = iter([HangUp()] if ending == "hangs up on a request" else [])
 
         def restarted(*arguments: Any) -> Any:
             nodes[0].methods["eth_chainId"] = lambda: "0x1"
-            return next(answers, nodes[0].blocks[-1])
+            return next(answers, None) or good(*arguments)
 
         nodes[0].methods["eth_getBlockByNumber"] = restarted
         with pytest.raises(WrongChain):
