@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from keeper.errors import ConfigError, LedgerError
-from keeper.store.schema import SCHEMA_VERSION, meta, metadata
+from keeper.store.schema import SCHEMA_VERSION, alembic_version, meta, metadata
 
 _BUSY_TIMEOUT_MS: Final = 2_000
 
@@ -51,8 +51,9 @@ class Database:
     def open(cls, url: str, *, chain_id: int | None = None, read_only: bool = False) -> Self:
         """Open `sqlite:///path`, creating it (mode 0600) for a writer.
 
-        Raises `ConfigError` for another kind of URL; `LedgerError` when another process writes to it, when it belongs
-        to another chain or schema, or when it is missing or damaged.
+        A writer brings an older schema up to date. Raises `ConfigError` for another kind of URL; `LedgerError` when
+        another process writes to it, when it belongs to another chain or a newer schema, or when it is missing or
+        damaged.
         """
         path = sqlite_path(url)
         if read_only and not path.exists():
@@ -144,23 +145,38 @@ class Database:
                 f"A step of a transaction on {self.path} failed and was hidden; nothing was stored."
             )
 
+    def copied_at_s(self) -> int | None:
+        """Since when this file is a copy, so that the chain may know transactions it does not; None for an original."""
+        with self.transaction() as connection:
+            copied_at_s: int | None = connection.execute(select(meta.c.copied_at_s)).scalar_one()
+        return copied_at_s
+
+    def mark_copied(self, at_s: int | None) -> None:
+        """Say that this file is a copy, or (None) that the chain has nothing any more that it does not know."""
+        with self.transaction() as connection:
+            connection.execute(meta.update().values(copied_at_s=at_s))
+
     def _prepare(self, chain_id: int | None, read_only: bool) -> None:
         with self.transaction() as connection:
             tables = inspect(connection).get_table_names()
             if not tables and not read_only:
                 metadata.create_all(connection)
+                connection.execute(alembic_version.insert().values(version_num=str(SCHEMA_VERSION)))
                 connection.execute(
                     meta.insert().values(id=1, schema_version=SCHEMA_VERSION, chain_id=chain_id)
                 )
                 return
-            row = connection.execute(select(meta)).one_or_none() if meta.name in tables else None
+            row = connection.execute(_IDENTITY).one_or_none() if meta.name in tables else None
             if row is None:
                 raise LedgerError(f"{self.path} is a database but not a keeper's record; correct store.url.")
+            if row.schema_version < SCHEMA_VERSION and not read_only:
+                from keeper.store.migrations import upgrade  # noqa: PLC0415 - alembic takes a quarter second to import
+
+                upgrade(connection)
+                row = connection.execute(_IDENTITY).one()
             if row.schema_version != SCHEMA_VERSION:
-                age = "newer" if row.schema_version > SCHEMA_VERSION else "older"
                 raise LedgerError(
-                    f"{self.path} has schema version {row.schema_version}, {age} than the {SCHEMA_VERSION} this "
-                    f"keeper writes; use the keeper version that wrote it, or point store.url at a new file."
+                    f"{self.path} has schema version {row.schema_version}, {_age(row.schema_version)}"
                 )
             if chain_id is not None and row.chain_id is None and not read_only:
                 connection.execute(meta.update().values(chain_id=chain_id))
@@ -169,6 +185,21 @@ class Database:
                     f"{self.path} is the record of chain {row.chain_id}, not of chain {chain_id}; "
                     f"point store.url at another file or correct chain.id."
                 )
+
+
+# What every schema since the first has.
+_IDENTITY: Final = select(meta.c.schema_version, meta.c.chain_id)
+
+
+def _age(version: int) -> str:
+    if version > SCHEMA_VERSION:
+        return (
+            f"newer than the {SCHEMA_VERSION} this keeper writes; use the keeper version that wrote it, or point "
+            "store.url at a new file."
+        )
+    return (
+        f"older than the {SCHEMA_VERSION} this keeper writes; start the keeper on it once, which brings it up to date."
+    )
 
 
 def sqlite_path(url: str) -> Path:
