@@ -292,7 +292,9 @@ class Ledger:
     def _existing(self, seq: Any) -> Booked:
         found = self.entry(seq) if type(seq) is int else None
         if found is None:
-            raise LedgerError(f"There is no entry {seq!r} in the ledger to correct; `keeper ledger list` shows them.")
+            raise LedgerError(
+                f"There is no entry {seq!r} in the ledger to correct; `keeper ledger list` shows them."
+            )
         return found
 
     def _outcomes(self, since_s: int) -> list[Booked]:

@@ -138,7 +138,8 @@ def verify(store: Store, kept: TreeHead | None = None) -> Fault | None:
     if head is not None:
         missing = tree.size + 1
         return Fault(
-            missing, f"Entry {missing} and what followed it are missing: {head.whose} counts {head.size} entries."
+            missing,
+            f"Entry {missing} and what followed it are missing: {head.whose} counts {head.size} entries.",
         )
     return None
 

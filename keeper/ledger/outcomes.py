@@ -47,7 +47,9 @@ def check_correction(body: Mapping[str, Any], corrected: Booked) -> None:
     """Raise `LedgerError` unless `body` corrects what can be corrected."""
     what = f"the {corrected.kind} entry {corrected.seq}"
     if corrected.kind == "correction":
-        raise LedgerError(f"Entry {corrected.seq} is a correction itself; correct the entry it is about again.")
+        raise LedgerError(
+            f"Entry {corrected.seq} is a correction itself; correct the entry it is about again."
+        )
     if not isinstance(body.get("reason"), str) or not body["reason"].strip():
         raise LedgerError(f"A correction of {what} must say why; add a reason.")
     allowed = (*_GAS, *_PROFIT) if corrected.kind == "settled" else _GAS if corrected.kind in OUTCOMES else ()

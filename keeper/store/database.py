@@ -49,24 +49,27 @@ class Database:
 
     @classmethod
     def open(cls, url: str, *, chain_id: int | None = None, read_only: bool = False) -> Self:
-        """Open `sqlite:///path`, creating it (mode 0600) for a writer.
+        """Open `sqlite:///path`; see `open_file`. Raises `ConfigError` for another kind of URL."""
+        return cls.open_file(sqlite_path(url), chain_id=chain_id, read_only=read_only)
 
-        A writer brings an older schema up to date. Raises `ConfigError` for another kind of URL; `LedgerError` when
-        another process writes to it, when it belongs to another chain or a newer schema, or when it is missing or
-        damaged.
+    @classmethod
+    def open_file(cls, path: Path, *, chain_id: int | None = None, read_only: bool = False) -> Self:
+        """Open a file, creating it (mode 0600) for a writer, who also brings an older schema up to date.
+
+        Raises `LedgerError` when another process writes to it, when it belongs to another chain or a newer schema, or
+        when it is missing or damaged.
         """
-        path = sqlite_path(url)
         if read_only and not path.exists():
             raise LedgerError(
                 f"There is no record at {path} yet; start the keeper once, or correct store.url."
             )
         with ExitStack() as undo:
             if not read_only:
-                undo.callback(os.close, _take_lock(path))
+                undo.enter_context(writing_alone(path))
                 _create_private(path)
             engine = _engine(path, read_only)
             undo.callback(engine.dispose)
-            with _in_our_words(path, "open"):
+            with in_our_words(path, "open"):
                 self = cls(path, engine.connect())
             undo.callback(self._connection.close)
             self._prepare(chain_id, read_only)
@@ -103,7 +106,7 @@ class Database:
             raise LedgerError(
                 f"A durable step on {self.path} was begun inside one that is not; make the outer durable."
             )
-        with _in_our_words(self.path, "write to"):
+        with in_our_words(self.path, "write to"):
             if outermost:
                 self._owner, self._doomed, self._durable = task, False, durable
                 self._flush_on_commit(durable)
@@ -197,9 +200,7 @@ def _age(version: int) -> str:
             f"newer than the {SCHEMA_VERSION} this keeper writes; use the keeper version that wrote it, or point "
             "store.url at a new file."
         )
-    return (
-        f"older than the {SCHEMA_VERSION} this keeper writes; start the keeper on it once, which brings it up to date."
-    )
+    return f"older than the {SCHEMA_VERSION} this keeper writes; start the keeper on it once, which brings it up to date."
 
 
 def sqlite_path(url: str) -> Path:
@@ -231,6 +232,8 @@ def _engine(path: Path, read_only: bool) -> Engine:
     def _pragmas(connection: Any, _record: object) -> None:
         if read_only:
             connection.execute("PRAGMA query_only = ON")
+            # who reads a damaged record must be told which entry it is, not that it is no UTF-8
+            connection.text_factory = lambda text: text.decode(errors="replace")
         else:
             [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
@@ -248,23 +251,27 @@ def _engine(path: Path, read_only: bool) -> Engine:
     return engine
 
 
-def _take_lock(path: Path) -> int:
+@contextmanager
+def writing_alone(path: Path) -> Iterator[None]:
+    """Hold the writer's lock on a file. Raises `LedgerError` while another process holds it."""
     lock_path = path.with_name(path.name + ".lock")
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise LedgerError(f"{lock_path} cannot be written ({error.strerror}); correct store.url.") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise LedgerError(
+                f"Another keeper (process {holder}) is writing to {path}; stop it, or give this one another store.url."
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
         os.close(lock)
-        raise LedgerError(
-            f"Another keeper (process {holder}) is writing to {path}; stop it, or give this one another store.url."
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
 
 
 def _create_private(path: Path) -> None:
@@ -277,7 +284,8 @@ def _create_private(path: Path) -> None:
 
 
 @contextmanager
-def _in_our_words(path: Path, verb: str) -> Iterator[None]:
+def in_our_words(path: Path, verb: str) -> Iterator[None]:
+    """Turn whatever the database raises into a `LedgerError` that names the file and what was tried."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
