@@ -27,7 +27,6 @@ from keeper.log import plain
 from keeper.preflight import Check, preflight, require
 from keeper.seams import Adapter
 from keeper.store import Store, sqlite_path
-from keeper.trial import describe
 from keeper.types import Address, BlockTime, Head, Health, Marks, PositionKey, Refusal, hex_of
 from keeper.watch import Watch
 
@@ -274,7 +273,7 @@ async def _stages(
     [trial] = await engine.attempt([plan], view.pause, head)
     if isinstance(trial, Refusal):
         return say(trial.stage, trial.reason, trial.numbers)
-    say("trial", "pays", describe(plan, trial))
+    say("trial", "pays", engine.describe(plan, trial, view))
     clearance = engine.clear(plan, trial, view, head)
     if isinstance(clearance, Refusal):
         return say(clearance.stage, clearance.reason, clearance.numbers)

@@ -123,6 +123,8 @@ def _option(
         repay_price_base=pair.debt_price,
         seize_price_base=pair.collateral_price,
         detail=_Choice(market.pool, pair, takes_all),
+        repay_round=marks.round_of(owed.id, pair.debt_price),
+        seize_round=marks.round_of(held.id, pair.collateral_price),
     )
 
 
