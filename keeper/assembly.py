@@ -23,6 +23,7 @@ from keeper.chain.client import Chain
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, Contracts, Settings, load
 from keeper.engine import Engine, Policy
 from keeper.errors import ConfigError
+from keeper.execution.reconcile import reconcile
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
@@ -113,6 +114,7 @@ async def engine(
     watch = Watch(parts.chain, parts.sources, store, remember=remember)
     sender = None
     if sign:
+        await reconcile(parts.chain, store, ledger, parts.adapters, operator.address, liquidator, wall_clock)
         sender = Sender(parts.chain, operator, store, ledger, liquidator, wall_clock, time.monotonic)
     line = Engine(
         chain=parts.chain,

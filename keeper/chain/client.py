@@ -19,6 +19,7 @@ from keeper.chain.pool import Pool
 from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
+from keeper.chain.transactions import Sent, sent_in
 from keeper.chain.wire import TEXT, data, failed_execution, hash_of, quantity, reading
 from keeper.errors import ChainError, ConfigError, RpcError
 from keeper.seams import Reads
@@ -174,7 +175,7 @@ class Chain:
         return await execute_at(rpc, calls, at)
 
     async def nonce(self, account: Address, tag: str = "latest") -> int:
-        """Transactions of `account` as of `latest` or `pending`."""
+        """Transactions of `account` as of `latest`, `pending` or a block's number in hex."""
         return await self._quantity("eth_getTransactionCount", hex_of(account), tag)
 
     async def balance(self, account: Address, tag: str = "latest") -> Wei:
@@ -249,6 +250,10 @@ class Chain:
                 return _receipt_of(shape)
 
         return await self._pool.run(work)
+
+    async def sent_in(self, sender: Address, number: int) -> list[Sent]:
+        """What `sender` sent in the block with this number, with the bytes it signed."""
+        return await self._pool.run(lambda rpc: sent_in(rpc, sender, number))
 
     async def suggested_tip(self) -> Wei:
         """The median of what the middle transaction of each recent block paid above the base fee.

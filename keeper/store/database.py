@@ -200,7 +200,9 @@ def _age(version: int) -> str:
             f"newer than the {SCHEMA_VERSION} this keeper writes; use the keeper version that wrote it, or point "
             "store.url at a new file."
         )
-    return f"older than the {SCHEMA_VERSION} this keeper writes; start the keeper on it once, which upgrades it."
+    return (
+        f"older than the {SCHEMA_VERSION} this keeper writes; start the keeper on it once, which upgrades it."
+    )
 
 
 def sqlite_path(url: str) -> Path:

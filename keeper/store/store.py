@@ -112,6 +112,12 @@ class Store(Database):
             insert = _insert(connection, cursors).values(protocol=protocol, **place)
             connection.execute(insert.on_conflict_do_update(index_elements=["protocol"], set_=place))
 
+    def newest_cursor(self) -> BlockNumber | None:
+        """The last block that was worked through, or None before any was."""
+        with self.transaction() as connection:
+            number: int | None = connection.execute(select(func.max(cursors.c.block_number))).scalar_one()
+        return None if number is None else BlockNumber(number)
+
     def accounts(self, protocol: str) -> set[PositionKey]:
         """Every account ever seen in a protocol."""
         query = select(accounts.c.market, accounts.c.account).where(accounts.c.protocol == protocol)

@@ -71,6 +71,14 @@ def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
     return [ProtocolCall(choice.pool, option.repay_token.address, offered, data)]
 
 
+def account_of(calldata: bytes) -> Address | None:
+    """The account a Pool.liquidationCall is about; None for anything else."""
+    if calldata[:4] != LIQUIDATION_CALL_SELECTOR:
+        return None
+    _, _, account, _, _ = _LIQUIDATION_CALL.decode_input(calldata)
+    return Address(account)
+
+
 def _option(
     health: Health, health_factor_wad: int, marks: AaveMarks, debt: Side, collateral: Side
 ) -> Option | Refusal:
