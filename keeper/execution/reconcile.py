@@ -113,8 +113,9 @@ class _Reconciling:
             claim.nonce: claim for claim in self._store.open_transactions() if claim.sender == self._operator
         }
         await self._require_quiet(copied_at_s, used, claims)
-        missing = await self._missing(used, claims)
-        found = [await self._about(one, claims) for one in await self._find(missing, used)]
+        start = await self._known()
+        missing = await self._missing(start, used, claims)
+        found = [await self._about(one, claims) for one in await self._find(missing, start, used)]
         with self._store.transaction(durable=True):
             for one in found:
                 self._put_on_record(one, claims.get(one.sent.nonce))
@@ -153,10 +154,10 @@ class _Reconciling:
                 nonces=unknown,
             )
 
-    async def _missing(self, used: int, claims: Mapping[int, OpenTransaction]) -> set[int]:
+    async def _missing(self, start: int, used: int, claims: Mapping[int, OpenTransaction]) -> set[int]:
         """Nonces used on chain by no transaction on record since the copy was made."""
         claimed = self._store.highest_nonce(self._operator)
-        first = claimed + 1 if claimed is not None else await self._nonce_at(self._start())
+        first = claimed + 1 if claimed is not None else await self._nonce_at(start)
         missing = set(range(first, used))
         for nonce, claim in claims.items():
             receipts = [await self._chain.receipt(attempt.hash) for attempt in claim.attempts]
@@ -164,7 +165,7 @@ class _Reconciling:
                 missing.add(nonce)
         return missing
 
-    async def _find(self, missing: set[int], used: int) -> list[tuple[int, Sent]]:
+    async def _find(self, missing: set[int], start: int, used: int) -> list[tuple[int, Sent]]:
         """The transactions that used these nonces, each with its block, in their order."""
         found: dict[int, tuple[int, Sent]] = {}
 
@@ -173,12 +174,11 @@ class _Reconciling:
                 if sent.nonce in missing:
                     found[sent.nonce] = (block, sent)
 
-        start = self._start()
         wanted = [Filters((self._liquidator,), (_LIQUIDATED.topic,))]
         for log in await self._chain.logs(wanted, start, self._head.number) if missing else ():
             if _LIQUIDATED.decode(log)["operator"] == self._operator:
                 await look_at(log.block_number)
-        spans = []
+        spans: list[tuple[int, int, int, int]] = []
         if missing - found.keys():
             spans.append((start, int(self._head.number), await self._nonce_at(start), used))
         while spans:
@@ -201,9 +201,17 @@ class _Reconciling:
             )
         return [found[nonce] for nonce in sorted(found)]
 
-    def _start(self) -> int:
-        """A block that the copy knows for good: whatever it lacks was mined later."""
-        return max(0, min(self._store.newest_cursor() or 0, self._head.number) - _REORG_BLOCKS)
+    async def _known(self) -> int:
+        """A block the copy had worked through: whatever it lacks was mined later."""
+        cursor = self._store.newest_cursor()
+        if cursor is None:
+            return 0
+        if (
+            cursor.number <= self._head.number
+            and (await self._chain.block(cursor.number)).hash == cursor.hash
+        ):
+            return cursor.number
+        return max(0, min(cursor.number, self._head.number) - _REORG_BLOCKS)
 
     async def _nonce_at(self, block: int) -> int:
         try:
