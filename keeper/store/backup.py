@@ -37,7 +37,7 @@ def snapshot(record: Path, folder: Path) -> Iterator[Path]:
     os.close(handle)
     draft = Path(name)
     try:
-        with in_our_words(record, "copy"), closing(_connect(record, "ro")) as source:
+        with in_our_words(record, "copy"), closing(_connect(record)) as source:
             source.execute("VACUUM INTO ?", (name,))
         yield draft
     finally:
@@ -47,7 +47,7 @@ def snapshot(record: Path, folder: Path) -> Iterator[Path]:
 
 def place_new(draft: Path, target: Path) -> None:
     """Put a closed file where none is yet, needing no other file beside it. Raises `LedgerError` where one is."""
-    with in_our_words(draft, "close"), closing(_connect(draft, "rw")) as connection:
+    with in_our_words(draft, "close"), closing(_connect(draft)) as connection:
         connection.execute(
             "PRAGMA journal_mode = DELETE"
         )  # what lies still must be readable where nothing is writable
@@ -70,11 +70,16 @@ def replace_record(draft: Path, record: Path) -> None:
 def left_behind(record: Path) -> Path | None:
     """A journal whose record was moved away without it, and with it that record's last entries."""
     beside = (record.with_name(record.name + end) for end in ("-wal", "-journal"))
-    return None if record.exists() else next((path for path in beside if path.exists()), None)
+    return (
+        None
+        if record.exists()
+        else next((path for path in beside if path.exists() and path.stat().st_size), None)
+    )
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True, isolation_level=None)
+def _connect(path: Path) -> sqlite3.Connection:
+    # Nothing is created, and what a read-only connection would leave beside the file is cleared away.
+    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None)
 
 
 def _replace(draft: Path, target: Path) -> None:
