@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -108,11 +109,11 @@ def ledger_show(document: Mapping[str, Any]) -> None:
         if entry[name]:
             _console.print(f"  {name:<24} {entry[name]}")
     for name, value in entry["body"].items():
-        _console.print(f"  {name:<24} {_numbers(value) if isinstance(value, Mapping) else value}")
+        _console.print(f"  {name:<24} {value if isinstance(value, str) else json.dumps(value)}")
     others = ", ".join(f"{other['seq']} {other['kind']}" for other in document["plan_entries"])
     if others:
         _console.print(f"entries of its plan: {others}")
-    _console.print(f"proved by {len(proof['path'])} hashes under the root of {_head(proof)}")
+    _console.print(f"proved to be among {_head(proof)}, by")
     for sibling in proof["path"]:
         _console.print(f"  {sibling}")
 
@@ -159,6 +160,8 @@ def _numbers(numbers: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{len(value)}]"
     text = _numbers(value) if isinstance(value, Mapping) else str(value)
     return f"{text[:10]}…" if text.startswith("0x") and len(text) > 42 else text
 

@@ -46,9 +46,7 @@ def shown(config: Path, seq: int, size: int | None) -> dict[str, Any]:
     with _reading(config) as store:
         ledger = Ledger(store)
         proof = heads.prove(store, seq, size)
-        entry = ledger.entry(seq)
-        if entry is None or entry.hash != proof.entry_hash:
-            raise LedgerError(f"Entry {seq} cannot be read as it was booked; run `keeper ledger verify`.")
+        [entry] = ledger.entries(1, before_seq=seq + 1)
         plan = Hash(bytes.fromhex(entry.plan_id[2:])) if entry.plan_id else None
         others = ledger.entries(None, plan=plan)[::-1] if plan else []
     return {
@@ -72,6 +70,7 @@ def verified(config: Path, file: Path | None, head: str | None) -> dict[str, Any
         ledger = Ledger(store)
         fault = ledger.verify(kept)
         last_seq, tip = ledger.tip()
+        copied_at_s = store.copied_at_s()
         stored = None if fault else heads.newest(store)
         whole = None if fault else heads.head_at(store)
     return {
@@ -83,6 +82,7 @@ def verified(config: Path, file: Path | None, head: str | None) -> dict[str, Any
         "tip_hash": hex_of(tip),
         "root": hex_of(whole.root) if whole else None,
         "newest_head": _head(stored) if stored else None,
+        "copied_at_s": copied_at_s,
     }
 
 

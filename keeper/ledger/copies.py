@@ -56,7 +56,13 @@ def restore(backup: Path, record: Path, chain_id: int, at_s: int) -> TreeHead | 
 @contextmanager
 def _copy(draft: Path, source: Path, chain_id: int | None, at_s: int) -> Iterator[Store]:
     """The draft, open, brought up to today's schema, verified and marked as a copy."""
-    with Store.open_file(draft, chain_id=chain_id) as store:
+    try:
+        opened = Store.open_file(draft, chain_id=chain_id)
+    except LedgerError as error:
+        raise LedgerError(
+            str(error).replace(str(draft), str(source))
+        ) from error  # the draft's name tells nothing
+    with opened as store:
         fault = heads.verify(store)
         if fault is not None:
             raise LedgerError(f"{source} is not whole and was not copied: {fault.what}")

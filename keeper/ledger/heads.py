@@ -94,7 +94,7 @@ def prove(store: Store, seq: int, size: int | None = None) -> Proof:
     """The proof of an entry in the tree of the first `size` entries, or of the newest stored head that counts it.
 
     An entry no stored head counts yet is proved in the tree of all. Raises `LedgerError` where there is no such entry
-    or tree, or the stored head for it differs.
+    or tree, the entry was altered, or the stored head for the tree differs.
     """
     with store.transaction() as connection:
         last_seq: int = connection.execute(_LAST_SEQ).scalar_one()
@@ -108,6 +108,9 @@ def prove(store: Store, seq: int, size: int | None = None) -> Proof:
         found = connection.execute(_HASHES, {"above": 0, "most": size}).scalars()
         hashes = [bytes.fromhex(text) for text in found]
         root = Hash(Frontier().grown(hashes).root)
+        entry = connection.execute(select(entries).where(entries.c.seq == seq)).one()
+        if recomputed(entry, hashes[seq - 2] if seq > 1 else GENESIS) != hashes[seq - 1]:
+            raise LedgerError(f"Entry {seq} is not as it was booked; run `keeper ledger verify`.")
         row = connection.execute(select(heads).where(heads.c.size == size)).one_or_none()
     if row is not None and row.root != root.hex():
         raise LedgerError(f"The ledger does not fit its head of {size} entries; run `keeper ledger verify`.")

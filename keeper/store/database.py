@@ -171,7 +171,7 @@ class Database:
                 return
             row = connection.execute(_IDENTITY).one_or_none() if meta.name in tables else None
             if row is None:
-                raise LedgerError(f"{self.path} is a database but not a keeper's record; correct store.url.")
+                raise LedgerError(f"{self.path} is a database but not a keeper's record; name another file.")
             if row.schema_version < SCHEMA_VERSION and not read_only:
                 from keeper.store.migrations import upgrade  # noqa: PLC0415 - alembic takes a quarter second to import
 
