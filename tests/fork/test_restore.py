@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,12 +20,15 @@ from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
 from keeper.lab.node import Contract, Node, Tx
 from keeper.lab.positions import PositionSpec, open_positions
-from keeper.lab.rig import Rig
+from keeper.lab.rig import Rig, make_rig
+from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab, prepare
 from keeper.ledger import Booked, Ledger, copies
 from keeper.store import Store
 from keeper.types import Hash
+from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again, open_line
+from tests.e2e.process import daemon, keeper, until
 
 ETHER = 10**18
 _E8 = 10**8
@@ -95,8 +99,19 @@ def _key_facts(entries: list[Booked]) -> list[tuple[Any, ...]]:
 
 
 def _lost(rig: Rig, *kinds: str) -> list[Booked]:
-    with Store.open_file(rig.folder / "lost.db", read_only=True) as store:
+    return _booked(rig.folder, *kinds, name="lost.db")
+
+
+def _booked(folder: Path, *kinds: str, name: str = "keeper.db") -> list[Booked]:
+    with Store.open_file(folder / name, read_only=True) as store:
         return Ledger(store).entries(None, kind=kinds)
+
+
+async def _fall(lab: Lab, dollars: int) -> None:
+    """Let WETH fall in a block of its own, while blocks come every second."""
+    await lab.node.mine_each_transaction()
+    await _price(lab, dollars)
+    await lab.node.mine_every(1)
 
 
 async def _adds_up(line: Line, lab: Lab, rig: Rig, before_raw: int) -> None:
@@ -242,6 +257,14 @@ async def test_nothing_is_sent_while_something_unknown_may_be_mined(lab: Lab, tm
         assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw > 0
 
 
+async def test_a_copy_is_never_sent_from(lab: Lab, tmp_path: Path) -> None:
+    """Whatever forgot to reconcile it, the sender itself takes over nothing from a copy."""
+    async with open_line(lab, tmp_path / "keeper") as line:
+        line.store.mark_copied(1)
+        with pytest.raises(LedgerError, match="copy that was not reconciled"):
+            await line.engine.start(line.head)
+
+
 async def test_a_protocol_that_is_not_configured_any_more_is_asked_for(lab: Lab, tmp_path: Path) -> None:
     """A liquidation found on a protocol without an adapter is not half booked; with it back, it is."""
     await _open(lab)
@@ -299,3 +322,48 @@ async def test_a_node_that_forgets_states_may_not_be_enough(tmp_path: Path) -> N
         await _restore(lab, rig, late)
         entry = await _refused(lab, rig, "no_history", "put an archive node into chain.rpc_urls")
         assert set(entry.body["numbers"]) == {"block"}
+
+
+async def test_a_killed_daemon_goes_on_from_a_backup(fresh_lab: OpenLab, tmp_path: Path) -> None:
+    """The whole drill as an operator does it: back up beside the daemon, lose the disk, restore, wait, go on."""
+    lab = await fresh_lab()
+    folder = tmp_path / "keeper"
+    rig = await make_rig(lab, folder)
+    await _open(lab)
+    await lab.node.mine_every(1)
+    before_raw = await balance_of(lab.node, lab.world.tokens["USDC"], lab.world.cast.treasury.address)
+
+    async def settled(count: int) -> None:
+        await until(lambda: len(_booked(folder, "settled")) >= count, f"{count} liquidations")
+
+    async with daemon(folder) as one:
+        made = await keeper(folder, "ledger", "backup", str(tmp_path / "backup.db"), "--json")
+        assert made.code == 0 and one.running
+        head = f"{made.document['size']}:{made.document['root']}"
+        await _fall(lab, 1_600)
+        await settled(2)
+        await one.kill()
+    for path in folder.glob("keeper.db*"):
+        path.rename(folder / path.name.replace("keeper.db", "lost.db"))
+    restored = await keeper(folder, "ledger", "restore", str(tmp_path / "backup.db"))
+    assert restored.code == 0 and "asks the chain" in restored.out
+    refused = await keeper(folder, "run")
+    assert refused.code == 1 and re.search(r"start again in \d+ s\.$", refused.err.strip()), refused.err
+    await lab.node.advance(_LONG_AGO_S)
+    async with daemon(folder) as one:
+        await settled(len(_lost(rig, "settled")))
+        known = _key_facts(_booked(folder, *_OUTCOMES))
+        assert all(fact in known for fact in _key_facts(_lost(rig, *_OUTCOMES)))
+        await _fall(lab, 1_480)
+        await settled(len(_lost(rig, "settled")) + 1)
+        assert await one.stop() == 0
+        ends = one.events("started", "stopped")
+    whole = await keeper(folder, "ledger", "verify", "--head", head, "--json")
+    assert whole.code == 0 and whole.document["copied_at_s"] is None
+    noted = f"{ends[-1]['entries']}:{ends[-1]['root']}"
+    assert (await keeper(folder, "ledger", "verify", "--head", noted)).code == 0, "as the log said at the end"
+    after_raw = await balance_of(lab.node, lab.world.tokens["USDC"], lab.world.cast.treasury.address)
+    with Store.open_file(folder / "keeper.db", read_only=True) as store:
+        profit = lab.world.tokens["USDC"].address
+        assert Ledger(store).gross_profit_raw(profit) == after_raw - before_raw > 0
+    assert not (await judge(rig.config)).differences
