@@ -48,9 +48,8 @@ def snapshot(record: Path, folder: Path) -> Iterator[Path]:
 def place_new(draft: Path, target: Path) -> None:
     """Put a closed file where none is yet, needing no other file beside it. Raises `LedgerError` where one is."""
     with in_our_words(draft, "close"), closing(_connect(draft)) as connection:
-        connection.execute(
-            "PRAGMA journal_mode = DELETE"
-        )  # what lies still must be readable where nothing is writable
+        # what is kept must be readable where nothing can be written
+        connection.execute("PRAGMA journal_mode = DELETE")
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:

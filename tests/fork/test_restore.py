@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from keeper.errors import LedgerError
+from keeper.errors import ChainError, LedgerError
 from keeper.fixed import WAD
-from keeper.keys import OperatorKey
+from keeper.keys import OperatorKey, calldata_of
 from keeper.lab.actors import account
 from keeper.lab.anvil import Anvil
 from keeper.lab.artifacts import chainlink
@@ -144,6 +144,8 @@ async def test_a_stale_backup_learns_what_happened_since(lab: Lab, tmp_path: Pat
     await _restore(lab, rig, backup)
     used = await lab.node.rpc.request("eth_getTransactionCount", "0x" + operator.hex(), "latest")
     async with open_again(lab, rig) as line:
+        attempts = [attempt for one in line.store.open_transactions() for attempt in one.attempts]
+        assert attempts and all(attempt.sent_at_s is not None for attempt in attempts)
         assert not (await line.step()).sent
         await _adds_up(line, lab, rig, before_raw)
         [foreign] = line.booked("recovered")
@@ -160,6 +162,25 @@ async def test_a_stale_backup_learns_what_happened_since(lab: Lab, tmp_path: Pat
         assert not line.booked("dropped")
     verdict = await judge(rig.config)
     assert not verdict.differences
+
+
+async def test_signed_bytes_are_found_as_they_were_signed(lab: Lab, tmp_path: Path) -> None:
+    """What a block tells of a transaction makes its bytes again; where it does not have their hash there are none."""
+    await _open(lab)
+    node, operator = lab.node, lab.world.cast.operator.address
+    async with open_line(lab, tmp_path / "keeper") as line:
+        await line.step()
+        await _price(lab, 1_750)
+        [sent] = (await line.step()).sent
+        [found] = await line.parts.chain.sent_in(operator, (await node.head()).number)
+        assert (found.hash, found.raw, found.nonce) == (sent.transaction_hash, sent.raw, sent.nonce)
+        assert (found.to, found.data) == (line.rig.liquidator, calldata_of(sent.raw))
+        await node.send(Tx(operator, account(9), value_wei=1, gas=21_000))  # whose signature the node made up
+        [other] = await line.parts.chain.sent_in(operator, (await node.head()).number)
+        assert (other.raw, other.to, other.value_wei) == (b"", account(9), 1)
+        assert await line.parts.chain.sent_in(account(8), (await node.head()).number) == []
+        with pytest.raises(ChainError, match="does not know block"):
+            await line.parts.chain.sent_in(operator, 10**6)
 
 
 async def test_what_the_backup_saw_in_flight_is_found_whatever_became_of_it(lab: Lab, tmp_path: Path) -> None:
@@ -186,6 +207,28 @@ async def test_what_the_backup_saw_in_flight_is_found_whatever_became_of_it(lab:
         assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw > 0
         assert not line.booked("dropped")
     assert not (await judge(rig.config)).differences
+
+
+async def test_what_the_backup_saw_in_flight_may_have_been_mined(lab: Lab, tmp_path: Path) -> None:
+    """A transaction it knows as signed was mined as it was: nothing is missing, and it is settled as ever."""
+    await _open(lab)
+    backup = tmp_path / "backup.db"
+    async with open_line(lab, tmp_path / "keeper") as line:
+        rig, before_raw = line.rig, await line.treasury_raw()
+        await line.step()
+        await _price(lab, 1_750)
+        await lab.node.mine_on_demand()
+        assert (await line.step()).sent
+        _back_up(line, backup)
+        await lab.node.mine()
+        await line.step()
+    await _restore(lab, rig, backup)
+    async with open_again(lab, rig) as line:
+        [done] = line.booked("reconciled")
+        assert done.body["recovered"] == 0
+        await line.step()
+        await _adds_up(line, lab, rig, before_raw)
+        assert "expected_profit_raw" in line.booked("settled")[0].body
 
 
 async def test_a_plan_that_was_only_reserved_may_have_been_executed(

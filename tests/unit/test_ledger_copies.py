@@ -15,7 +15,7 @@ import pytest
 from keeper.errors import LedgerError
 from keeper.ledger import Ledger, TreeHead, copies, heads
 from keeper.store import Store
-from keeper.types import Address, Hash, PositionKey
+from keeper.types import Address, BlockNumber, Hash, PositionKey
 
 ALICE = Address(b"\xa1" * 20)
 KEY = PositionKey("aave", "m", ALICE)
@@ -169,18 +169,20 @@ def test_a_lost_record_comes_back(record: Path, tmp_path: Path) -> None:
 
 
 def test_an_older_record_gives_way(record: Path, tmp_path: Path) -> None:
-    """What the backup contains entry by entry may be replaced, also when it did not end cleanly."""
+    """What the backup contains entry by entry may be replaced; its journal does not get into the new record."""
     shutil.copy(record, tmp_path / "older.db")
     _grow(record, 3)
     head = copies.back_up(record, tmp_path / "backup.db", 500)
     record.unlink()
     (tmp_path / "older.db").rename(record)
-    with Store.open_file(record) as killed:
-        # a journal as a killed process leaves it
-        killed.set_cursor("aave", 1, Hash(bytes(32)))  # type: ignore[arg-type]
-        journal = Path(f"{record}-wal").read_bytes()
-    Path(f"{record}-wal").write_bytes(journal)
+    reader = sqlite3.connect(record)  # while somebody reads, the journal stays
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entries").fetchone()
+    with Store.open_file(record) as writer:
+        writer.set_cursor("aave", BlockNumber(1), Hash(bytes(32)))
+    assert Path(f"{record}-wal").stat().st_size
     assert copies.restore(tmp_path / "backup.db", record, 1, 600) == head
+    reader.close()
     with Store.open_file(record) as store:
         assert Ledger(store).tip()[0] == 8 and store.cursor("aave") is None
 

@@ -74,6 +74,8 @@ def test_a_corrected_outcome_stays_in_its_time(ledger: Ledger) -> None:
     assert ledger.gas_spent_wei(25) == 0
     assert ledger.gas_spent_wei(20) == 3
     assert ledger.gas_spent_wei(10) == 8
+    ledger.correct(new.seq, WHY, {"gas_cost_wei": 2}, 1)  # by a clock that was set back
+    assert ledger.gas_spent_wei(20) == 2
 
 
 def test_what_was_orphaned_is_not_corrected_back(ledger: Ledger) -> None:
