@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -401,6 +403,11 @@ async def test_a_killed_daemon_goes_on_from_a_backup(fresh_lab: OpenLab, tmp_pat
         await settled(len(_lost(rig, "settled")) + 1)
         assert await one.stop() == 0
         ends = one.events("started", "stopped")
+    decided = {entry.body["policy"] for entry in _booked(folder, "intent") if "recovered" not in entry.body}
+    for started in _booked(folder, "started"):
+        text = json.dumps(started.body["settings"], sort_keys=True, separators=(",", ":"))
+        policy = "0x" + hashlib.sha256(text.encode()).hexdigest()
+        assert policy == started.body["policy"] and decided == {policy}, "an intent's policy can be looked up"
     whole = await keeper(folder, "ledger", "verify", "--head", head, "--json")
     assert whole.code == 0 and whole.document["copied_at_s"] is None
     noted = f"{ends[-1]['entries']}:{ends[-1]['root']}"
