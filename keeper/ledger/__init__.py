@@ -22,7 +22,7 @@ from keeper.ledger.entry import Booked, read
 from keeper.ledger.heads import Fault, Proof, TreeHead
 from keeper.ledger.refusals import Refusals, Who
 from keeper.store import Store
-from keeper.store.canonical import GENESIS, canonical, digest, plain
+from keeper.store.canonical import GENESIS, canonical, plain, sealed
 from keeper.store.schema import entries
 from keeper.types import ZERO_ADDRESS, Address, Hash, Refusal, hex_of
 
@@ -263,11 +263,12 @@ class Ledger:
             raise LedgerError(f"An entry's time must be whole seconds, not {at_s!r}.")
         protocol, account = who
         written: dict[str, Any] = plain(body, "body")
+        text = canonical(written)
         plan = hex_of(plan_id) if plan_id is not None else ""
         with self._store.transaction() as connection:
             seq, prev_hash = self._store.remembered.get(_TIP) or self._whole_tip()
             seq += 1
-            this_hash = Hash(digest(prev_hash, seq, at_s, kind, plan, protocol, account, written))
+            this_hash = Hash(sealed(prev_hash, seq, at_s, kind, plan, protocol, account, text))
             row = {
                 "seq": seq,
                 "at_s": at_s,
@@ -275,7 +276,7 @@ class Ledger:
                 "plan_id": plan,
                 "protocol": protocol,
                 "account": account,
-                "body": canonical(written),
+                "body": text,
                 "prev_hash": prev_hash.hex(),
                 "hash": this_hash.hex(),
             }
