@@ -6,6 +6,7 @@ with an attribute `config` (its pydantic model) that takes such a model and retu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,6 +23,7 @@ from keeper.chain.client import Chain
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, Contracts, Settings, load
 from keeper.engine import Engine, Policy
 from keeper.errors import ConfigError
+from keeper.execution.reconcile import reconcile
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
@@ -31,7 +33,8 @@ from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
 from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.store import Store
-from keeper.types import Address, Reverted, Token, Wei
+from keeper.store.canonical import canonical, plain
+from keeper.types import Address, Reverted, Token, Wei, hex_of
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -114,6 +117,7 @@ async def engine(
     watch = Watch(parts.chain, parts.sources, store, remember=remember)
     sender = None
     if sign:
+        await reconcile(parts.chain, store, ledger, parts.adapters, operator.address, liquidator, wall_clock)
         sender = Sender(parts.chain, operator, store, ledger, liquidator, wall_clock, time.monotonic)
     line = Engine(
         chain=parts.chain,
@@ -135,6 +139,7 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
     head = await parts.chain.head()
     token = configured.profit.token
     liquidator = contracts.liquidator
+    decisive = decisive_settings(configured)
     erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
     calls = [
         erc20.function("decimals").call(token),
@@ -167,7 +172,23 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
         max_slippage_bps=configured.profit.max_slippage_bps,
         max_fee_wei=configured.limits.max_fee_wei,
         max_repay_usd_e8=configured.limits.max_repay_usd_e8,
+        decisive=decisive,
+        version=hex_of(hashlib.sha256(canonical(decisive).encode()).digest()),
     )
+
+
+def decisive_settings(configured: Settings) -> dict[str, Any]:
+    """The settings that decide what is liquidated and how, as plain JSON: limits, profit, protocols and venues."""
+    limits = configured.limits.model_dump()
+    limits["deny_accounts"] = sorted(limits["deny_accounts"])
+    sections = {
+        "limits": limits,
+        "profit": configured.profit.model_dump(),
+        "protocols": [model.model_dump() for model in configured.protocols],
+        "venues": [model.model_dump() for model in configured.venues],
+    }
+    settings: dict[str, Any] = plain(sections, "settings")
+    return settings
 
 
 async def needs(parts: Parts, operator: Address) -> Needs:

@@ -12,6 +12,7 @@ import gc
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -81,8 +82,10 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
     gc.collect()
     gc.freeze()  # accounts, interfaces and modules stay: no collection in the middle of a head walks them
     statistics = Statistics()
-    ledger.book("started", None, "", None, {"head": head.number, "head_hash": head.hash}, int(wall_clock()))
-    _log.info("started", head=head.number)
+    policy = {"policy": engine.policy.version, "settings": engine.policy.decisive}
+    body = {"head": head.number, "head_hash": head.hash, **policy}
+    ledger.book("started", None, "", None, body, int(wall_clock()))
+    _log.info("started", head=head.number, **_ledger_head(ledger, int(wall_clock())))
     try:
         await _guarded_step(engine, head, statistics, ledger, wall_clock)
         heads = chain.heads()
@@ -102,7 +105,13 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
             await heads.aclose()
     finally:
         ledger.book("stopped", None, "", None, statistics.body(), int(wall_clock()))
-        _log.info("stopped")
+        _log.info("stopped", **_ledger_head(ledger, int(wall_clock())))
+
+
+def _ledger_head(ledger: Ledger, at_s: int) -> dict[str, Any]:
+    """The ledger's head, stored and for the log: wherever logs are kept, so is what the ledger must fit."""
+    head = ledger.checkpoint(at_s)
+    return {"entries": head.size, "root": head.root} if head else {}
 
 
 async def _guarded_step(

@@ -70,6 +70,8 @@ class Policy:
     max_slippage_bps: int
     max_fee_wei: Wei
     max_repay_usd_e8: int
+    decisive: Mapping[str, Any]  # every setting that decides, in the ledger's words
+    version: str  # their hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,11 @@ class Engine:
         self._turns = Turns()
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
+
+    @property
+    def policy(self) -> Policy:
+        """What the line works by."""
+        return self._policy
 
     async def prepare(self, head: Head) -> None:
         """Learn what the next block will look like: its tip and how long blocks take."""
@@ -247,6 +254,10 @@ class Engine:
     def clear(self, plan: Plan, trial: Trial, view: View, head: Head) -> Clearance | Refusal:
         """Ask the guard for the right to send what was tried."""
         return self._clear(plan, trial, view, head, self._spent())
+
+    def describe(self, plan: Plan, trial: Trial, view: View) -> dict[str, Any]:
+        """A tried plan in the ledger's words."""
+        return describe(plan, trial, view.native, view.profit, self._policy.version)
 
     def _clear(self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent) -> Clearance | Refusal:
         fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
@@ -376,11 +387,11 @@ class Engine:
             elif self._sender and self._sender.given_up(one.plan_id):
                 report.refuse(one.key, Refusal("send", "given_up", {"head": head.number}))
             elif self._sender is None:
-                report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
+                report.refuse(one.key, Refusal("send", "dry_run", self.describe(one, trial, view)))
             else:
                 self._turns.sent(one)
                 self._learn_gas(one, trial)
-                cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
+                cleared.append(Cleared(one, trial, clearance, self.describe(one, trial, view)))
                 spent = spent.with_in_flight(clearance.fees)
         if self._sender:
             report.sent = await self._sender.send(cleared)
@@ -428,6 +439,7 @@ class Engine:
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it
+        self._ledger.checkpoint(int(self._wall_clock()))
         self._heads += 1
         for name, assumed in self._plan_gas.items():
             self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)

@@ -18,6 +18,7 @@ from eth_utils.exceptions import ValidationError
 from hexbytes import HexBytes
 
 from keeper import abi
+from keeper.abi.rlp import rlp, rlp_list
 from keeper.errors import ConfigError, KeyMisuse
 from keeper.guard import Clearance, Fees
 from keeper.types import Address, Gas, Hash, Wei
@@ -74,11 +75,11 @@ class _Key:
             0,
             data,
         )
-        unsigned = b"".join(map(_rlp, fields)) + _NO_ACCESS_LIST
-        digest = abi.keccak(_TYPE_2 + _rlp_list(unsigned))
+        unsigned = b"".join(map(rlp, fields)) + _NO_ACCESS_LIST
+        digest = abi.keccak(_TYPE_2 + rlp_list(unsigned))
         signature = self.__secret.sign_recoverable(digest, hasher=None)
         r, s, parity = int.from_bytes(signature[:32]), int.from_bytes(signature[32:64]), signature[64]
-        raw = _TYPE_2 + _rlp_list(unsigned + _rlp(parity) + _rlp(r) + _rlp(s))
+        raw = _TYPE_2 + rlp_list(unsigned + rlp(parity) + rlp(r) + rlp(s))
         return Signed(raw, abi.keccak(raw), nonce)
 
 
@@ -127,22 +128,3 @@ def calldata_of(raw: bytes) -> bytes:
 def tip_of(raw: bytes) -> Wei:
     """The priority fee per gas a signed EIP-1559 transaction offers."""
     return Wei(int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxPriorityFeePerGas"]))
-
-
-def _rlp(item: int | bytes) -> bytes:
-    """One number or byte string in RLP (Ethereum yellow paper, appendix B)."""
-    content = item if isinstance(item, bytes) else item.to_bytes((item.bit_length() + 7) // 8)
-    if len(content) == 1 and content[0] < 0x80:
-        return content
-    return _rlp_prefix(0x80, len(content)) + content
-
-
-def _rlp_list(content: bytes) -> bytes:
-    return _rlp_prefix(0xC0, len(content)) + content
-
-
-def _rlp_prefix(base: int, length: int) -> bytes:
-    if length < 56:
-        return bytes((base + length,))
-    size = length.to_bytes((length.bit_length() + 7) // 8)
-    return bytes((base + 55 + len(size),)) + size

@@ -132,6 +132,10 @@ class Adapter(Protocol):
         """Calls of the Liquidator that carry it out."""
         ...
 
+    def account_of(self, calldata: bytes) -> Address | None:
+        """Whose liquidation the calldata of such a call is; None where it is none."""
+        ...
+
 
 class Venue(Protocol):
     """A place to swap; one file in `keeper/venues`. `router` is what the Liquidator calls."""

@@ -21,6 +21,7 @@ from keeper.chain.quorum import believe, tell
 from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
+from keeper.chain.transactions import Sent, sent_in
 from keeper.chain.wire import TEXT, data, hash_of, quantity, reading
 from keeper.errors import RpcError
 from keeper.seams import Reads
@@ -165,7 +166,7 @@ class Chain:
         return await drive(reads, execute)
 
     async def nonce(self, account: Address, tag: str = "latest") -> int:
-        """Transactions of `account` as of `latest` or `pending`."""
+        """Transactions of `account` as of `latest`, `pending` or a block's number in hex."""
         return await self._quantity("eth_getTransactionCount", hex_of(account), tag)
 
     async def balance(self, account: Address, tag: str = "latest") -> Wei:
@@ -265,6 +266,10 @@ class Chain:
                 return _receipt_of(shape)
 
         return await self._believed(work, pinned=False)
+
+    async def sent_in(self, sender: Address, number: int) -> list[Sent]:
+        """What `sender` sent in the block with this number, with the bytes it signed."""
+        return await self._pool.run(lambda rpc: sent_in(rpc, sender, number))
 
     async def suggested_tip(self) -> Wei:
         """The median of what the middle transaction of each recent block paid above the base fee.

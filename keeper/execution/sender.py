@@ -17,7 +17,7 @@ import structlog
 from keeper import abi
 from keeper.chain.client import Chain, Receipt
 from keeper.chain.simulation import SimCall
-from keeper.errors import ChainError, ExecutionError, RpcError
+from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import cancel_fees, inclusion_price
 from keeper.fixed import WAD, mul_div_up
 from keeper.guard import Clearance
@@ -106,6 +106,8 @@ class Sender:
 
     async def recover(self) -> None:
         """Take over what an earlier run left: nonces without a signature are freed, the rest is in flight."""
+        if self._store.copied_at_s() is not None:
+            raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
         for transaction in self._store.open_transactions():
             if transaction.sender != self.operator:
                 continue
@@ -384,12 +386,16 @@ class Sender:
     def _gain(self, transaction: OpenTransaction, profit_raw: int) -> dict[str, Any]:
         """Realised beside expected; token and price are those of the intent, which a restart can read again."""
         intent = self._intent(transaction)
-        price_usd_e8 = int(intent.body["profit_price_usd_e8"])
         decimals = int(intent.body["profit_decimals"])
-        return {
+        gain = {
             "profit_token": abi.address(intent.body["profit_token"]),
             "profit_decimals": decimals,
             "profit_raw": profit_raw,
+        }
+        if intent.body.get("recovered"):  # what was expected of it, and at which price, is lost
+            return gain
+        price_usd_e8 = int(intent.body["profit_price_usd_e8"])
+        return gain | {
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
             "expected_profit_raw": int(intent.body["expected_profit_raw"]),
         }

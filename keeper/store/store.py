@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Table, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import Connection, Row, Table, and_, bindparam, desc, func, literal_column, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keeper.errors import LedgerError
@@ -130,6 +130,13 @@ class Store(Database):
                     [{"number": block.number, "hash": block.hash} for block in followed],
                 )
             connection.execute(blocks.delete().where(or_(blocks.c.number < first, blocks.c.number > last)))
+
+    def newest_cursor(self) -> Cursor | None:
+        """The last block that was worked through, or None before any was."""
+        query = select(cursors).order_by(desc(cursors.c.block_number)).limit(1)
+        with self.transaction() as connection:
+            row = connection.execute(query).one_or_none()
+        return Cursor(BlockNumber(row.block_number), Hash(row.block_hash)) if row else None
 
     def accounts(self, protocol: str) -> set[PositionKey]:
         """Every account ever seen in a protocol."""

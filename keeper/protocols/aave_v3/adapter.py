@@ -12,7 +12,13 @@ from keeper.errors import AdapterError
 from keeper.protocols.aave_v3.health import judge, liquidation_price
 from keeper.protocols.aave_v3.market import ATOKEN, ORACLE, POOL, PROVIDER, Market, load_market
 from keeper.protocols.aave_v3.marks import MarksReader
-from keeper.protocols.aave_v3.options import LIQUIDATION_CALL_SELECTOR, calls_of, find_options, outcome_of
+from keeper.protocols.aave_v3.options import (
+    LIQUIDATION_CALL_SELECTOR,
+    account_of,
+    calls_of,
+    find_options,
+    outcome_of,
+)
 from keeper.protocols.aave_v3.positions import read_positions, rows_of
 from keeper.seams import Reads, Touched, just
 from keeper.types import (
@@ -219,3 +225,7 @@ class AaveV3:
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """Pool.liquidationCall for the underlying token; at the maximum it offers a basis point more than is owed."""
         return calls_of(option, repay_raw)
+
+    def account_of(self, calldata: bytes) -> Address | None:
+        """Whose liquidation this Pool.liquidationCall is; None for anything else."""
+        return account_of(calldata)
