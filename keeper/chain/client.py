@@ -22,7 +22,7 @@ from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
 from keeper.chain.transactions import Sent, sent_in
-from keeper.chain.wire import TEXT, data, hash_of, quantity, reading
+from keeper.chain.wire import ANYTHING, TEXT, data, hash_of, quantity, reading
 from keeper.errors import RpcError
 from keeper.seams import Reads
 from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Head, Log, Result, Wei, hex_of
@@ -266,6 +266,14 @@ class Chain:
                 return _receipt_of(shape)
 
         return await self._believed(work, pinned=False)
+
+    async def knows(self, transaction_hash: Hash) -> bool:
+        """Whether a provider has a transaction, mined or waiting."""
+
+        async def work(rpc: Rpc) -> bool:
+            return await rpc.ask(ANYTHING, "eth_getTransactionByHash", hex_of(transaction_hash)) is not None
+
+        return await self._pool.run(work)
 
     async def sent_in(self, sender: Address, number: int) -> list[Sent]:
         """What `sender` sent in the block with this number, with the bytes it signed."""

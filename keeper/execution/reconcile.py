@@ -78,13 +78,28 @@ async def reconcile(
     copied_at_s = store.copied_at_s()
     if copied_at_s is None:
         return
-    head = await chain.head()
-    work = _Reconciling(chain, store, ledger, adapters, operator, liquidator, head, int(wall_clock()))
-    await work.run(copied_at_s)
+    head, at_s = await chain.head(), int(wall_clock())
+    searches = [
+        _Search(chain, store, ledger, adapters, sender, liquidator, head, at_s)
+        for sender in sorted({operator, *store.senders()})  # a former operator's transactions are as unknown
+    ]
+    for search in searches:
+        await search.run(copied_at_s)
+    with store.transaction(durable=True):
+        body = {
+            "head": head.number,
+            "head_hash": head.hash,
+            "nonces": {abi.checksum(search.sender): search.used for search in searches},
+            "recovered": sum(search.put_on_record() for search in searches),
+            "copied_at_s": copied_at_s,
+        }
+        ledger.book("reconciled", None, "", None, body, at_s)
+        store.mark_copied(None)
+    structlog.get_logger("keeper.reconcile").warning("reconciled", **body)
 
 
-class _Reconciling:
-    """One attempt, at one head."""
+class _Search:
+    """What one sender did, as of one head; `used` is how many nonces, once it has run."""
 
     def __init__(
         self,
@@ -92,49 +107,41 @@ class _Reconciling:
         store: Store,
         ledger: Ledger,
         adapters: Sequence[Adapter],
-        operator: Address,
+        sender: Address,
         liquidator: Address,
         head: Head,
         at_s: int,
     ) -> None:
+        self.sender: Final = sender
+        self.used = 0
         self._chain = chain
         self._store = store
         self._ledger = ledger
         self._adapters = {adapter.name: adapter for adapter in adapters}
-        self._operator = operator
         self._liquidator = liquidator
         self._head = head
         self._at_s = at_s
+        self._claims = {claim.nonce: claim for claim in store.open_transactions() if claim.sender == sender}
+        self._found: list[_Found] = []
         self._log = structlog.get_logger("keeper.reconcile")
 
     async def run(self, copied_at_s: int) -> None:
-        used = await self._nonce_at(self._head.number)
-        claims = {
-            claim.nonce: claim for claim in self._store.open_transactions() if claim.sender == self._operator
-        }
-        await self._require_quiet(copied_at_s, used, claims)
+        """Find everything that is not on record. Raises `LedgerError` while it cannot be known."""
+        self.used = await self._nonce_at(self._head.number)
+        await self._require_quiet(copied_at_s)
         start = await self._known()
-        missing = await self._missing(start, used, claims)
-        found = [await self._about(one, claims) for one in await self._find(missing, start, used)]
-        with self._store.transaction(durable=True):
-            for one in found:
-                self._put_on_record(one, claims.get(one.sent.nonce))
-            body = {
-                "head": self._head.number,
-                "head_hash": self._head.hash,
-                "nonce": used,
-                "recovered": len(found),
-                "copied_at_s": copied_at_s,
-            }
-            self._ledger.book("reconciled", None, "", None, body, self._at_s)
-            self._store.mark_copied(None)
-        self._log.warning("reconciled", **body)
+        missing = await self._missing(start)
+        self._found = [await self._about(*one) for one in await self._find(missing, start)]
+
+    def put_on_record(self) -> int:
+        """Store and book what was found, inside the caller's transaction; returns how many transactions it was."""
+        for one in self._found:
+            self._put_on_record(one, self._claims.get(one.sent.nonce))
+        return len(self._found)
 
     # --- what is missing -------------------------------------------------------------------------------------------
 
-    async def _require_quiet(
-        self, copied_at_s: int, used: int, claims: Mapping[int, OpenTransaction]
-    ) -> None:
+    async def _require_quiet(self, copied_at_s: int) -> None:
         """Refuse while something unknown may still be mined: its nonce would be used twice."""
         left_s = copied_at_s + _EXPIRED_AFTER_S - self._head.timestamp_s
         if left_s > 0:
@@ -143,44 +150,51 @@ class _Reconciling:
                 f"what was signed until this record was restored may still be mined: start again in {left_s} s.",
                 left_s=left_s,
             )
-        pending = await self._chain.nonce(self._operator, "pending")
-        known = {nonce for nonce, claim in claims.items() if claim.attempts}
-        unknown = sorted(set(range(used, pending)) - known)
+        pending = await self._chain.nonce(self.sender, "pending")
+        unknown = [nonce for nonce in range(self.used, pending) if not await self._offered(nonce)]
         if unknown:
             raise self._refused(
                 "in_pool",
-                f"{len(unknown)} transactions of the operator that this record does not know wait to be mined: start "
-                "again when they are.",
+                f"{len(unknown)} transactions of {abi.checksum(self.sender)} that this record does not know wait to be "
+                "mined: start again when they are.",
                 nonces=unknown,
             )
 
-    async def _missing(self, start: int, used: int, claims: Mapping[int, OpenTransaction]) -> set[int]:
+    async def _offered(self, nonce: int) -> bool:
+        """Whether what the pool holds at a nonce is on record: it holds one transaction for each."""
+        claim = self._claims.get(nonce)
+        attempts = claim.attempts if claim else ()
+        return any([await self._chain.knows(attempt.hash) for attempt in attempts])
+
+    async def _missing(self, start: int) -> set[int]:
         """Nonces used on chain by no transaction on record since the copy was made."""
-        claimed = self._store.highest_nonce(self._operator)
+        if not self.used:
+            return set()
+        claimed = self._store.highest_nonce(self.sender)
         first = claimed + 1 if claimed is not None else await self._nonce_at(start)
-        missing = set(range(first, used))
-        for nonce, claim in claims.items():
+        missing = set(range(first, self.used))
+        for nonce, claim in self._claims.items():
             receipts = [await self._chain.receipt(attempt.hash) for attempt in claim.attempts]
-            if nonce < used and not any(receipts):
+            if nonce < self.used and not any(receipts):
                 missing.add(nonce)
         return missing
 
-    async def _find(self, missing: set[int], start: int, used: int) -> list[tuple[int, Sent]]:
+    async def _find(self, missing: set[int], start: int) -> list[tuple[int, Sent]]:
         """The transactions that used these nonces, each with its block, in their order."""
         found: dict[int, tuple[int, Sent]] = {}
 
         async def look_at(block: int) -> None:
-            for sent in await self._chain.sent_in(self._operator, block):
+            for sent in await self._chain.sent_in(self.sender, block):
                 if sent.nonce in missing:
                     found[sent.nonce] = (block, sent)
 
         wanted = [Filters((self._liquidator,), (_LIQUIDATED.topic,))]
         for log in await self._chain.logs(wanted, start, self._head.number) if missing else ():
-            if _LIQUIDATED.decode(log)["operator"] == self._operator:
+            if _LIQUIDATED.decode(log)["operator"] == self.sender:
                 await look_at(log.block_number)
         spans: list[tuple[int, int, int, int]] = []
         if missing - found.keys():
-            spans.append((start, int(self._head.number), await self._nonce_at(start), used))
+            spans.append((start, int(self._head.number), await self._nonce_at(start), self.used))
         while spans:
             low, high, before, after = spans.pop()
             if not any(before <= nonce < after for nonce in missing - found.keys()):
@@ -195,8 +209,8 @@ class _Reconciling:
         if lost:
             raise self._refused(
                 "not_found",
-                f"the operator used {len(lost)} nonces since block {start} whose transactions are in none of the "
-                "node's blocks; start again, or configure another node.",
+                f"{abi.checksum(self.sender)} used {len(lost)} nonces since block {start} whose transactions are in "
+                "none of the node's blocks; start again, or configure another node.",
                 nonces=lost,
             )
         return [found[nonce] for nonce in sorted(found)]
@@ -215,7 +229,7 @@ class _Reconciling:
 
     async def _nonce_at(self, block: int) -> int:
         try:
-            return await self._chain.nonce(self._operator, hex(block))
+            return await self._chain.nonce(self.sender, hex(block))
         except RpcError as error:
             raise self._refused(
                 "no_history",
@@ -226,16 +240,15 @@ class _Reconciling:
 
     # --- what it was -----------------------------------------------------------------------------------------------
 
-    async def _about(self, mined: tuple[int, Sent], claims: Mapping[int, OpenTransaction]) -> _Found:
-        block, sent = mined
+    async def _about(self, block: int, sent: Sent) -> _Found:
         receipt = await self._chain.receipt(sent.hash)
         if receipt is None or receipt.block_number != block:
             raise self._refused("moved", "the chain was reorganised meanwhile; start again.", block=block)
-        claim = claims.get(sent.nonce)
+        claim = self._claims.get(sent.nonce)
         last_block = BlockNumber(block)
         if sent.raw and sent.to and sent.data[:4] == _EXECUTE.selector:
             return await self._plan_of(sent, sent.to, receipt, claim)
-        if sent.raw and (sent.to, sent.value_wei, sent.data) == (self._operator, 0, b""):
+        if sent.raw and (sent.to, sent.value_wei, sent.data) == (self.sender, 0, b""):
             known = claim is not None and bool(claim.attempts)
             plan_id, key = (claim.plan_id, claim.key) if claim and known else (sent.hash, _NOBODY)
             return _Found(sent, receipt, "cancel", plan_id, key, last_block, {})
@@ -302,8 +315,8 @@ class _Reconciling:
             self._book_foreign(one, claim)
             return
         if claim is None:
-            self._store.reserve(one.plan_id, sent.nonce, sender=self._operator, key=one.key, at_s=self._at_s)
-            body = {"nonce": sent.nonce, "operator": self._operator, **one.numbers}
+            self._store.reserve(one.plan_id, sent.nonce, sender=self.sender, key=one.key, at_s=self._at_s)
+            body = {"nonce": sent.nonce, "operator": self.sender, **one.numbers}
             self._note("intent", one, body)
         self._store.signed(
             one.plan_id,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
@@ -223,8 +224,14 @@ def sqlite_path(url: str) -> Path:
 
 def _engine(path: Path, read_only: bool) -> Engine:
     # One connection for one thread; hide_parameters keeps signed bytes out of error messages.
+    place = URL.create("sqlite", database=str(path))
+    if read_only and not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+        # a closed record where nothing can be written: SQLite would want to make a journal there even to read
+        place = URL.create(
+            "sqlite", database=f"file:{quote(str(path.absolute()))}", query={"immutable": "1", "uri": "true"}
+        )
     engine = create_engine(
-        URL.create("sqlite", database=str(path)),
+        place,
         connect_args={"check_same_thread": True, "timeout": _BUSY_TIMEOUT_MS / 1000, "isolation_level": None},
         poolclass=StaticPool,
         hide_parameters=True,

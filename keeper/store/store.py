@@ -315,6 +315,11 @@ class Store(Database):
             nonce: int | None = connection.execute(query).scalar_one()
         return nonce
 
+    def senders(self) -> set[Address]:
+        """Everybody who ever claimed a nonce: the operators, past and present."""
+        with self.transaction() as connection:
+            return set(connection.execute(select(intents.c.sender).distinct()).scalars())
+
     def in_flight_wei(self) -> int:
         """The most gas everything open can still cost."""
         return sum(transaction.worst_case_wei for transaction in self.open_transactions())

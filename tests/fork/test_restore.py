@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from keeper import assembly
+from keeper.abi import checksum
 from keeper.errors import ChainError, LedgerError
 from keeper.fixed import WAD
 from keeper.keys import OperatorKey, calldata_of
@@ -27,7 +29,7 @@ from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab, prepare
 from keeper.ledger import Booked, Ledger, copies
 from keeper.store import Store
-from keeper.types import Hash
+from keeper.types import Hash, Wei
 from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again, open_line
 from tests.e2e.process import daemon, keeper, until
@@ -155,7 +157,8 @@ async def test_a_stale_backup_learns_what_happened_since(lab: Lab, tmp_path: Pat
         lost_gas_wei = sum(int(entry.body["gas_cost_wei"]) for entry in _lost(rig, *_OUTCOMES))
         assert line.ledger.gas_spent_wei(0) == lost_gas_wei + int(foreign.body["gas_cost_wei"])
         [done] = line.booked("reconciled")
-        assert (done.body["nonce"], done.body["recovered"]) == (int(used, 16), int(used, 16))
+        assert done.body["recovered"] == int(used, 16)
+        assert done.body["nonces"] == {checksum(operator): int(used, 16)}
         accounts = {entry.account for entry in line.booked("settled")}
         assert accounts == {entry.account for entry in _lost(rig, "settled")} and len(accounts) == 2
         await _price(lab, 1_500)
@@ -300,6 +303,60 @@ async def test_nothing_is_sent_while_something_unknown_may_be_mined(lab: Lab, tm
         assert not report.sent and [one.plan_id for one in report.settled] == [sent.plan_id]
         profit = lab.world.tokens["USDC"].address
         assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw > 0
+
+
+async def test_what_waits_in_the_pool_must_be_what_is_on_record(lab: Lab, tmp_path: Path) -> None:
+    """A known transaction may wait; another one at its nonce may not, for its outcome would be nobody's."""
+    await _open(lab)
+    backup = tmp_path / "backup.db"
+    async with open_line(lab, tmp_path / "keeper") as line:
+        rig = line.rig
+        await line.step()
+        await _price(lab, 1_750)
+        await lab.node.mine_on_demand()
+        [sent] = (await line.step()).sent
+        _back_up(line, backup)
+    await _restore(lab, rig, backup)
+    async with open_again(lab, rig) as line:
+        [done] = line.booked("reconciled")
+        assert done.body["recovered"] == 0
+    (rig.folder / "lost.db").unlink()
+    await _restore(lab, rig, backup)
+    await lab.node.drop_pending()
+    key = assembly.operator_key(assembly.settings(rig.config))
+    taken_back = key.sign_cancel(sent.nonce, Wei(2 * sent.max_fee_wei), Wei(10**9))
+    await lab.node.rpc.request("eth_sendRawTransaction", "0x" + taken_back.raw.hex())
+    entry = await _refused(lab, rig, "in_pool", "does not know wait to be mined")
+    assert entry.body["numbers"] == {"nonces": [sent.nonce]}
+    await lab.node.mine()
+    async with open_again(lab, rig) as line:
+        await line.step()
+        [cancelled] = line.booked("cancelled")
+        assert cancelled.body["tx"] == "0x" + taken_back.hash.hex()
+
+
+async def test_a_former_operator_is_looked_into_as_well(lab: Lab, tmp_path: Path) -> None:
+    """What another key sent for this record before it was replaced is found, and stays its own."""
+    await _open(lab)
+    backup, people = tmp_path / "backup.db", lab.world.cast
+    async with open_line(lab, tmp_path / "keeper") as line:
+        rig = line.rig
+        await line.step()
+        await _price(lab, 1_750)
+        assert await _send(line, lab)
+        _back_up(line, backup)
+        await _price(lab, 1_600)
+        sent = await _send(line, lab)
+    await _restore(lab, rig, backup)
+    secrets = rig.folder / ".env"
+    secrets.write_text(secrets.read_text().replace(people.operator.key.hex(), people.deployer.key.hex()))
+    async with open_again(lab, rig) as line:
+        [done] = line.booked("reconciled")
+        assert set(done.body["nonces"]) == {
+            checksum(each.address) for each in (people.operator, people.deployer)
+        }
+        found = [one for one in line.store.open_transactions() if one.sender == people.operator.address]
+        assert [attempt.hash for one in found for attempt in one.attempts] == sent
 
 
 async def test_a_copy_is_never_sent_from(lab: Lab, tmp_path: Path) -> None:

@@ -155,6 +155,19 @@ def test_readers_neither_lock_nor_write(tmp_path: Path, store: Store) -> None:
         assert reader.cursor("aave") == Cursor(BlockNumber(9), _hash(9))
 
 
+def test_a_closed_record_can_be_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder on a read-only medium no journal is made, not even while the record is open."""
+    with Store.open(_url(tmp_path)) as store:
+        store.set_cursor("aave", BlockNumber(7), _hash(7))
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("keeper.store.database.os.access", lambda path, mode: path != tmp_path)
+    with Store.open(_url(tmp_path), read_only=True) as reader:
+        assert reader.cursor("aave") == Cursor(BlockNumber(7), _hash(7))
+        assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_reader_creates_nothing(tmp_path: Path) -> None:
     """Reading a record that does not exist is an error, and still none exists afterwards."""
     with pytest.raises(LedgerError, match="no record"):
