@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,13 +19,16 @@ from pydantic import BaseModel
 
 from keeper import abi
 from keeper.chain.client import Chain
-from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, Contracts, Settings, load
+from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine, Policy
 from keeper.errors import ConfigError
+from keeper.execution.flights import Flights
+from keeper.execution.relay import Refund, Relay
+from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
-from keeper.keys import DeployerKey, OperatorKey
+from keeper.keys import DeployerKey, OperatorKey, RelayKey
 from keeper.ledger import Ledger
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
@@ -42,13 +45,17 @@ _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a command works with: an open chain and the configured protocols and venues, not yet loaded."""
+    """What a command works with: an open chain and the configured protocols and venues, not yet loaded.
+
+    Whatever is opened on top of them is closed with them, by `closing`.
+    """
 
     settings: Settings
     chain: Chain
     sources: tuple[Source, ...]
     venues: tuple[Venue, ...]
     flash_sources: tuple[FlashSource, ...]
+    closing: AsyncExitStack
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -72,8 +79,9 @@ def deployer_key(configured: Settings) -> DeployerKey:
 @asynccontextmanager
 async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     """Connect to the chain and build what the settings name; everything is closed at the end."""
-    chain = await Chain.open(configured.chain.rpc_urls, configured.chain.id, configured.chain.quorum)
-    try:
+    async with AsyncExitStack() as closing:
+        chain = await Chain.open(configured.chain.rpc_urls, configured.chain.id, configured.chain.quorum)
+        closing.push_async_callback(chain.close)
         adapters = [_adapter(model) for model in configured.protocols]
         sources = [
             Source(adapter, model.from_block)
@@ -84,9 +92,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
             UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
         ]
         flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
-        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash))
-    finally:
-        await chain.close()
+        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
 
 def operator_key(configured: Settings) -> OperatorKey:
@@ -111,7 +117,18 @@ async def engine(
     watch = Watch(parts.chain, parts.sources, store, remember=remember)
     sender = None
     if sign:
-        sender = Sender(parts.chain, operator, store, ledger, liquidator, wall_clock, time.monotonic)
+        flights = Flights(store, ledger, operator.address, wall_clock)
+        send = configured.send
+        sender = Sender(
+            parts.chain,
+            operator,
+            flights,
+            watch.liquidations,
+            liquidator,
+            time.monotonic,
+            await _way(parts, flights),
+            send.fallback_after_blocks if send.fallback == "public" else None,
+        )
     line = Engine(
         chain=parts.chain,
         watch=watch,
@@ -124,6 +141,23 @@ async def engine(
         wall_clock=wall_clock,
     )
     return line, watch
+
+
+async def _way(parts: Parts, flights: Flights) -> Way | None:
+    """How plans leave, None being the public pool; raises `ConfigError` where relays are given and no key for them."""
+    send = parts.settings.send
+    if send.route == "public":
+        return None
+    key = RelayKey(parts.settings.relay_key(), parts.settings.chain.id, RELAY_KEY)
+    relays = [await Relay.open(url, key.sign_header) for url in send.relays]
+    way: Way
+    if send.route == "private":
+        way = PrivateRelays(relays, flights)
+    else:
+        refund = Refund(send.refund_percent, flights.operator) if send.refund_percent else None
+        way = BundleRelays(relays, flights, refund)
+    parts.closing.push_async_callback(way.close)
+    return way
 
 
 async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Policy:

@@ -16,8 +16,8 @@ import structlog
 
 from keeper.chain.client import Chain
 from keeper.errors import AdapterError
-from keeper.execution.fees import bid, inclusion_price
-from keeper.execution.sender import Cleared, Sender
+from keeper.execution.fees import Market, affordable_wei
+from keeper.execution.sender import Cleared, Sender, Stuck
 from keeper.fixed import mul_div_up
 from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
@@ -84,11 +84,12 @@ class View:
 
 @dataclass(slots=True)
 class StepReport:
-    """What one head came to; `reaction_us` is from its arrival to the first broadcast."""
+    """What one head came to; `reaction_us` is from its arrival to the first broadcast of what was not in flight."""
 
     head: Head
     liquidatable: int = 0
     sent: list[Submission] = field(default_factory=list)
+    replaced: list[Submission] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
     refused: list[tuple[str, Address | None, Refusal]] = field(default_factory=list)
     reaction_us: int | None = None
@@ -123,7 +124,7 @@ class Engine:
         self._sender = sender
         self._policy = policy
         self._wall_clock = wall_clock
-        self._tip_wei = Wei(0)
+        self._tips_wei: tuple[Wei, ...] = (Wei(0),)
         self._paused: frozenset[str] = frozenset()
         self._plan_gas: dict[str, int] = {}
         self._block_time_s = 1
@@ -136,7 +137,7 @@ class Engine:
 
     async def prepare(self, head: Head) -> None:
         """Learn what the next block will look like: its tip and how long blocks take."""
-        self._tip_wei = await self._chain.suggested_tip()
+        self._tips_wei = await self._chain.suggested_tips()
         if head.number > 0:
             parent = await self._chain.block(head.parent_hash)
             self._block_time_s = max(1, head.timestamp_s - parent.timestamp_s)
@@ -147,7 +148,7 @@ class Engine:
         await self._watch.start(head)
         self._warned = self._warnings()  # preflight has told these
         if self._sender:
-            await self._sender.recover()
+            await self._sender.recover(head)
 
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
@@ -157,16 +158,18 @@ class Engine:
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
+        stuck: list[Stuck] = []
         if self._sender:
             if self._watch.orphaned:
                 self._sender.doubt()
-            report.settled = await self._sender.settle(
-                head, view.native, self._tip_wei, self._policy.max_fee_wei
+            report.settled = await self._sender.settle(head, view.native)
+            stuck = await self._sender.tend(
+                head, self._market(head), lambda protocol: self.standing(view, protocol, head)
             )
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
-        await self._execute(plans, view, head, report)
+        await self._execute(stuck, plans, view, head, report)
         if report.sent:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
@@ -208,7 +211,7 @@ class Engine:
             profit_token=policy.profit_token,
             profit_usd_e8=view.profit.usd_e8,
             native_usd_e8=view.native.usd_e8_up,
-            gas_price_wei=inclusion_price(head, self._tip_wei),
+            gas_price_wei=self._market(head).price(),
             max_fee_wei=policy.max_fee_wei,
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
@@ -242,22 +245,22 @@ class Engine:
         """Ask the guard for the right to send what was tried."""
         return self._clear(plan, trial, view, head, self._spent())
 
-    def _clear(self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent) -> Clearance | Refusal:
-        fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
-        if isinstance(fees, Refusal):
-            return fees
-        clearance = self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
-        return self._gas_eats(plan, trial) or clearance
-
-    def _gas_eats(self, plan: Plan, trial: Trial) -> Refusal | None:
-        """Why the gas that the trial really used leaves too little; the plan could only estimate it."""
-        gas_raw = mul_div_up(plan.gas_cost_raw, trial.gas_used, plan.gas_estimate)
+    def _clear(
+        self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
+    ) -> Clearance | Refusal:
+        if isinstance(view.native, Refusal):
+            return view.native
         scale = 10**plan.profit_token.decimals
         wanted_raw = mul_div_up(self._policy.min_profit_usd_e8, scale, plan.profit_price_usd_e8)
-        if trial.profit_raw - gas_raw >= wanted_raw:
-            return None
-        numbers = {"profit_raw": trial.profit_raw, "gas_cost_raw": gas_raw, "min_profit_raw": wanted_raw}
-        return Refusal("clear", "unprofitable", numbers | {"tried_gas": trial.gas_used})
+        affordable = affordable_wei(plan, trial, wanted_raw, view.native.usd_e8_up)
+        replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency)
+        if isinstance(fees, Refusal):
+            return fees
+        return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+
+    def _market(self, head: Head) -> Market:
+        return Market(head, self._tips_wei, self._policy.max_fee_wei)
 
     def _learn_gas(self, plan: Plan, trial: Trial) -> None:
         """Correct what a plan of this protocol takes besides its swaps: up at once, down slowly with every head.
@@ -347,33 +350,56 @@ class Engine:
             key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw),
         )
 
-    async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
-        """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
-        chosen = plans[:_MOST_PER_HEAD]
+    async def _execute(
+        self, stuck: Sequence[Stuck], plans: Sequence[Plan], view: View, head: Head, report: StepReport
+    ) -> None:
+        """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried.
+
+        What is stuck and does not pay any more is taken back.
+        """
+        replacing = {each.plan.plan_id: each for each in stuck}
+        chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
         if not chosen or isinstance(view.pause, Refusal):
             return
         # in this order: the ledger is summed, where it must be, while the node runs the trial
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
+        back: list[Plan] = []
         for one, trial in zip(chosen, trials, strict=True):
-            self._turned_down.add(one.key)
-            if isinstance(trial, Refusal):
-                report.refuse(one.key, trial)
-                continue
-            clearance = self._clear(one, trial, view, head, spent)
-            if isinstance(clearance, Refusal):
-                report.refuse(one.key, clearance)
-            elif self._sender and self._sender.given_up(one.plan_id):
-                report.refuse(one.key, Refusal("send", "given_up", {"head": head.number}))
-            elif self._sender is None:
-                report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
-            else:
+            old = replacing.get(one.plan_id)
+            besides = spent.without(old.worst_case_wei) if old else spent
+            answer = self._approve(one, trial, view, head, besides, old)
+            if isinstance(answer, Cleared):
+                cleared.append(answer)
+                spent = besides.with_in_flight(answer.clearance.fees)
                 self._turned_down.discard(one.key)
-                self._learn_gas(one, trial)
-                cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
-                spent = spent.with_in_flight(clearance.fees)
+            else:
+                report.refuse(one.key, answer)
+                self._turned_down.add(one.key)
+                back += [one] if old else []
         if self._sender:
-            report.sent = await self._sender.send(cleared)
+            submitted = await self._sender.send(cleared)
+            report.replaced = [each for each in submitted if each.plan_id in replacing]
+            report.sent = [each for each in submitted if each.plan_id not in replacing]
+            await self._sender.take_back(back, head, self._market(head))
+
+    def _approve(
+        self, plan: Plan, trial: Trial | Refusal, view: View, head: Head, spent: Spent, stuck: Stuck | None
+    ) -> Cleared | Refusal:
+        """A tried plan with the right to send it, or why it is not sent."""
+        if isinstance(trial, Refusal):
+            return trial
+        clearance = self._clear(plan, trial, view, head, spent, stuck)
+        if isinstance(clearance, Refusal):
+            return clearance
+        if self._sender is None:
+            return Refusal("send", "dry_run", describe(plan, trial))
+        refusal = self._sender.refuses(plan)
+        if refusal is not None:
+            return refusal
+        if stuck is None:
+            self._learn_gas(plan, trial)
+        return Cleared(plan, trial, clearance, describe(plan, trial))
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())
@@ -421,5 +447,5 @@ class Engine:
         self._heads += 1
         for name, assumed in self._plan_gas.items():
             self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
-        if self._heads % _TIP_EVERY_HEADS == 0:
-            self._tip_wei = await self._chain.suggested_tip()
+        if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
+            self._tips_wei = await self._chain.suggested_tips()

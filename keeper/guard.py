@@ -107,6 +107,10 @@ class Spent:
         """The same with one more transaction in flight."""
         return replace(self, in_flight_wei=self.in_flight_wei + fees.worst_case_wei)
 
+    def without(self, replaced_wei: int) -> Spent:
+        """The same without one that may cost so much and is to be replaced: only one of the two can be mined."""
+        return replace(self, in_flight_wei=self.in_flight_wei - replaced_wei)
+
 
 @final
 class Clearance:

@@ -156,6 +156,15 @@ class Watch:
         if self._memory and keys:
             self._memory.add_accounts(keys)
 
+    async def liquidations(self, key: PositionKey, from_block: int, to_block: int) -> list[Hash]:
+        """The transactions that liquidated a position in a range of blocks, whoever sent them."""
+        adapter = self.adapters.get(key.protocol)
+        if adapter is None or from_block > to_block:
+            return []
+        blocks = BlockNumber(from_block), BlockNumber(to_block)
+        logs = await self._chain.logs([adapter.sources()], *blocks)
+        return [transaction for whose, transaction in adapter.liquidations(logs) if whose == key]
+
     def save(self) -> None:
         """Store how far logs were followed. Late is safe: after a crash they are read again, never missed."""
         if self._memory is None or self._saved == self._cursor:

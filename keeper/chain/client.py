@@ -29,7 +29,7 @@ __all__ = ["Chain", "Receipt", "SimCall", "SimResult"]
 T = TypeVar("T")
 
 _FEE_HISTORY_BLOCKS: Final = 10
-_FEE_PERCENTILE: Final = 50
+_FEE_PERCENTILES: Final = (50, 75, 90)
 _PATIENCE_S: Final = (0.05, 0.1, 0.2, 0.4)  # for a provider that hears of a block later than the others
 _KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transaction", re.IGNORECASE)
 
@@ -251,26 +251,26 @@ class Chain:
 
         return await self._pool.run(work)
 
-    async def suggested_tip(self) -> Wei:
-        """The median of what the middle transaction of each recent block paid above the base fee.
+    async def suggested_tips(self) -> tuple[Wei, ...]:
+        """Medians over recent blocks of what the middle transaction paid above the base fee, then rarer ones, rising.
 
         Where the last blocks were empty, what the node itself suggests.
         """
 
-        async def work(rpc: Rpc) -> Wei:
+        async def work(rpc: Rpc) -> tuple[Wei, ...]:
             fees = await rpc.ask(
-                _FEES, "eth_feeHistory", hex(_FEE_HISTORY_BLOCKS), "latest", [_FEE_PERCENTILE]
+                _FEES, "eth_feeHistory", hex(_FEE_HISTORY_BLOCKS), "latest", _FEE_PERCENTILES
             )
             with reading(rpc.label, "eth_feeHistory"):
-                tips = [
-                    quantity(rewards[0])
+                paid = [
+                    [quantity(reward) for reward in rewards]
                     for used, rewards in zip(fees.gas_used_ratio, fees.reward or [], strict=False)
                     if used > 0 and rewards
                 ]
-            if tips:
-                return Wei(median_low(tips))
+                if paid:
+                    return tuple(Wei(median_low(tips)) for tips in zip(*paid, strict=True))
             with reading(rpc.label, "eth_maxPriorityFeePerGas"):
-                return Wei(quantity(await rpc.ask(TEXT, "eth_maxPriorityFeePerGas")))
+                return (Wei(quantity(await rpc.ask(TEXT, "eth_maxPriorityFeePerGas"))),)
 
         return await self._pool.run(work)
 

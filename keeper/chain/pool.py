@@ -108,9 +108,8 @@ class Pool:
         return pool
 
     async def close(self) -> None:
-        """Drop every connection."""
-        for provider in self._providers:
-            await provider.close()
+        """Drop every connection, side by side: one that hangs must not hold up the others."""
+        await asyncio.gather(*(provider.close() for provider in self._providers))
 
     async def run(self, work: Callable[[Rpc], Awaitable[T]], *, insist: bool = False) -> T:
         """Let the first provider that can do `work`.

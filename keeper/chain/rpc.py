@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -38,6 +38,7 @@ from keeper.errors import ChainError, RpcError
 T = TypeVar("T")
 
 Request = tuple[str, Sequence[Any]]  # method and params
+Headers = Callable[[bytes], Mapping[str, str]]
 _WebSocket = aiohttp.ClientWebSocketResponse[bool]
 
 _MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
@@ -115,14 +116,14 @@ class Rpc(ABC):
     async def _exchange_all(self, requests: Sequence[Request]) -> Sequence[msgspec.Raw | RpcError]: ...
 
 
-async def connect(url: str, timeout_s: float = 10.0) -> Rpc:
+async def connect(url: str, timeout_s: float = 10.0, headers: Headers | None = None) -> Rpc:
     """Connect to an http(s) or ws(s) URL or to the path of an IPC socket. Raises `ChainError`.
 
-    HTTP connects with its first request.
+    HTTP connects with its first request, and sends each with what `headers` makes of its body.
     """
     label = label_of(url)
     if label.startswith("http"):
-        return _Http(url, label, timeout_s)
+        return _Http(url, label, timeout_s, headers)
     opening = _Ws.open(url, label, timeout_s) if label.startswith("ws") else _Ipc.open(url, label, timeout_s)
     return await _guarded(opening, label, timeout_s, "connecting")
 
@@ -131,9 +132,10 @@ async def connect(url: str, timeout_s: float = 10.0) -> Rpc:
 
 
 class _Http(Rpc):
-    def __init__(self, url: str, label: str, timeout_s: float) -> None:
+    def __init__(self, url: str, label: str, timeout_s: float, headers: Headers | None) -> None:
         super().__init__(label, timeout_s)
         self._url: Final = url
+        self._headers: Final = headers
         # no total limit here: `_guarded` holds the clock for the whole exchange
         self._session: Final = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None),
@@ -184,7 +186,10 @@ class _Http(Rpc):
             return await self._attempt(body, method)
 
     async def _attempt(self, body: bytes, method: str) -> bytes:
-        async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+        headers = self._headers(body) if self._headers else None
+        async with self._session.post(
+            self._url, data=body, headers=headers, allow_redirects=False
+        ) as response:
             content = await response.read()
             # some nodes send their JSON-RPC error with a 4xx or 5xx status
             if response.status != 200 and content[:1] not in (b"{", b"["):

@@ -319,17 +319,42 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         (
             "[profit]",
             '[send]\nroute = "private"\n[profit]',
-            'send.route: "private" is not available in this version',
-        ),
-        (
-            "[profit]",
-            '[send]\nroute = "bundle"\n[profit]',
-            'send.route: "bundle" is not available in this version',
+            'send.relays: the route "private" needs at least one',
         ),
         (
             "[profit]",
             '[send]\nroute = "pubic"\n[profit]',
-            'send.route: "pubic" is not a route; set route = "public"',
+            "send.route: \"pubic\" should be 'public', 'private' or",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["wss://canary"]\n[profit]',
+            "send.relays: a relay must be an http:// or https:// URL.",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["https://r", "https://r"]\n[profit]',
+            "send.relays: a relay is listed twice",
+        ),
+        (
+            "[profit]",
+            '[send]\nfallback = "public"\n[profit]',
+            'send.fallback: the route "public" has no fallback',
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "private"\nrelays = ["https://r"]\nrefund_percent = 5\n[profit]',
+            "send.refund_percent: only bundles are refunded",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["https://r"]\nrefund_percent = 100\n[profit]',
+            "send.refund_percent: 100 should be less than or equal to 99",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["https://r"]\nfallback_after_blocks = 0\n[profit]',
+            "send.fallback_after_blocks: 0 should be greater",
         ),
         ("[profit]", '[send]\nrelays = ["https://r"]\n[profit]', "send.relays: relays are not used"),
         (
