@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ async def _work(
 ) -> None:
     first = await chain.head()
     await engine.start(first)
+    gc.collect()
+    gc.freeze()  # accounts, interfaces and modules stay: no collection in the middle of a head walks them
     statistics = Statistics()
     ledger.book("started", None, "", None, {"head": first.number, "head_hash": first.hash}, int(wall_clock()))
     _log.info("started", head=first.number)

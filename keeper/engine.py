@@ -23,6 +23,7 @@ from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
+from keeper.planner.turns import Turns
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
 from keeper.trial import Attempt, describe, try_stacked
@@ -130,8 +131,7 @@ class Engine:
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
-        self._turned_down: set[PositionKey] = set()
-        self._planned_at: dict[PositionKey, int] = {}
+        self._turns = Turns()
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
@@ -192,8 +192,10 @@ class Engine:
         pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
-    def plan(self, health: Health, view: View, head: Head) -> Reads[Plan | Refusal]:
-        """The best plan for one unsafe position, priced at the next block's gas."""
+    def plan(
+        self, health: Health, view: View, head: Head, *, thorough: bool = False
+    ) -> Reads[Plan | Refusal]:
+        """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
         marks = view.marks[health.key.protocol]
         if isinstance(view.native, Refusal):
             return just(view.native)
@@ -217,9 +219,10 @@ class Engine:
             max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=policy.max_repay_usd_e8,
             plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
+            thorough=thorough,
         )
         options = adapter.options(self._watch.book.position(health.key), health, marks)
-        return plan(health, options, context)
+        return plan(health, self._turns.untried(health.key, options), context)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -328,8 +331,7 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        wanted.sort(key=lambda health: self._planned_at.get(health.key, -1))
-        self._planned_at = {health.key: self._planned_at.get(health.key, -1) for health in wanted}
+        wanted = self._turns.ordered(wanted)
         plans: list[Plan] = []
         began_s = self._wall_clock()
         for first in range(0, len(wanted), _PLANNED_AT_ONCE):
@@ -337,18 +339,20 @@ class Engine:
                 self._log.warning("left_for_the_next_head", head=head.number, accounts=len(wanted) - first)
                 break
             chunk = wanted[first : first + _PLANNED_AT_ONCE]
-            reads = [readable("plan", self.plan(health, view, head)) for health in chunk]
+            reads = [
+                readable(
+                    "plan",
+                    self.plan(health, view, head, thorough=self._turns.thorough(health.key, head.number)),
+                )
+                for health in chunk
+            ]
             for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
-                self._planned_at[health.key] = head.number
+                self._turns.planned(health.key, answer, head.number)
                 if isinstance(answer, Refusal):
                     report.refuse(health.key, answer)
                 else:
                     plans.append(answer)
-        self._turned_down &= {one.key for one in plans}
-        return sorted(
-            plans,
-            key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw),
-        )
+        return self._turns.best_first(plans)
 
     async def _execute(
         self, stuck: Sequence[Stuck], plans: Sequence[Plan], view: View, head: Head, report: StepReport
@@ -365,18 +369,21 @@ class Engine:
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
         back: list[Plan] = []
+        untouched = True
         for one, trial in zip(chosen, trials, strict=True):
+            untouched = untouched and isinstance(trial, Refusal)
+            # a trial may have reverted only because of those before it
+            self._turns.turned_down(one, reverted=untouched)
             old = replacing.get(one.plan_id)
             besides = spent.without(old.worst_case_wei) if old else spent
             answer = self._approve(one, trial, view, head, besides, old)
-            if isinstance(answer, Cleared):
+            if isinstance(answer, Refusal):
+                report.refuse(one.key, answer)
+                back += [one] if old else []
+            else:
+                self._turns.sent(one)
                 cleared.append(answer)
                 spent = besides.with_in_flight(answer.clearance.fees)
-                self._turned_down.discard(one.key)
-            else:
-                report.refuse(one.key, answer)
-                self._turned_down.add(one.key)
-                back += [one] if old else []
         if self._sender:
             submitted = await self._sender.send(cleared)
             report.replaced = [each for each in submitted if each.plan_id in replacing]

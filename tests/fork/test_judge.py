@@ -369,7 +369,8 @@ async def test_after_the_keeper_nothing_is_left_and_nothing_differs(kept: Kept) 
     verdict = await judge(kept.rig.config)
     assert verdict.ok, str(verdict)
     assert {one.account for one in verdict.unhealthy} == {_who(v, _FALLEN_DUST) for v in ("3.0", "3.6")}
-    assert verdict.totals["settled"] == verdict.totals["liquidations"] >= 4
+    settled = verdict.totals["explained"]["settled"]
+    assert settled == verdict.totals["outcomes"] == verdict.totals["liquidations"] >= 4
     assert verdict.totals["in_flight"] == 0
     assert verdict.totals["gas_cost_wei"] == verdict.totals["gas_booked_wei"] != "0"
     [usdc] = verdict.totals["treasury"]
@@ -496,7 +497,7 @@ def _tampered(kept: Kept, folder: Path, change: Callable[[list[Row]], None], *, 
         (_amend("settled", gas_cost_wei=1), {"gas_cost_wei"}),
         (_amend("settled", gas_used=21_000), {"gas_used"}),
         (_amend("settled", block_hash="0x" + "00" * 32), {"block_hash"}),
-        (_amend("settled", tx="0x" + "22" * 32), {"receipt", "unbooked_liquidation", "signed_before"}),
+        (_amend("settled", tx="0x" + "22" * 32), {"receipt", "unbooked_liquidation"}),
         (_drop("settled"), {"unbooked_liquidation", "unaccounted", "profit_sum"}),
         (_drop("signed"), {"unsigned_transaction", "signed_before", "sent_unsigned"}),
         (_again("settled"), {"settled_twice", "profit_sum"}),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from keeper.abi import address, load
+from keeper.chain.rpc import connect
 from keeper.errors import ChainError, ExecutionError
 from keeper.fixed import BPS, WAD
 from keeper.lab.aave import (
@@ -100,6 +102,28 @@ def test_killed_parent_leaves_no_anvil() -> None:
         while alive(int(pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not alive(int(pid))
+    left = list(Path(tempfile.gettempdir()).glob(f"keeper-anvil-{parent.pid}-*"))
+    assert left, "whoever is killed cannot tidy up"
+    sweeping = "from keeper.lab.anvil import Anvil; Anvil.start().stop()"
+    subprocess.run([sys.executable, "-c", sweeping], check=True)
+    assert not any(home.exists() for home in left)
+
+
+async def test_states_of_old_blocks_are_gone_with_the_node() -> None:
+    """A long chain's states take disk only while the node runs, and never in the user's home."""
+    place = Path(tempfile.gettempdir())
+    homes_before = set(place.glob("keeper-anvil-*"))
+    persisted = Path.home() / ".foundry" / "anvil" / "tmp"
+    kept_before = set(persisted.glob("*"))
+    with Anvil.start() as anvil:
+        rpc = await connect(anvil.url)
+        for _ in range(3):
+            await rpc.request("anvil_mine", hex(1_000))
+        await rpc.close()
+        [home] = set(place.glob(f"keeper-anvil-{os.getpid()}-*")) - homes_before
+        assert any(home.rglob("*.json")), "they are where they are tidied up"
+    assert not home.exists()
+    assert set(persisted.glob("*")) == kept_before
 
 
 def test_failed_start_is_one_clear_sentence() -> None:
