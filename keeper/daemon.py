@@ -79,7 +79,7 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
     finally:
         await _end(stopping)
         await _end(working)
-    if not working.cancelled():
+    if working.done() and not working.cancelled():
         working.result()
 
 

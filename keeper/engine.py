@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -18,7 +19,6 @@ from keeper.chain.client import Chain
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
 from keeper.execution.sender import Cleared, Sender, Stuck
-from keeper.fixed import mul_div_up
 from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
@@ -158,21 +158,19 @@ class Engine:
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
-        stuck: list[Stuck] = []
         if self._sender:
             if self._watch.orphaned:
                 self._sender.doubt()
             report.settled = await self._sender.settle(head, view.native)
-            stuck = await self._sender.tend(
-                head, self._market(head), lambda protocol: self.standing(view, protocol, head)
-            )
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
-        await self._execute(stuck, plans, view, head, report)
+        await self._execute(plans, view, head, report)
         if report.sent:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
+        if self._sender:
+            await self._sender.tend(head, self._market(head), partial(self.standing, view, head))
         self._book(report)
         self._note_pause(view)
         self._watch.save()
@@ -240,7 +238,7 @@ class Engine:
         """Drive one read at `head`."""
         return await self._chain.read(read, head.hash)
 
-    def standing(self, view: View, protocol: str, head: Head) -> Refusal | None:
+    def standing(self, view: View, head: Head, protocol: str) -> Refusal | None:
         """Why nothing of `protocol` may be signed at `head`, or None."""
         return self._guard.standing(view.pause, protocol, head, self._wall_clock())
 
@@ -253,9 +251,7 @@ class Engine:
     ) -> Clearance | Refusal:
         if isinstance(view.native, Refusal):
             return view.native
-        scale = 10**plan.profit_token.decimals
-        wanted_raw = mul_div_up(self._policy.min_profit_usd_e8, scale, plan.profit_price_usd_e8)
-        affordable = affordable_wei(plan, trial, wanted_raw, view.native.usd_e8_up)
+        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, view.native.usd_e8_up)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
         fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
@@ -326,7 +322,7 @@ class Engine:
         for health in unsafe:
             if self._sender and self._sender.in_flight(health.key):
                 continue
-            refusal = self.standing(view, health.key.protocol, head)
+            refusal = self.standing(view, head, health.key.protocol)
             if refusal is not None:
                 report.refuse(health.key, refusal)
             else:
@@ -354,13 +350,10 @@ class Engine:
                     plans.append(answer)
         return self._turns.best_first(plans)
 
-    async def _execute(
-        self, stuck: Sequence[Stuck], plans: Sequence[Plan], view: View, head: Head, report: StepReport
-    ) -> None:
-        """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried.
-
-        What is stuck and does not pay any more is taken back.
-        """
+    async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
+        """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried."""
+        market, standing = self._market(head), partial(self.standing, view, head)
+        stuck = self._sender.stuck(market, standing) if self._sender else []
         replacing = {each.plan.plan_id: each for each in stuck}
         chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
         if not chosen or isinstance(view.pause, Refusal):
@@ -368,7 +361,6 @@ class Engine:
         # in this order: the ledger is summed, where it must be, while the node runs the trial
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
-        back: list[Plan] = []
         untouched = True
         for one, trial in zip(chosen, trials, strict=True):
             untouched = untouched and isinstance(trial, Refusal)
@@ -379,16 +371,15 @@ class Engine:
             answer = self._approve(one, trial, view, head, besides, old)
             if isinstance(answer, Refusal):
                 report.refuse(one.key, answer)
-                back += [one] if old else []
+                if self._sender and old:
+                    self._sender.give_up(one.plan_id)
             else:
                 self._turns.sent(one)
                 cleared.append(answer)
                 spent = besides.with_in_flight(answer.clearance.fees)
         if self._sender:
-            submitted = await self._sender.send(cleared)
-            report.replaced = [each for each in submitted if each.plan_id in replacing]
-            report.sent = [each for each in submitted if each.plan_id not in replacing]
-            await self._sender.take_back(back, head, self._market(head))
+            for each in await self._sender.send(cleared):
+                (report.replaced if each.plan_id in replacing else report.sent).append(each)
 
     def _approve(
         self, plan: Plan, trial: Trial | Refusal, view: View, head: Head, spent: Spent, stuck: Stuck | None
@@ -401,12 +392,9 @@ class Engine:
             return clearance
         if self._sender is None:
             return Refusal("send", "dry_run", describe(plan, trial))
-        refusal = self._sender.refuses(plan)
-        if refusal is not None:
-            return refusal
         if stuck is None:
             self._learn_gas(plan, trial)
-        return Cleared(plan, trial, clearance, describe(plan, trial))
+        return self._sender.refuses(plan) or Cleared(plan, trial, clearance, describe(plan, trial))
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())

@@ -36,12 +36,13 @@ _KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transact
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A mined transaction. What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups)."""
+    """A mined transaction, `index` its place in the block. What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups)."""
 
     transaction_hash: Hash
     status: int
     block_number: BlockNumber
     block_hash: Hash
+    index: int
     gas_used: Gas
     effective_gas_price_wei: Wei
     l1_fee_wei: Wei
@@ -53,6 +54,7 @@ class _ReceiptShape(msgspec.Struct, rename="camel"):
     status: str
     block_number: str
     block_hash: str
+    transaction_index: str
     gas_used: str
     effective_gas_price: str
     logs: list[LogShape]
@@ -287,6 +289,7 @@ def _receipt_of(shape: _ReceiptShape) -> Receipt:
         status=quantity(shape.status),
         block_number=BlockNumber(quantity(shape.block_number)),
         block_hash=hash_of(shape.block_hash),
+        index=quantity(shape.transaction_index),
         gas_used=Gas(quantity(shape.gas_used)),
         effective_gas_price_wei=Wei(quantity(shape.effective_gas_price)),
         l1_fee_wei=Wei(quantity(shape.l1_fee or "0x0")),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from keeper.fixed import WAD
+from keeper.fixed import WAD, mul_div_up
 from keeper.guard import Fees
 from keeper.trial import next_base_fee
 from keeper.types import Gas, Head, Plan, Refusal, Trial, Wei
@@ -90,10 +90,11 @@ class Market:
         return Offered(Wei(ceiling_wei), Wei(min(ceiling_wei, _dearer(max(replaced.tip_wei, self.tip())))))
 
 
-def affordable_wei(plan: Plan, trial: Trial, min_profit_raw: int, native_usd_e8: int) -> Wei:
-    """The most a unit of gas may cost if `min_profit_raw` is to be left of what the trial earned, rounded down."""
-    room_raw = max(0, trial.profit_raw - min_profit_raw)
-    price_usd_e8 = 10**plan.profit_token.decimals * native_usd_e8 * max(1, trial.gas_used)
+def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
+    """The most a unit of gas may cost if the minimum is to be left of what the trial earned, rounded down."""
+    scale = 10**plan.profit_token.decimals
+    room_raw = max(0, trial.profit_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
+    price_usd_e8 = scale * native_usd_e8 * max(1, trial.gas_used)
     return Wei(room_raw * plan.profit_price_usd_e8 * WAD // price_usd_e8)
 
 

@@ -26,7 +26,8 @@ class Flight:
     """One claimed nonce. `signed_at` is the head its last attempt was signed at, `offered_at` that of its first.
 
     `complaint` is why the last attempt was not taken, None where it was or nobody has answered; `published` whether
-    it went to the public pool though the way out is another; `dead` that it can neither succeed nor be taken back.
+    it went to the public pool though the way out is another; `given_up` that its nonce is to be taken back; `dead`
+    that it can neither succeed nor be taken back.
     """
 
     transaction: OpenTransaction
@@ -35,6 +36,7 @@ class Flight:
     plan: Plan | None = None
     complaint: Complaint | None = None
     published: bool = False
+    given_up: bool = False
     dead: bool = False
     told: set[tuple[Hash, str]] = field(default_factory=set)  # refusals that are on record
 

@@ -2,7 +2,7 @@
 
 The order is the promise: the intent with its nonce is stored before the key is asked, and the signed bytes before
 anybody sees them. Nothing here waits between signing and storing, so that a stop finds either no signature or one on
-record. What is in flight is then offered again, replaced, or taken back, one rule for each; see `Sender.tend`.
+record. What is in flight is then replaced (`Sender.stuck`), offered again or taken back (`Sender.tend`).
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ from keeper.types import (
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
 _TRANSFER_GAS: Final = Gas(21_000)
-_STOPPED: Final = frozenset(
-    {"paused", "halted"}
-)  # refusals of the guard under which nothing is left in flight
+_STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
+Standing = Callable[[str], Refusal | None]
 # What an entry says of a replacement that differs from its plan's intent.
 _RENEWED: Final = ("block", "expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
 
@@ -261,60 +260,67 @@ class Sender:
 
     # --- seeing it through ---
 
-    async def tend(
-        self, head: Head, market: Market, standing: Callable[[str], Refusal | None]
-    ) -> list[Stuck]:
-        """Look after what is in flight and not mined, and return what is stuck, lowest nonce first.
+    def stuck(self, market: Market, standing: Standing) -> list[Stuck]:
+        """What was refused as too cheap, or not mined for two blocks while it offers less than inclusion now costs.
 
-        - Expired, refused for good, or of a protocol that is paused or halted: its nonce is taken back.
-        - Refused as too cheap, or not mined for two blocks while it offers less than inclusion now costs: stuck. The
-          caller tries and clears it afresh and sends it again, or has it taken back.
+        Lowest nonce first. The caller tries and clears each afresh and sends it again, or gives it up; `standing` says
+        why nothing of a protocol may be signed at this head, and then nothing of it is replaced.
+        """
+        self._note_late()
+        found = [
+            self._too_cheap(flight, market)
+            for flight in self._unmined()
+            if not flight.cancelling
+            and not _doomed(flight, market.head, stop := standing(flight.key.protocol))
+            and stop is None
+        ]
+        return [each for each in found if each is not None]
+
+    def give_up(self, plan_id: Hash) -> None:
+        """What is stuck was not cleared to be replaced: its nonce is to be taken back."""
+        self._flights[plan_id].given_up = True
+
+    async def tend(self, head: Head, market: Market, standing: Standing) -> None:
+        """Look after what is in flight, not mined and not signed at this very head.
+
+        - Given up, expired, refused for good, or of a protocol that is paused or halted: its nonce is taken back.
         - Not taken, or not mined for two blocks though its fee suffices, since nodes forget: offered again. On
           another way than the public pool, published once `public_after_blocks` have passed.
 
-        `standing` says why nothing of a protocol may be signed at `head`: what is unknown there waits.
+        What nobody knows whether it may be signed now (`standing`) waits.
         """
-        self._note_late()
         self._flights.bury(head.number)
         await self._count_funds()
-        stuck: list[Stuck] = []
         back: list[tuple[Flight, Offered]] = []
         again: list[Flight] = []
-        for flight in self._flights.own():
-            if self._settling.used(self._flights.operator) > flight.nonce:
-                continue  # mined, by its receipt or another's
+        for flight in self._unmined():
+            if flight.signed_at == head.number:
+                continue
             stop = standing(flight.key.protocol)
-            if flight.cancelling or self._doomed(flight, head, stop):
+            if flight.cancelling or _doomed(flight, head, stop):
                 offered = self._cancellation(flight, market)
                 if offered is not None:
                     back.append((flight, offered))
                 elif flight.last.sent_at_s is None or flight.expired(head.number):
                     again.append(flight)
-            elif stop is None:
-                too_cheap = self._too_cheap(flight, market)
-                if too_cheap is not None:
-                    stuck.append(too_cheap)
-                elif self._worth_offering(flight, head):
-                    again.append(flight)
+            elif stop is None and self._worth_offering(flight, head):
+                again.append(flight)
         await self._take_back(back, again, head)
-        return stuck
+
+    def _unmined(self) -> list[Flight]:
+        used = self._settling.used(self._key.address)
+        return [flight for flight in self._flights.own() if flight.nonce >= used]
 
     def _note_late(self) -> None:
         late = [(self._flights.owner_of(of), answer) for of, answer in self._way.late()]
         # who refuses what another has by now changes nothing
-        self._note_answers(
-            [
-                (flight, flight.last, answer)
-                for flight, answer in late
-                if flight is not None and (isinstance(answer, Taken) or flight.last.sent_at_s is None)
-            ]
-        )
-
-    async def take_back(self, plans: Sequence[Plan], head: Head, market: Market) -> None:
-        """Cancel what is stuck and was not cleared to be replaced."""
-        flights = [self._flights[plan.plan_id] for plan in plans]
-        back = [(flight, market.cancellation(_offered(flight), flight.first_fee_wei)) for flight in flights]
-        await self._take_back(back, [], head)
+        said = [
+            (flight, flight.last, answer)
+            for flight, answer in late
+            if flight is not None and (isinstance(answer, Taken) or flight.last.sent_at_s is None)
+        ]
+        if said:
+            self._note_answers(said)
 
     async def _take_back(
         self, back: Sequence[tuple[Flight, Offered]], again: Sequence[Flight], head: Head
@@ -334,13 +340,6 @@ class Sender:
             self._flights.signed(signed, head.number)
         if signed or again:
             await self._hand_over([*(flight for flight, _ in back), *again], at)
-
-    def _doomed(self, flight: Flight, head: Head, stop: Refusal | None) -> bool:
-        return (
-            flight.expired(head.number)
-            or flight.consequence is Consequence.CANCEL
-            or (stop is not None and stop.reason in _STOPPED)
-        )
 
     def _cancellation(self, flight: Flight, market: Market) -> Offered | None:
         """What takes its nonce back, dearer each time one was taken but not mined; None to leave it as it is."""
@@ -386,6 +385,15 @@ class Sender:
             needed_wei = max(self._lacking_wei, self._flights.worst_case_wei())
             if await self._chain.balance(self._key.address) >= needed_wei:
                 self._lacking_wei = 0
+
+
+def _doomed(flight: Flight, head: Head, stop: Refusal | None) -> bool:
+    return (
+        flight.given_up
+        or flight.expired(head.number)
+        or flight.consequence is Consequence.CANCEL
+        or (stop is not None and stop.reason in _STOPPED)
+    )
 
 
 def _offered(flight: Flight) -> Offered:

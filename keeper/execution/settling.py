@@ -1,8 +1,8 @@
 """From receipts to outcomes: what the chain decided about everything in flight, booked once.
 
 A receipt is the only thing that says "liquidated", and what the treasury gained is read from the Liquidator's own
-event, never estimated. A revert is a lost race where somebody else liquidated the account since the plan and the plan
-failed for what that left behind; anything else that reverted is ours to explain.
+event, never estimated. A revert is a lost race where somebody else liquidated the account after the trial and before
+us, and what they left behind can have been why; anything else that reverted is ours to explain.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from keeper.fixed import WAD, mul_div_up
 from keeper.prices import Price
 from keeper.store import Attempt
 from keeper.trial import explain_revert
-from keeper.types import Address, Entry, Hash, Head, PositionKey, Refusal, Settlement, Wei
+from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, Wei, hex_of
 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
 _REORG_BLOCKS: Final = 64  # an outcome this many blocks back is believed for good
-# How a plan fails on a position that is healthy, gone or smaller than it was; pause, expiry and rights fail otherwise.
-_LOST_BY: Final = frozenset({"CallFailed", "ProfitBelowMinimum", "SlippageExceeded", "SwapLimit"})
+# How a plan fails whatever others do to the position: these are never a race.
+_UNRACED: Final = (
+    *("PlanExpired", "ScopePaused", "EpochMismatch", "NotOperator", "StaleFeed", "FeedMissing"),
+    *("TargetNotAllowed", "RouterNotAllowed", "FlashSourceNotAllowed", "TokenNotListed"),
+)
 
 
 class Settling:
@@ -132,7 +135,7 @@ class Settling:
         }
         if liquidated:
             kind = "settled"
-            body |= self._gain(flight, settlement.profit_raw)
+            body |= self._gain(flight, attempt, settlement.profit_raw)
         else:
             kind, why = await self._why(flight, attempt, receipt)
             body |= {"loss_usd_e8": gas_cost_usd_e8, **why}
@@ -150,21 +153,29 @@ class Settling:
         if attempt.purpose == "cancel":
             return "cancelled", {"error": "" if receipt.status == 1 else "the transfer reverted"}
         error = await self._replayed(flight, attempt, receipt)
-        if error.partition("(")[0] not in _LOST_BY:
+        if error.partition("(")[0] in _UNRACED:
             return "reverted", {"error": error}
-        since = int(self._intent(flight).body["block"]) + 1
-        own = {each.hash for each in flight.transaction.attempts}
         try:
-            liquidators = await self._rivals(flight.key, since, receipt.block_number)
+            rival = await self._rival(flight, attempt, receipt)
         except ChainError as failure:
             # the loss is certain without knowing to whom, and must not wait for nodes that forget
-            return "reverted", {"error": error, "rivals_unknown": str(failure)}
-        rivals = [transaction for transaction in liquidators if transaction not in own]
-        return (
-            ("lost_race", {"error": error, "rival_tx": rivals[0]})
-            if rivals
-            else ("reverted", {"error": error})
-        )
+            return "reverted", {"error": error, "rival_unknown": str(failure)}
+        if rival is None:
+            return "reverted", {"error": error}
+        return "lost_race", {"error": error, "rival_tx": rival}
+
+    async def _rival(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> Hash | None:
+        """Who liquidated the account after the trial of what was mined and before it; the first of several."""
+        own = {each.hash for each in flight.transaction.attempts}
+        tried_at = int(self._terms(flight, attempt)["block"])
+        for transaction in await self._rivals(flight.key, tried_at + 1, receipt.block_number):
+            theirs = await self._chain.receipt(transaction) if transaction not in own else None
+            if theirs is not None and (theirs.block_number, theirs.index) < (
+                receipt.block_number,
+                receipt.index,
+            ):
+                return transaction
+        return None
 
     async def _replayed(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> str:
         """The revert in words, by replaying the transaction on the state its block left behind."""
@@ -191,26 +202,29 @@ class Settling:
             "what it was sent to is not our Liquidator."
         )
 
-    def _gain(self, flight: Flight, profit_raw: int) -> dict[str, Any]:
-        """Realised beside expected; token and price are those of the intent, which a restart can read again."""
-        intent = self._intent(flight)
-        price_usd_e8 = int(intent.body["profit_price_usd_e8"])
-        decimals = int(intent.body["profit_decimals"])
+    def _gain(self, flight: Flight, attempt: Attempt, profit_raw: int) -> dict[str, Any]:
+        """Realised beside expected, by what was booked before it was sent, which a restart can read again."""
+        terms = self._terms(flight, attempt)
+        price_usd_e8 = int(terms["profit_price_usd_e8"])
+        decimals = int(terms["profit_decimals"])
         return {
-            "profit_token": abi.address(intent.body["profit_token"]),
+            "profit_token": abi.address(terms["profit_token"]),
             "profit_decimals": decimals,
             "profit_raw": profit_raw,
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
-            "expected_profit_raw": int(intent.body["expected_profit_raw"]),
+            "expected_profit_raw": int(terms["expected_profit_raw"]),
         }
 
     def _liquidator(self, flight: Flight) -> Address:
         """The Liquidator it was built for: another may be configured by now."""
-        return abi.address(self._intent(flight).body["liquidator"])
+        return abi.address(self._terms(flight, flight.last)["liquidator"])
 
-    def _intent(self, flight: Flight) -> Entry:
+    def _terms(self, flight: Flight, attempt: Attempt) -> dict[str, Any]:
+        """The plan's intent, and over it what is on record of the attempt: a replacement was tried afresh."""
         [intent] = self._flights.ledger.entries(1, kind="intent", plan=flight.plan_id)
-        return intent
+        signed = self._flights.ledger.entries(None, kind="signed", plan=flight.plan_id)
+        own = next((each.body for each in signed if each.body["tx"] == hex_of(attempt.hash)), {})
+        return {**intent.body, **own}
 
     def _lose(self, flight: Flight) -> None:
         """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""

@@ -358,6 +358,7 @@ RECEIPT = {
     "status": "0x1",
     "blockNumber": "0x64",
     "blockHash": "0x" + AT.hex(),
+    "transactionIndex": "0x4",
     "gasUsed": "0x5208",
     "effectiveGasPrice": "0x77359400",
     "logs": [log(100, 3)],
@@ -371,7 +372,7 @@ async def test_receipts_are_exact_or_errors(stack: AsyncExitStack, tmp_path: Pat
     chain = await chain_of(stack, node)
     receipt = await chain.receipt(Hash(b"\x66" * 32))
     assert receipt is not None
-    assert (receipt.status, receipt.block_number, receipt.gas_used) == (1, 100, 21_000)
+    assert (receipt.status, receipt.block_number, receipt.index, receipt.gas_used) == (1, 100, 4, 21_000)
     assert (receipt.effective_gas_price_wei, receipt.l1_fee_wei) == (2_000_000_000, 9)
     assert [entry.index for entry in receipt.logs] == [3]
     node.methods["eth_getTransactionReceipt"] = lambda _: {k: v for k, v in RECEIPT.items() if k != "l1Fee"}

@@ -146,11 +146,13 @@ def _twice(case: Case) -> Iterable[Difference]:
         for plan_id, count in counts.items():
             if count > 1:
                 yield Difference(check, f"one plan, {count} times", plan_id=plan_id)
-    plans: defaultdict[int | None, dict[str, Entry]] = defaultdict(dict)
+    operators = {entry.plan_id: entry.word("operator") for entry in case.of_kind("intent")}
+    plans: defaultdict[tuple[str, int | None], dict[str, Entry]] = defaultdict(dict)
     for entry in case.of_kind("signed"):
         if entry.word("purpose") != "cancel":
-            plans[entry.integer("nonce")].setdefault(entry.plan_id, entry)
-    for nonce, users in plans.items():
+            whose = operators.get(entry.plan_id, "")
+            plans[whose, entry.integer("nonce")].setdefault(entry.plan_id, entry)
+    for (_, nonce), users in plans.items():
         for entry in list(users.values())[1:]:
             yield about(entry, "nonce_reused", f"nonce {nonce} was signed for another plan before")
 
