@@ -45,7 +45,7 @@ _TRANSFER_GAS: Final = Gas(21_000)
 _STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
 Standing = Callable[[str], Refusal | None]
 # What an entry says of a replacement that differs from its plan's intent.
-_RENEWED: Final = ("block", "expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
+_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,7 @@ class Sender:
 
     async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
         """Account for everything in flight that the chain has decided; see `Settling.settle`."""
+        self._flights.bury(head.number)
         settlements = await self._settling.settle(head, native)
         self._next_nonce = max(self._next_nonce, self._settling.used(self._key.address))
         return settlements
@@ -289,7 +290,6 @@ class Sender:
 
         What nobody knows whether it may be signed now (`standing`) waits.
         """
-        self._flights.bury(head.number)
         await self._count_funds()
         back: list[tuple[Flight, Offered]] = []
         again: list[Flight] = []
@@ -402,4 +402,7 @@ def _offered(flight: Flight) -> Offered:
 
 def _renewed(one: Cleared, flight: Flight) -> Mapping[str, Any]:
     """What the entry of a replacement says beside its fees; a plan's first transaction has an intent that does."""
-    return {name: one.numbers[name] for name in _RENEWED} if flight.transaction.attempts else {}
+    if not flight.transaction.attempts:
+        return {}
+    at = one.trial.at
+    return {"block": at.number, "block_hash": at.hash, **{name: one.numbers[name] for name in _RENEWED}}
