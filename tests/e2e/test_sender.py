@@ -151,12 +151,12 @@ async def test_a_refused_transaction_is_replaced_at_the_next_head(
         assert [each.status for each in (await line.step()).settled] == [1]
 
 
-@pytest.mark.parametrize("how", ["pause", "halt"])
-async def test_nothing_is_replaced_while_stopped(lab: Lab, tmp_path: Path, how: str) -> None:
-    """Stuck when the pause comes: no dearer liquidation is signed, its nonce is taken back, and only that is mined."""
+@pytest.mark.parametrize(("how", "blocks"), [("pause", 2), ("halt", 2), ("pause", 0), ("halt", 1)])
+async def test_nothing_is_replaced_while_stopped(lab: Lab, tmp_path: Path, how: str, blocks: int) -> None:
+    """Stuck or just waiting when the stop comes: nothing dearer is signed, its nonce is taken back, only that is mined."""
     async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER}) as line:
         [sent] = (await line.step()).sent
-        await _passed_over(line, 10 * BASE_FEE_WEI)
+        await _passed_over(line, 10 * BASE_FEE_WEI, blocks)
         if how == "halt":
             (line.rig.folder / "keeper.halt").touch()
         else:
@@ -317,14 +317,14 @@ async def test_a_lost_race_does_not_reset_reverts_in_a_row(lab: Lab, tmp_path: P
 
 
 async def test_a_liquidation_behind_ours_is_no_lost_race(lab: Lab, tmp_path: Path) -> None:
-    """The Safe tightened its slippage, ours reverts, and a rival comes later in that block: it took nothing from us."""
+    """The Safe forbade its router, ours reverts, and a rival comes later in that block: it took nothing from us."""
     await _fund_rival(lab)
     async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER}) as line:
         [sent] = (await line.step()).sent
         await _dropped(line, sent.transaction_hash)
-        tighten = LIQUIDATOR.function("setMaxSlippageBps").encode(0)
+        forbid = LIQUIDATOR.function("setVenue").encode(lab.world.uniswap_v3.router, 0)
         await lab.node.mine_each_transaction()
-        await execute(lab.node, lab.world.safe, InnerCall(line.rig.liquidator, tighten))
+        await execute(lab.node, lab.world.safe, InnerCall(line.rig.liquidator, forbid))
         await lab.node.mine_on_demand()
         await _broadcast(line, sent.raw)
         market = lab.world.aave["3.0"]
