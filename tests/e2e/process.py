@@ -134,7 +134,9 @@ class Gateway:
     def __init__(self, port: int, path: str) -> None:
         self.port = 0
         self.open = True
-        self.watch: Callable[[bytes], None] | None = None  # is shown what clients send, before it is passed on
+        self.watch: Callable[[bytes], None] | None = (
+            None  # is shown what clients send, before it is passed on
+        )
         self.accepted = 0
         self._node_port = port
         self._path = path.encode()

@@ -126,7 +126,9 @@ async def test_a_forgotten_transaction_is_offered_again(lab: Lab, tmp_path: Path
         assert await _in_pool(line) == {hex_of(sent.transaction_hash)}
         await lab.node.mine()
         [settlement] = (await line.step()).settled
-        assert settlement.transaction_hash == sent.transaction_hash and len(line.booked("signed", "sent")) == 2
+        assert (
+            settlement.transaction_hash == sent.transaction_hash and len(line.booked("signed", "sent")) == 2
+        )
 
 
 async def test_a_refused_transaction_is_replaced_at_the_next_head(

@@ -16,7 +16,9 @@ from tests.unit.test_guard import HEAD, PLAN, TRIAL
 
 GWEI = 10**9
 PLENTY = Wei(10**30)
-MARKET = Market(replace(HEAD, base_fee_wei=Wei(10 * GWEI)), (Wei(1), Wei(2 * GWEI), Wei(5 * GWEI)), Wei(200 * GWEI))
+MARKET = Market(
+    replace(HEAD, base_fee_wei=Wei(10 * GWEI)), (Wei(1), Wei(2 * GWEI), Wei(5 * GWEI)), Wei(200 * GWEI)
+)
 BASE = next_base_fee(MARKET.head)
 FEES = st.integers(0, 2**60).map(Wei)
 
@@ -76,7 +78,9 @@ def test_what_a_plan_can_afford_leaves_its_minimum(
     minimum_raw = -(-minimum_usd_e8 * scale // price_usd_e8)
 
     def left_raw(price_wei: int) -> Fraction:
-        return profit_raw - Fraction(price_wei * tried.gas_used * native_usd_e8 * scale, 10**18 * price_usd_e8)
+        return profit_raw - Fraction(
+            price_wei * tried.gas_used * native_usd_e8 * scale, 10**18 * price_usd_e8
+        )
 
     if profit_raw <= minimum_raw:
         assert affordable == 0

@@ -186,7 +186,9 @@ def test_a_node_that_was_not_reached_has_not_refused() -> None:
 def test_every_complaint_has_one_consequence() -> None:
     """Nothing is signed again for what a node has already or whose nonce is used; nothing unknown ends a plan."""
     assert CONSEQUENCES.keys() == set(Complaint)
-    signing = {each for each, then in CONSEQUENCES.items() if then in (Consequence.REPLACE, Consequence.CANCEL)}
+    signing = {
+        each for each, then in CONSEQUENCES.items() if then in (Consequence.REPLACE, Consequence.CANCEL)
+    }
     assert signing == {
         Complaint.REPLACEMENT_UNDERPRICED,
         Complaint.FEE_BELOW_BASE,
