@@ -67,8 +67,8 @@ async def _fallen(
     lab: Lab, folder: Path, *manners: Manners, accounts: int = 1, **send: object
 ) -> AsyncIterator[Private]:
     """Accounts below 1, and a keeper that sends by relays of these manners to a node that mines when told to."""
-    whos = (_ONE, _TWO)[:accounts]
-    specs = [PositionSpec(who, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100) for who in whos]
+    fallen = (_ONE, _TWO)[:accounts]
+    specs = [PositionSpec(who, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100) for who in fallen]
     await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], specs)
     async with AsyncExitStack() as stack:
         relays = [await stack.enter_async_context(open_relay(lab.node, each)) for each in manners]
@@ -258,7 +258,7 @@ async def test_nothing_is_published_while_paused(lab: Lab, tmp_path: Path) -> No
         await lab.node.mine()
         await line.step()
         assert sent.transaction_hash not in private.public
-        plan, cancel = private.only().attempts
+        _, cancel = private.only().attempts
         assert cancel.purpose == "cancel" and private.public == [cancel.hash]
         relay = private.relays[0]
         bundles = [one.order for one in relay.asked("eth_sendBundle")]

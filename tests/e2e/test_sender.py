@@ -155,7 +155,7 @@ async def test_a_refused_transaction_is_replaced_at_the_next_head(
 
 @pytest.mark.parametrize(("how", "blocks"), [("pause", 2), ("halt", 2), ("pause", 0), ("halt", 1)])
 async def test_nothing_is_replaced_while_stopped(lab: Lab, tmp_path: Path, how: str, blocks: int) -> None:
-    """Stuck or just waiting when the stop comes: nothing dearer is signed, its nonce is taken back, only that is mined."""
+    """Stuck or waiting when the stop comes: nothing dearer is signed, its nonce is taken back, only that is mined."""
     async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER}) as line:
         [sent] = (await line.step()).sent
         await _passed_over(line, 10 * BASE_FEE_WEI, blocks)
@@ -252,7 +252,7 @@ async def test_one_nonce_serves_one_plan(lab: Lab, tmp_path: Path) -> None:
 
 
 async def test_a_restart_follows_what_it_cannot_replace(lab: Lab, tmp_path: Path) -> None:
-    """Stuck at a restart: its plan is forgotten, so it is offered again, never replaced, and taken back when expired."""
+    """Stuck at a restart: its plan is forgotten, so it is offered again, not replaced, and taken back when expired."""
     async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER}) as line:
         [sent] = (await line.step()).sent
     async with open_again(lab, line.rig) as again:
