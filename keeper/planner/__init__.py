@@ -64,6 +64,7 @@ _EXECUTE: Final = abi.load("Liquidator").function("execute")
 
 # A quote costs the node up to 210 000 gas (two hops), and nodes end a call at some 50 million.
 _MAX_QUOTES: Final = 192
+_MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # in several calls; more routes must not mean fewer amounts
 
 
 def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) -> Reads[Plan | Refusal]:
@@ -142,7 +143,7 @@ def _within_budget(
         key=lambda rungs: max(size.most_net_raw(ctx.max_slippage_bps) for size in rungs), reverse=True
     )
     attempts: list[Reads[Candidate | DeadEnd]] = []
-    room = _MAX_QUOTES
+    room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
     for rungs in options:
         option = rungs[0].terms.option
         ways = recipes(option.seize_token.address, option.repay_token.address, ctx.profit_token.address)

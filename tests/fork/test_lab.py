@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from keeper.abi import address, load
-from keeper.chain.rpc import connect
 from keeper.errors import ChainError, ExecutionError
 from keeper.fixed import BPS, WAD
 from keeper.lab.aave import (
@@ -109,21 +109,22 @@ def test_killed_parent_leaves_no_anvil() -> None:
     assert not any(home.exists() for home in left)
 
 
-async def test_states_of_old_blocks_are_gone_with_the_node() -> None:
+def test_states_of_old_blocks_are_gone_with_the_node() -> None:
     """A long chain's states take disk only while the node runs, and never in the user's home."""
-    place = Path(tempfile.gettempdir())
-    homes_before = set(place.glob("keeper-anvil-*"))
     persisted = Path.home() / ".foundry" / "anvil" / "tmp"
     kept_before = set(persisted.glob("*"))
-    with Anvil.start() as anvil:
-        rpc = await connect(anvil.url)
-        for _ in range(3):
-            await rpc.request("anvil_mine", hex(1_000))
-        await rpc.close()
-        [home] = set(place.glob(f"keeper-anvil-{os.getpid()}-*")) - homes_before
+    with Anvil.start(ipc=True) as anvil:
+        assert anvil.ipc_path is not None
+        home = anvil.ipc_path.parent
+        asyncio.run(_mined(anvil.url, 3_000))
         assert any(home.rglob("*.json")), "they are where they are tidied up"
     assert not home.exists()
     assert set(persisted.glob("*")) == kept_before
+
+
+async def _mined(url: str, blocks: int) -> None:
+    async with await Node.open(url) as node:
+        await node.mine(blocks)
 
 
 def test_failed_start_is_one_clear_sentence() -> None:
