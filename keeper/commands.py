@@ -302,6 +302,8 @@ def _write(path: Path, text: str) -> None:
 
 
 async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:
+    if parts.settings.send.relays:
+        parts.settings.relay_key()  # raises where it is missing
     return await preflight(
         parts.chain,
         parts.settings,

@@ -36,7 +36,10 @@ _KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transact
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A mined transaction, `index` its place in the block. What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups)."""
+    """A mined transaction, `index` its place in the block.
+
+    What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups).
+    """
 
     transaction_hash: Hash
     status: int

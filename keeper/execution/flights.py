@@ -38,7 +38,7 @@ class Flight:
     published: bool = False
     given_up: bool = False
     dead: bool = False
-    told: set[tuple[Hash, str]] = field(default_factory=set)  # refusals that are on record
+    told: set[tuple[Hash, str]] = field(default_factory=set)  # what was answered that is on record
 
     @property
     def plan_id(self) -> Hash:

@@ -232,9 +232,11 @@ class Sender:
 
     def _note_taken(self, flight: Flight, attempt: Attempt, taken: Taken) -> None:
         flight.complaint = None
-        if any(each.hash == attempt.hash and each.sent_at_s for each in flight.transaction.attempts):
+        via = [*taken.via, *(["public"] if flight.published else [])]
+        if (attempt.hash, "public" if flight.published else "taken") in flight.told:
             return  # offered again, and said before
-        body: dict[str, Any] = {"via": list(taken.via)} if taken.via else {}
+        flight.told.add((attempt.hash, "public" if flight.published else "taken"))
+        body: dict[str, Any] = {"via": via} if via else {}
         if taken.failed:
             body["failed"] = dict(taken.failed)
         self._flights.sent(flight, attempt, body)

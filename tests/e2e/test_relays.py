@@ -238,6 +238,7 @@ async def test_with_a_fallback_it_is_published_after_the_stated_blocks(
         await lab.node.mine()
         await private.line.step()
         assert private.public == [sent.transaction_hash]
+        assert private.line.booked("sent")[-1].body == {"tx": hex_of(sent.transaction_hash), "via": ["public"]}
         await lab.node.mine()
         assert [each.transaction_hash for each in (await private.line.step()).settled] == [
             sent.transaction_hash

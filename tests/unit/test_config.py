@@ -137,7 +137,7 @@ def test_the_example_is_complete_and_loads() -> None:
 def test_the_environment_example_names_every_key() -> None:
     """.env.example holds the secret and an override for every key, and nothing that would be refused."""
     text = (ROOT / ".env.example").read_text()
-    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY):
+    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY, config.RELAY_KEY):
         assert re.search(rf"^#?{name}=$", text, re.MULTILINE)
     missing = [
         name
@@ -582,7 +582,29 @@ def test_values_of_the_env_file_are_taken_literally(tmp_path: Path) -> None:
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
-SECRETS = {config.PRIVATE_KEY: Settings.private_key, config.DEPLOYER_KEY: Settings.deployer_key}
+SECRETS = {
+    config.PRIVATE_KEY: Settings.private_key,
+    config.DEPLOYER_KEY: Settings.deployer_key,
+    config.RELAY_KEY: Settings.relay_key,
+}
+
+
+@pytest.mark.parametrize("other", [config.PRIVATE_KEY, config.DEPLOYER_KEY])
+def test_the_relay_key_is_no_other_key(tmp_path: Path, other: str) -> None:
+    """Relays must not learn to know the operator, nor may a key without worth be one with: however it is written."""
+    with pytest.raises(ConfigError, match="KEEPER_RELAY_KEY.*a key of their own") as caught:
+        _load(tmp_path, GOOD, environ={config.RELAY_KEY: "0x" + KEY.upper(), other: KEY})
+    assert KEY not in str(caught.value)
+
+
+def test_relays_are_hidden_and_need_their_key(tmp_path: Path) -> None:
+    """A relay's URL may carry a key: neither repr nor a log shows it; without the relay key there is one sentence."""
+    send = '[send]\nroute = "bundle"\nrelays = ["https://relay.example/canary-api-key-0456"]\n[profit]'
+    read = _load(tmp_path, GOOD.replace("[profit]", send))
+    assert "canary" not in repr(read) + str(read.send)
+    assert "canary" not in log.secrets.scrub(f"POST {read.send.relays[0]}")
+    with pytest.raises(ConfigError, match="KEEPER_RELAY_KEY"):
+        read.relay_key()
 
 
 @pytest.mark.parametrize("name", SECRETS)
