@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,10 +144,12 @@ async def test_bundles_are_made_anew_at_every_head(lab: Lab, tmp_path: Path) -> 
     """Blocks that somebody else built used the targets up: the same bytes are offered for later ones, and mined."""
     async with _fallen(lab, tmp_path, "honest", route="bundle") as private:
         [sent] = (await private.line.step()).sent
+        orders: list[Mapping[str, Any]] = []
         for _ in range(6):
             await lab.node.mine()
             await private.line.step()
-        orders = [one.order for one in private.relays[0].asked("eth_sendBundle")]
+            orders = [one.order for one in private.relays[0].asked("eth_sendBundle")]
+            assert int(orders[-1]["blockNumber"], 16) == private.line.head.number + 3
         assert {tuple(order["txs"]) for order in orders} == {(hex_of(sent.raw),)}
         assert len(private.line.booked("sent")) == 1
         await private.built()
@@ -238,7 +240,10 @@ async def test_with_a_fallback_it_is_published_after_the_stated_blocks(
         await lab.node.mine()
         await private.line.step()
         assert private.public == [sent.transaction_hash]
-        assert private.line.booked("sent")[-1].body == {"tx": hex_of(sent.transaction_hash), "via": ["public"]}
+        assert private.line.booked("sent")[-1].body == {
+            "tx": hex_of(sent.transaction_hash),
+            "via": ["public"],
+        }
         await lab.node.mine()
         assert [each.transaction_hash for each in (await private.line.step()).settled] == [
             sent.transaction_hash

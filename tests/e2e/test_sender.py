@@ -410,6 +410,7 @@ async def test_a_new_operator_takes_over_what_has_expired(lab: Lab, tmp_path: Pa
         await lab.node.mine()
         await again.step()
         assert len(again.booked("settled")) == 1
+        await _judged(again)
         await _broadcast(again, old.raw)
         await lab.node.mine()
         [settlement] = (await again.step()).settled

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from keeper.fixed import WAD
-from keeper.lab.actors import account
+from keeper.lab.actors import account, actor
 from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
 from keeper.lab.positions import PositionSpec, open_positions
+from keeper.lab.relay import open_relay
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab
 from keeper.ledger import Ledger
@@ -103,6 +104,23 @@ async def test_it_ends_while_the_node_hangs(
         os.kill(lab.anvil.pid, signal.SIGCONT)
         if words == b"eth_getLogs":
             await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
+        await _goes_on(lab, rig)
+
+
+async def test_it_ends_while_a_relay_is_silent(fresh_lab: OpenLab, tmp_path: Path) -> None:
+    """Handed to a relay that never answers: gone in 5 s, and the next run, by the public pool, gets it mined."""
+    lab = await fresh_lab()
+    async with _behind_a_front(lab, tmp_path) as (rig, _), open_relay(lab.node, "silent") as relay:
+        public, secrets = rig.config.read_text(), rig.folder / ".env"
+        private = f'route = "private"\nrelays = ["{relay.url}"]\n'
+        rig.config.write_text(public.replace('route = "public"\n', private))
+        with secrets.open("a") as file:
+            file.write(f"KEEPER_RELAY_KEY=0x{actor('relay key').key.hex()}\n")
+        async with daemon(tmp_path) as one:
+            await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
+            await until(lambda: bool(relay.requests), "the relay to be asked")
+            assert await _ended(one, signal.SIGTERM) == 0
+        rig.config.write_text(public)
         await _goes_on(lab, rig)
 
 
