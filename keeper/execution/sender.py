@@ -378,8 +378,9 @@ class Sender:
             if flight.published:
                 self._log.warning("published", plan=flight.plan_id, tx=flight.last.hash, after_blocks=after)
                 return True
+        untaken = flight.last.sent_at_s is None and flight.consequence is not Consequence.WAIT
         waited = head.number - flight.signed_at >= _PATIENCE_BLOCKS
-        return flight.last.sent_at_s is None or waited or self._way_of(flight).renews
+        return untaken or waited or self._way_of(flight).renews
 
     async def _count_funds(self) -> None:
         """Whether the operator can pay again for what it could not."""

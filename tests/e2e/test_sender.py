@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,26 +132,78 @@ async def test_a_forgotten_transaction_is_offered_again(lab: Lab, tmp_path: Path
         )
 
 
-async def test_a_refused_transaction_is_replaced_at_the_next_head(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "complaint", "purposes", "offered"),
+    [
+        ("transaction underpriced", "underpriced", ["plan", "bump"], True),
+        ("replacement transaction underpriced", "replacement_underpriced", ["plan", "bump"], True),
+        ("max fee per gas less than block base fee", "fee_below_base", ["plan", "bump"], True),
+        ("exceeds block gas limit", "gas_limit", ["plan", "cancel"], True),
+        ("execution reverted", "reverted", ["plan", "cancel"], True),
+        ("nonce too high", "nonce_too_high", ["plan"], True),
+        ("the backend is busy", "unknown", ["plan"], True),
+        ("nonce too low", "nonce_too_low", ["plan"], False),
+    ],
+)
+async def test_what_follows_from_a_refusal_follows_at_the_next_head(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    complaint: str,
+    purposes: list[str],
+    offered: bool,
 ) -> None:
-    """A node calls it underpriced: the next head sends a dearer one, without the two blocks of patience."""
+    """Dearer, taken back, offered again or waited for, as stated, without the two blocks of patience."""
     async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER}) as line:
 
         async def refuse(_: bytes) -> Hash:
-            raise RpcError("eth_sendRawTransaction", -32000, "transaction underpriced")
+            raise RpcError("eth_sendRawTransaction", -32000, words)
 
         with monkeypatch.context() as patch:
             patch.setattr(line.parts.chain, "send_raw", refuse)
             [sent] = (await line.step()).sent
         [entry] = line.booked("not_taken")
-        assert entry.body["complaint"] == "underpriced" and entry.body["tx"] == hex_of(sent.transaction_hash)
+        assert entry.body["complaint"] == complaint and entry.body["tx"] == hex_of(sent.transaction_hash)
         await lab.node.mine()
-        [again] = (await line.step()).replaced
-        plan, bump = _only(line).attempts
-        assert again.transaction_hash == bump.hash and _outbids(bump, plan)
+        report = await line.step()
+        attempts = _only(line).attempts
+        assert [each.purpose for each in attempts] == purposes
+        assert [each.transaction_hash for each in report.replaced] == [
+            each.hash for each in attempts if each.purpose == "bump"
+        ]
+        assert all(_outbids(new, old) for old, new in pairwise(attempts))
+        assert await _in_pool(line) == ({hex_of(attempts[-1].hash)} if offered else set())
+        await lab.node.mine(2)
+        await line.step()
         await lab.node.mine()
-        assert [each.status for each in (await line.step()).settled] == [1]
+        await line.step()
+        outcome = "cancelled" if "cancel" in purposes else "settled"
+        assert [each.kind for each in line.booked("settled", "cancelled", "reverted")][:1] == [outcome]
+
+
+async def test_without_gas_money_nothing_else_is_sent(lab: Lab, tmp_path: Path) -> None:
+    """The operator cannot pay for the first: it is offered again, others wait, and a refill lets both be mined."""
+    async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER, _SMALL: 5 * ETHER}) as line:
+        operator = lab.world.cast.operator.address
+        await lab.node.set_balances([operator], 10**12)
+        assert len((await line.step()).sent) == 2, "both were cleared before anybody was asked"
+        assert {entry.body["complaint"] for entry in line.booked("not_taken")} == {"insufficient_funds"}
+        third = account(3)
+        await lab.node.mine_each_transaction()
+        spec = PositionSpec(third, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100)
+        await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], [spec])
+        await set_price(lab.node, lab.world.feeds["WETH"], 1_550 * _E8)
+        await lab.node.mine_on_demand()
+        report = await line.step()
+        assert line.refusals(report, third) == [("send", "insufficient_funds")]
+        assert len(line.booked("signed")) == 2
+        await lab.node.set_balances([operator], ETHER)
+        for _ in range(4):
+            await lab.node.mine()
+            await line.step()
+        assert len(line.booked("settled")) >= 3
+        await _judged(line)
 
 
 @pytest.mark.parametrize(("how", "blocks"), [("pause", 2), ("halt", 2), ("pause", 0), ("halt", 1)])

@@ -592,7 +592,7 @@ SECRETS = {
 @pytest.mark.parametrize("other", [config.PRIVATE_KEY, config.DEPLOYER_KEY])
 def test_the_relay_key_is_no_other_key(tmp_path: Path, other: str) -> None:
     """Relays must not learn to know the operator, nor may a key without worth be one with: however it is written."""
-    with pytest.raises(ConfigError, match="KEEPER_RELAY_KEY.*a key of their own") as caught:
+    with pytest.raises(ConfigError, match=r"KEEPER_RELAY_KEY.*a key of their own") as caught:
         _load(tmp_path, GOOD, environ={config.RELAY_KEY: "0x" + KEY.upper(), other: KEY})
     assert KEY not in str(caught.value)
 
