@@ -232,10 +232,11 @@ class Sender:
 
     def _note_taken(self, flight: Flight, attempt: Attempt, taken: Taken) -> None:
         flight.complaint = None
-        via = [*taken.via, *(["public"] if flight.published else [])]
-        if (attempt.hash, "public" if flight.published else "taken") in flight.told:
+        via = ["public"] if flight.published else list(taken.via)
+        what = (attempt.hash, "published" if flight.published else "taken")
+        if what in flight.told:
             return  # offered again, and said before
-        flight.told.add((attempt.hash, "public" if flight.published else "taken"))
+        flight.told.add(what)
         body: dict[str, Any] = {"via": via} if via else {}
         if taken.failed:
             body["failed"] = dict(taken.failed)

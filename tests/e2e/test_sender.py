@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from keeper import abi
+from keeper.chain.pool import Pool
 from keeper.errors import RpcError
 from keeper.fixed import WAD
 from keeper.keys import calldata_of, tip_of
@@ -315,6 +316,48 @@ async def test_a_restart_follows_what_it_cannot_replace(lab: Lab, tmp_path: Path
         await lab.node.mine(40)
         await again.step()
         assert _only(again).attempts[-1].purpose == "cancel"
+
+
+async def test_sending_costs_one_flush_and_one_request_each(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From clearance to broadcast on the public route: two commits, one flushed, then only the broadcasts."""
+    async with _fallen(lab, tmp_path, {_BIG: 10 * ETHER, _SMALL: 5 * ETHER}) as line:
+        happened: list[str] = []
+        transaction, run = line.store.transaction, Pool.run
+        depth = 0
+
+        @contextmanager
+        def counted(*, durable: bool = False) -> Iterator[Any]:
+            nonlocal depth
+            depth += 1
+            try:
+                with transaction(durable=durable) as connection:
+                    yield connection
+            finally:
+                depth -= 1
+            if not depth:
+                happened.append("flush" if durable else "commit")
+
+        async def asked(self: Pool, *arguments: Any, **named: Any) -> Any:
+            happened.append("request")
+            return await run(self, *arguments, **named)
+
+        sender = line.engine._sender
+        assert sender is not None
+        send = sender.send
+
+        async def watched(cleared: Any) -> Any:
+            monkeypatch.setattr(line.store, "transaction", counted)
+            monkeypatch.setattr(Pool, "run", asked)
+            try:
+                return await send(cleared)
+            finally:
+                monkeypatch.undo()
+
+        monkeypatch.setattr(sender, "send", watched)
+        assert len((await line.step()).sent) == 2
+        assert happened == ["commit", "flush", "request", "request", "commit"]
 
 
 # --- lost races ------------------------------------------------------------------------------------------------------
