@@ -69,6 +69,11 @@ class RelayDouble:
         """Requests of one method, oldest first."""
         return [one for one in self.requests if one.method == method]
 
+    @property
+    def holding(self) -> int:
+        """How much it was given that it neither refused nor was asked to forget."""
+        return len(self._held)
+
     async def serve(self, request: web.Request) -> web.Response:
         """One request over HTTP."""
         if self.manners == "absent" and request.transport is not None:

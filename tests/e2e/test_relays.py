@@ -84,6 +84,8 @@ async def _fallen(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(line.parts.chain, "send_raw", seen)
+            if {"late", "silent"}.isdisjoint(manners):
+                patch.setattr("keeper.execution.routes._PATIENCE_S", 10.0)  # a busy machine makes nobody late
             assert (await line.step()).liquidatable == 0
             await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
             await lab.node.mine_on_demand()
@@ -166,10 +168,13 @@ async def test_several_relays_get_the_same_bytes_under_one_nonce(
     """Of five relays one lies, one is silent, one answers late: it is mined by whoever does, and once."""
     async with _fallen(lab, tmp_path, "honest", "lying", "silent", "late", "honest", route=route) as private:
         [sent] = (await private.line.step()).sent
+        await until(lambda: all(relay.requests for relay in private.relays), "all to be asked")
         for relay in private.relays:
             assert {hex_of(sent.raw)} == {
                 raw for one in relay.requests for raw in one.order.get("txs", [one.order.get("tx")])
             }
+        handed = 1 if route == "private" else 3
+        await until(lambda: private.relays[0].holding == handed, "one to take it")
         await private.built()
         assert len((await private.line.step()).settled) == 1
         await private.built()
