@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,14 +20,17 @@ from pydantic import BaseModel
 
 from keeper import abi
 from keeper.chain.client import Chain
-from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, Contracts, Settings, load
+from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine, Policy
 from keeper.errors import ConfigError
+from keeper.execution.flights import Flights
 from keeper.execution.reconcile import reconcile
+from keeper.execution.relay import Refund, Relay
+from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
-from keeper.keys import DeployerKey, OperatorKey
+from keeper.keys import DeployerKey, OperatorKey, RelayKey
 from keeper.ledger import Ledger
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
@@ -45,13 +48,17 @@ _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a command works with: an open chain and the configured protocols and venues, not yet loaded."""
+    """What a command works with: an open chain and the configured protocols and venues, not yet loaded.
+
+    Whatever is opened on top of them is closed with them, by `closing`.
+    """
 
     settings: Settings
     chain: Chain
     sources: tuple[Source, ...]
     venues: tuple[Venue, ...]
     flash_sources: tuple[FlashSource, ...]
+    closing: AsyncExitStack
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -76,10 +83,11 @@ def deployer_key(configured: Settings) -> DeployerKey:
 async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     """Connect to the chain and build what the settings name; everything is closed at the end."""
     given = configured.chain
-    chain = await Chain.open(
-        given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
-    )
-    try:
+    async with AsyncExitStack() as closing:
+        chain = await Chain.open(
+            given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
+        )
+        closing.push_async_callback(chain.close)
         adapters = [_adapter(model) for model in configured.protocols]
         sources = [
             Source(adapter, model.from_block)
@@ -90,9 +98,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
             UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
         ]
         flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
-        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash))
-    finally:
-        await chain.close()
+        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
 
 def operator_key(configured: Settings) -> OperatorKey:
@@ -118,7 +124,18 @@ async def engine(
     sender = None
     if sign:
         await reconcile(parts.chain, store, ledger, parts.adapters, operator.address, liquidator, wall_clock)
-        sender = Sender(parts.chain, operator, store, ledger, liquidator, wall_clock, time.monotonic)
+        flights = Flights(store, ledger, operator.address, wall_clock)
+        send = configured.send
+        sender = Sender(
+            parts.chain,
+            operator,
+            flights,
+            watch.liquidations,
+            liquidator,
+            time.monotonic,
+            await _way(parts, flights),
+            send.fallback_after_blocks if send.fallback == "public" else None,
+        )
     line = Engine(
         chain=parts.chain,
         watch=watch,
@@ -131,6 +148,23 @@ async def engine(
         wall_clock=wall_clock,
     )
     return line, watch
+
+
+async def _way(parts: Parts, flights: Flights) -> Way | None:
+    """How plans leave, None being the public pool; raises `ConfigError` where relays are given and no key for them."""
+    send = parts.settings.send
+    if send.route == "public":
+        return None
+    key = RelayKey(parts.settings.relay_key(), parts.settings.chain.id, RELAY_KEY)
+    relays = [await Relay.open(url, key.sign_header) for url in send.relays]
+    way: Way
+    if send.route == "private":
+        way = PrivateRelays(relays, flights)
+    else:
+        refund = Refund(send.refund_percent, flights.operator) if send.refund_percent else None
+        way = BundleRelays(relays, flights, refund)
+    parts.closing.push_async_callback(way.close)
+    return way
 
 
 async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Policy:

@@ -18,6 +18,7 @@ from keeper.types import (
     Call,
     Filters,
     FlashQuote,
+    Hash,
     Health,
     Log,
     Marks,
@@ -94,6 +95,10 @@ class Adapter(Protocol):
 
     def discover(self, logs: Sequence[Log]) -> Touched:
         """Positions those logs touched."""
+        ...
+
+    def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
+        """Every liquidation in those logs: of which position, and by which transaction."""
         ...
 
     def enumerate(self) -> Reads[set[PositionKey]]:

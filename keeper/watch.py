@@ -19,7 +19,7 @@ from keeper.book import Book
 from keeper.chain.client import Chain
 from keeper.seams import Adapter
 from keeper.store import Cursor, Store
-from keeper.types import BlockNumber, Filters, Head, Log, Marks, PositionKey, Refusal
+from keeper.types import BlockNumber, Filters, Hash, Head, Log, Marks, PositionKey, Refusal
 
 _REFRESH_AT_ONCE: Final = 2_000
 _REMEMBERED: Final = (
@@ -235,6 +235,15 @@ class Watch:
             self.book.upsert(positions, adapter.rows(positions))
         if self._memory and keys:
             self._memory.add_accounts(keys)
+
+    async def liquidations(self, key: PositionKey, from_block: int, to_block: int) -> list[Hash]:
+        """The transactions that liquidated a position in a range of blocks, whoever sent them."""
+        adapter = self.adapters.get(key.protocol)
+        if adapter is None or from_block > to_block:
+            return []
+        blocks = BlockNumber(from_block), BlockNumber(to_block)
+        logs = await self._chain.logs([adapter.sources()], *blocks)
+        return [transaction for whose, transaction in adapter.liquidations(logs) if whose == key]
 
     def save(self) -> None:
         """Store how far logs were followed. Late is safe: after a crash they are read again, never missed."""

@@ -32,19 +32,23 @@ __all__ = ["Chain", "Notice", "Receipt", "SimCall", "SimResult"]
 T = TypeVar("T")
 
 _FEE_HISTORY_BLOCKS: Final = 10
-_FEE_PERCENTILE: Final = 50
+_FEE_PERCENTILES: Final = (50, 75, 90)
 _GAS_SPREAD: Final = 20  # providers may differ by a twentieth in what they say a trial used
 _KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transaction", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A mined transaction. What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups)."""
+    """A mined transaction, `index` its place in the block.
+
+    What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups).
+    """
 
     transaction_hash: Hash
     status: int
     block_number: BlockNumber
     block_hash: Hash
+    index: int
     gas_used: Gas
     effective_gas_price_wei: Wei
     l1_fee_wei: Wei
@@ -56,6 +60,7 @@ class _ReceiptShape(msgspec.Struct, rename="camel"):
     status: str
     block_number: str
     block_hash: str
+    transaction_index: str
     gas_used: str
     effective_gas_price: str
     logs: list[LogShape]
@@ -279,26 +284,26 @@ class Chain:
         """What `sender` sent in the block with this number, with the bytes it signed."""
         return await self._pool.run(lambda rpc: sent_in(rpc, sender, number))
 
-    async def suggested_tip(self) -> Wei:
-        """The median of what the middle transaction of each recent block paid above the base fee.
+    async def suggested_tips(self) -> tuple[Wei, ...]:
+        """Medians over recent blocks of what the middle transaction paid above the base fee, then rarer ones, rising.
 
         Where the last blocks were empty, what the node itself suggests.
         """
 
-        async def work(rpc: Rpc) -> Wei:
+        async def work(rpc: Rpc) -> tuple[Wei, ...]:
             fees = await rpc.ask(
-                _FEES, "eth_feeHistory", hex(_FEE_HISTORY_BLOCKS), "latest", [_FEE_PERCENTILE]
+                _FEES, "eth_feeHistory", hex(_FEE_HISTORY_BLOCKS), "latest", _FEE_PERCENTILES
             )
             with reading(rpc.label, "eth_feeHistory"):
-                tips = [
-                    quantity(rewards[0])
+                paid = [
+                    [quantity(reward) for reward in rewards]
                     for used, rewards in zip(fees.gas_used_ratio, fees.reward or [], strict=False)
                     if used > 0 and rewards
                 ]
-            if tips:
-                return Wei(median_low(tips))
+                if paid:
+                    return tuple(Wei(median_low(tips)) for tips in zip(*paid, strict=True))
             with reading(rpc.label, "eth_maxPriorityFeePerGas"):
-                return Wei(quantity(await rpc.ask(TEXT, "eth_maxPriorityFeePerGas")))
+                return (Wei(quantity(await rpc.ask(TEXT, "eth_maxPriorityFeePerGas"))),)
 
         return await self._pool.run(work)
 
@@ -329,6 +334,7 @@ def _receipt_of(shape: _ReceiptShape) -> Receipt:
         status=quantity(shape.status),
         block_number=BlockNumber(quantity(shape.block_number)),
         block_hash=hash_of(shape.block_hash),
+        index=quantity(shape.transaction_index),
         gas_used=Gas(quantity(shape.gas_used)),
         effective_gas_price_wei=Wei(quantity(shape.effective_gas_price)),
         l1_fee_wei=Wei(quantity(shape.l1_fee or "0x0")),

@@ -13,7 +13,8 @@ from typing import Final
 import structlog
 
 from keeper.chain.pace import Pace
-from keeper.chain.rpc import Rpc, connect, label_of
+from keeper.chain.rpc import Rpc, label_of
+from keeper.chain.transports import connect
 from keeper.chain.wire import TEXT, RateLimited, quantity, reading
 from keeper.errors import ChainError, WrongChain
 

@@ -262,7 +262,7 @@ async def _stages(
         else:
             pair = {"repay": option.repay_token.symbol, "seize": option.seize_token.symbol}
             say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw})
-    standing = engine.standing(view, adapter.name, head)
+    standing = engine.standing(view, head, adapter.name)
     if standing is not None:
         say(standing.stage, standing.reason, standing.numbers)
     plan = await engine.ask(engine.plan(health, view, head, thorough=True), head)
@@ -295,6 +295,8 @@ def _write(path: Path, text: str) -> None:
 
 
 async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:
+    if parts.settings.send.relays:
+        parts.settings.relay_key()  # raises where it is missing
     return await preflight(
         parts.chain,
         parts.settings,

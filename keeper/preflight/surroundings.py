@@ -117,7 +117,7 @@ async def check_money(
         found.bad("native price", detail, "Set it to a Chainlink-style aggregator of the native coin in USD.")
 
     balance_wei = await chain.balance(operator)
-    tip_wei = await chain.suggested_tip()
+    tip_wei, *_ = await chain.suggested_tips()
     price_wei = min(2 * next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
     cost_wei = max(1, _LIQUIDATION_GAS * price_wei)
     detail = (

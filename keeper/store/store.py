@@ -62,7 +62,7 @@ class Attempt:
     """One signed transaction; `last_block` is None for a cancellation, `sent_at_s` until it was handed to a node."""
 
     hash: Hash
-    purpose: str
+    purpose: Purpose
     raw: bytes
     max_fee_wei: Wei
     gas_limit: Gas
@@ -297,13 +297,11 @@ class Store(Database):
         with self.transaction() as connection:
             return [self._open(connection, row) for row in connection.execute(query).all()]
 
-    def settled_after(self, number: int, sender: Address) -> list[tuple[OpenTransaction, Settlement]]:
-        """A sender's plans that were settled in a block above `number`, as they were before, with how they ended."""
-        query = select(intents).where(
-            intents.c.state == "settled", intents.c.sender == sender, intents.c.block_number > number
-        )
+    def settled_after(self, number: int) -> list[tuple[OpenTransaction, Settlement]]:
+        """Plans that were settled in a block above `number`, as they were before, with how they ended."""
+        query = select(intents).where(intents.c.state == "settled", intents.c.block_number > number)
         with self.transaction() as connection:
-            rows = connection.execute(query.order_by(intents.c.nonce)).all()
+            rows = connection.execute(query.order_by(intents.c.sender, intents.c.nonce)).all()
             return [(self._open(connection, row), _settlement(row)) for row in rows]
 
     def highest_nonce(self, sender: Address) -> int | None:

@@ -243,7 +243,7 @@ async def test_a_transaction_is_sent_mined_and_accounted_for(node: Node, chain: 
     paid_wei = receipt.gas_used * receipt.effective_gas_price_wei
     assert balance_wei - await chain.balance(SENDER_ADDRESS) == paid_wei
     assert await chain.nonce(SENDER_ADDRESS) == nonce + 1
-    assert await chain.suggested_tip() == 3 * 10**9
+    assert await chain.suggested_tips() == (3 * 10**9,) * 3
     with pytest.raises(RpcError, match="nonce too low"):
         await chain.send_raw(signed_transaction(nonce, NOBODY))
     await node.mine_each_transaction()

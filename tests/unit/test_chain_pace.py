@@ -16,7 +16,8 @@ from aiohttp import web
 from keeper.chain.pace import Pace, retry_after_s
 from keeper.chain.pool import Pool
 from keeper.chain.quorum import believe
-from keeper.chain.rpc import Rpc, connect
+from keeper.chain.rpc import Rpc
+from keeper.chain.transports import connect
 from keeper.chain.wire import RateLimited
 from keeper.errors import ChainError, NoQuorum, RpcError
 from tests.scripted_node import Literal, Method, Refuse, ScriptedNode

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from keeper.chain.rpc import connect, label_of
+from keeper.chain.rpc import label_of
+from keeper.chain.transports import connect
 from keeper.errors import ChainError, RpcError
 from tests.scripted_node import HangUp, Literal, Refuse, ScriptedNode, Silence
 

@@ -26,6 +26,7 @@ from keeper.types import (
     Address,
     BlockTime,
     Filters,
+    Hash,
     Health,
     Log,
     Marks,
@@ -83,6 +84,7 @@ _RELOADING: Final = {
     ORACLE: ("AssetSourceUpdated", "FallbackOracleUpdated"),
 }
 _TOUCHING_TOPICS: Final = {POOL.event(name).topic: places for name, places in _TOUCHING.items()}
+_LIQUIDATED_TOPIC: Final = POOL.event("LiquidationCall").topic
 _TRANSFER_TOPIC: Final = ATOKEN.event("Transfer").topic
 _RELOADING_TOPICS: Final = frozenset(
     interface.event(name).topic for interface, names in _RELOADING.items() for name in names
@@ -176,6 +178,14 @@ class AaveV3:
         accounts.discard(ZERO_ADDRESS)
         keys = (PositionKey(self.name, self.market, Address(account)) for account in accounts)
         return Touched(frozenset(keys), reload)
+
+    def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
+        """The pool's LiquidationCall events: the account is their third indexed value."""
+        return [
+            (PositionKey(self.name, self.market, Address(log.topics[3][12:])), log.transaction_hash)
+            for log in logs
+            if log.address == self.loaded.pool and log.topics[:1] == (_LIQUIDATED_TOPIC,)
+        ]
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Aave lists no accounts on chain."""
