@@ -305,6 +305,34 @@ async def test_nothing_is_sent_while_something_unknown_may_be_mined(lab: Lab, tm
         assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw > 0
 
 
+async def test_the_block_a_backup_ends_with_may_be_orphaned(lab: Lab, tmp_path: Path) -> None:
+    """What was sent on the other branch, in blocks below the one the backup knew last, is found all the same."""
+    await _open(lab)
+    await lab.node.mine(70)
+    backup = tmp_path / "backup.db"
+    async with open_line(lab, tmp_path / "keeper") as line:
+        rig, before_raw = line.rig, await line.treasury_raw()
+        fork = await lab.node.snapshot()
+        await lab.node.mine(9)
+        await line.step()
+        _back_up(line, backup)
+        await lab.node.revert(fork)
+        await line.step()
+        await _price(lab, 1_750)
+        await _revert(line, lab)
+        await _price(lab, 1_750)
+        assert await _send(line, lab)
+    with Store.open_file(backup, read_only=True) as copy:
+        cursor = copy.newest_cursor()
+    await lab.node.mine(9)
+    assert cursor is not None and cursor.number < (await lab.node.head()).number
+    assert all(entry.body["block"] <= cursor.number for entry in _booked(rig.folder, *_OUTCOMES))
+    await _restore(lab, rig, backup)
+    async with open_again(lab, rig) as line:
+        await line.step()
+        await _adds_up(line, lab, rig, before_raw)
+
+
 async def test_what_waits_in_the_pool_must_be_what_is_on_record(lab: Lab, tmp_path: Path) -> None:
     """A known transaction may wait; another one at its nonce may not, for its outcome would be nobody's."""
     await _open(lab)
