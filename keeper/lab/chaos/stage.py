@@ -1,0 +1,169 @@
+"""A small real chain for things to go wrong on: one Aave market, borrowers, a keeper's files, a front to its node.
+
+It is undone by snapshot, and opened anew after some runs: Anvil forgets the states of old blocks after a few
+thousand of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from keeper import abi
+from keeper.fixed import WAD
+from keeper.lab.aave import Version
+from keeper.lab.actors import account
+from keeper.lab.chainlink import latest, set_price
+from keeper.lab.chaos.faults import Event
+from keeper.lab.chaos.proxy import Proxy, open_proxy
+from keeper.lab.node import ETHER, Contract
+from keeper.lab.positions import PositionSpec, account_data, open_positions
+from keeper.lab.rig import Rig, Terms, make_rig
+from keeper.lab.safe import execute
+from keeper.lab.world import BASE_FEE_WEI, Lab, WorldSpec, open_lab
+from keeper.multisig.safe import InnerCall
+from keeper.types import GLOBAL_SCOPE, Address, Hash
+
+BLOCK_TIME_S: Final = 12
+MINUTE: Final = 60 // BLOCK_TIME_S  # blocks
+_GWEI: Final = 10**9
+_PAUSE: Final = abi.load("PauseGuard")
+_REASON: Final = b"CHAOS\0\0\0"
+_NO_INCIDENT: Final = Hash(bytes(32))
+_DEEPEST_REORG: Final = 8
+# Generous: what stops a keeper of its own accord is not what is tried here.
+_TERMS: Final = Terms(max_loss_usd_per_day="1000000", max_consecutive_reverts=50)
+_GAS_BUDGET: Final = (
+    "max_gas_spend_wei_per_hour = 1000000000000000000",
+    "max_gas_spend_wei_per_hour = 10" + "0" * 20,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A chain with a keeper set up on it; `rig` is the keeper's files, `proxy` the only node it knows."""
+
+    lab: Lab
+    rig: Rig
+    proxy: Proxy
+    version: Version
+    borrowers: tuple[Address, ...]
+
+    async def mine(self) -> None:
+        """The next block, with what is pending."""
+        await self.lab.node.mine()
+
+    async def now_s(self) -> int:
+        """The chain's time."""
+        return (await self.lab.node.head()).timestamp_s
+
+    async def happen(self, event: Event) -> None:
+        """Let an event of the world happen, in blocks of its own; a death and the end of a pause are not of it."""
+        node, world = self.lab.node, self.lab.world
+        match event.kind:
+            case "price":
+                feed = world.feeds[event.what]
+                price_e8 = (await latest(node, feed)).price_raw * event.amount // 10_000
+                async with self._mined_at_once():
+                    await set_price(node, feed, price_e8)
+            case "base_fee":
+                await node.set_base_fee(event.amount * _GWEI)
+            case "reorg":
+                await node.rpc.request("anvil_reorg", event.amount, [])
+            case "pause":
+                async with self._mined_at_once():
+                    guardian = world.cast.guardians[0].address
+                    await self._guard().send(guardian, "pause", GLOBAL_SCOPE, _REASON, _NO_INCIDENT)
+            case "kill":
+                pass
+
+    async def unpause(self) -> None:
+        """Scheduled by the Safe and executed once the delay is over; nothing when nothing is paused."""
+        if not (await self._guard().read("scopeState", GLOBAL_SCOPE))[0]:
+            return  # the pause itself was orphaned
+        call = InnerCall(self.rig.pause_guard, _PAUSE.function("scheduleUnpause").encode(GLOBAL_SCOPE))
+        async with self._mined_at_once():
+            await execute(self.lab.node, self.lab.world.safe, call)
+            await self._guard().send(self.lab.world.cast.guardians[0].address, "executeUnpause", GLOBAL_SCOPE)
+
+    async def unhealthy(self) -> int:
+        """Borrowers below a health factor of 1, as the market says."""
+        data = await account_data(self.lab.node, self.lab.world.aave[self.version], self.borrowers)
+        return sum(1 for each in data if each.health_factor_wad < WAD)
+
+    @asynccontextmanager
+    async def undone(self, folder: Path, transport: str) -> AsyncIterator[Stage]:
+        """The keeper's files in a folder of their own, and the chain as it was afterwards; nothing is mined unasked."""
+        node, snapshot = self.lab.node, await self.lab.node.snapshot()
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("keeper.toml", ".env"):
+            shutil.copy(self.rig.folder / name, folder / name)
+        rig = replace(self.rig, folder=folder, config=folder / "keeper.toml")
+        configure(rig, [self.proxy.url if transport == "http" else self.proxy.ws_url])
+        await node.steady_clock(BLOCK_TIME_S)
+        await node.set_base_fee(BASE_FEE_WEI)
+        await node.mine_on_demand()
+        await node.mine(_DEEPEST_REORG)
+        try:
+            yield replace(self, rig=rig)
+        finally:
+            self.proxy.play(())
+            await node.drop_pending()
+            await node.revert(snapshot)
+            await node.drop_pending()
+
+    def _guard(self) -> Contract:
+        return Contract(self.lab.node, self.rig.pause_guard, _PAUSE)
+
+    @asynccontextmanager
+    async def _mined_at_once(self) -> AsyncIterator[None]:
+        await self.lab.node.mine_each_transaction()
+        try:
+            yield
+        finally:
+            await self.lab.node.mine_on_demand()
+
+
+@asynccontextmanager
+async def open_stage(folder: Path, version: Version = "3.0") -> AsyncIterator[Stage]:
+    """A fresh chain of one market with borrowers on it, on a clock of `BLOCK_TIME_S` a block, and a keeper set up."""
+    async with contextlib.AsyncExitStack() as stack:
+        lab = await stack.enter_async_context(
+            await open_lab(WorldSpec(aave=(version,)), clock="steady", ipc=True)
+        )
+        assert lab.anvil.ipc_path is not None, "it was asked for"
+        proxy = await stack.enter_async_context(open_proxy(str(lab.anvil.ipc_path)))
+        rig = await make_rig(lab, folder, _TERMS, [proxy.ws_url])
+        text = rig.config.read_text()
+        assert _GAS_BUDGET[0] in text, "the rig writes it"
+        rig.config.write_text(text.replace(*_GAS_BUDGET))
+        yield Stage(lab, rig, proxy, version, await _borrow(lab, version))
+
+
+def configure(rig: Rig, urls: Sequence[str]) -> None:
+    """Let the keeper know these nodes and no others."""
+    listed = ", ".join(f'"{url}"' for url in urls)
+    text = re.sub(r"(?m)^rpc_urls = .*$", f"rpc_urls = [{listed}]", rig.config.read_text())
+    rig.config.write_text(text)
+
+
+async def _borrow(lab: Lab, version: Version) -> tuple[Address, ...]:
+    """Borrowers whose health factors lie close together, so that every fall puts somebody at risk."""
+    debts = ({"USDC": 1}, {"DAI": 1}, {"USDT": 1})
+    specs = [
+        PositionSpec(
+            account(100 + number),
+            {"WBTC": (number + 1) * 10**8} if number % 4 == 3 else {"WETH": (5 + 7 * number) * ETHER},
+            debts[number % len(debts)],
+            (108 + 4 * number) * WAD // 100,
+        )
+        for number in range(10)
+    ]
+    await open_positions(lab.node, lab.world.cast, lab.world.aave[version], specs)
+    return tuple(spec.account for spec in specs)
