@@ -79,23 +79,6 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(POOL, ("eth_sendRawTransaction",)),
     **dict.fromkeys(PROCESS, ()),
 }
-# What a keeper asks, for faults that pick a method.
-ASKED: Final = (
-    "eth_blockNumber",
-    "eth_call",
-    "eth_chainId",
-    "eth_feeHistory",
-    "eth_getBlockByHash",
-    "eth_getBlockByNumber",
-    "eth_getCode",
-    "eth_getLogs",
-    "eth_getTransactionCount",
-    "eth_getTransactionReceipt",
-    "eth_maxPriorityFeePerGas",
-    "eth_sendRawTransaction",
-    "eth_simulateV1",
-    "eth_subscribe",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,31 +152,52 @@ class Script:
             raise ConfigError(f"The fault script cannot be read: {error}.") from error
 
 
-# What can befall a keeper that is driven head by head: nothing is pushed to it.
-_STEPWISE: Final = (*TRANSPORT, *CONTENT, *POOL, *PROCESS, "dropped_sockets")
+# What can befall a keeper that is driven head by head, to which nothing is pushed; groups are equally likely.
+STEPWISE: Final[tuple[tuple[Kind, ...], ...]] = (
+    TRANSPORT,
+    CONTENT,
+    POOL,
+    POOL,
+    (*PROCESS, "dropped_sockets"),
+)
+# What a keeper asks while it works, the more decisive the more often.
+_ASKED: Final = (
+    *("eth_sendRawTransaction",) * 4,
+    *("eth_getTransactionReceipt", "eth_getTransactionCount", "eth_simulateV1", "eth_call") * 2,
+    *("eth_getLogs", "eth_getBlockByNumber", "eth_getBlockByHash", "eth_blockNumber", "eth_chainId"),
+    *("eth_feeHistory", "eth_getCode"),
+)
 
 
 def random_script(chance: random.Random, points: Sequence[str]) -> Script:
-    """A script in which somebody falls early, so that there is work, and up to six things go wrong meanwhile.
+    """A script in which prices fall several times, and up to six things go wrong, mostly just then.
 
     `points` are the names of places where the process may die.
     """
     blocks = chance.randint(8, 16)
-    events = [Event("price", chance.randint(1, 3), chance.randint(8_300, 9_300), "WETH")]
+    falls = sorted(chance.sample(range(blocks - 2), chance.randint(2, 4)))
+    events = [
+        Event("price", fall, chance.randint(8_800, 9_600), chance.choice(("WETH", "WETH", "WBTC")))
+        for fall in falls
+    ]
     faults: list[Fault] = []
     for _ in range(chance.randint(1, 6)):
-        if chance.random() < 0.35:
-            events.append(random_event(chance, blocks, points))
+        near = chance.choice(falls) if chance.random() < 0.7 else chance.randrange(blocks - 1)
+        if chance.random() < 0.4:
+            events.append(random_event(chance, min(near + chance.randint(0, 2), blocks - 1), points))
         else:
-            faults.append(random_fault(chance, blocks, _STEPWISE))
+            faults.append(random_fault(chance, near, blocks, STEPWISE))
     events.sort(key=lambda event: event.block)
     return Script(blocks, tuple(faults), tuple(events), chance.choice(("ws", "http")))
 
 
-def random_fault(chance: random.Random, blocks: int, kinds: Sequence[Kind]) -> Fault:
-    """A fault of one of these kinds; one counted in blocks ends before `blocks` do."""
-    kind = chance.choice(kinds)
-    methods = (chance.choice(ASKED),) if kind in TRANSPORT and chance.random() < 0.7 else ()
+def random_fault(chance: random.Random, first: int, blocks: int, groups: Sequence[Sequence[Kind]]) -> Fault:
+    """A fault of a kind out of these groups, from block `first` on and over before `blocks` are.
+
+    Between keeper and node it may be counted in requests instead, from any early one on.
+    """
+    kind = chance.choice(chance.choice(groups))
+    methods = (chance.choice(_ASKED),) if kind in TRANSPORT and chance.random() < 0.8 else ()
     amount = 0
     if kind in ("delay", "slow_notices"):
         amount = chance.choice((5, 30, 150))
@@ -205,23 +209,27 @@ def random_fault(chance: random.Random, blocks: int, kinds: Sequence[Kind]) -> F
         amount = chance.randrange(2**20)
     elif kind == "clock_jump":
         amount = chance.choice((-86_400, -60, 20, 60, 7_200))
-    if kind not in PROCESS and chance.random() < 0.4:
-        return Fault(kind, chance.randint(0, 40), chance.randint(1, 4), "request", methods, amount)
-    first = chance.randint(0, blocks - 2)
-    most = 1 if kind == "drop" and not methods else 3
-    return Fault(kind, first, chance.randint(1, min(most, blocks - first)), "block", methods, amount)
+    if kind not in PROCESS and chance.random() < 0.3:
+        return Fault(
+            kind, chance.randint(0, 8 if methods else 40), chance.randint(1, 4), "request", methods, amount
+        )
+    most = 1 if kind == "drop" and not methods else 4
+    return Fault(
+        kind, first, chance.randint(1, max(1, min(most, blocks - 1 - first))), "block", methods, amount
+    )
 
 
-def random_event(chance: random.Random, blocks: int, points: Sequence[str]) -> Event:
-    """Any event."""
-    block = chance.randint(1, blocks - 1)
-    kind = chance.choice(("price", "price", "base_fee", "reorg", "pause", "kill", "kill", "kill"))
+def random_event(chance: random.Random, block: int, points: Sequence[str]) -> Event:
+    """Anything that may happen besides the falls."""
+    kind = chance.choice(
+        ("price", "base_fee", "base_fee", "reorg", "reorg", "pause", "kill", "kill", "kill", "kill")
+    )
     if kind == "price":
-        return Event("price", block, chance.randint(8_800, 10_400), chance.choice(("WETH", "WBTC")))
+        return Event("price", block, chance.randint(9_000, 10_300), chance.choice(("WETH", "WBTC")))
     if kind == "base_fee":
-        return Event("base_fee", block, chance.choice((2, 20, 90)))
+        return Event("base_fee", block, chance.choice((2, 10, 40, 90)))
     if kind == "reorg":
-        return Event("reorg", block, chance.randint(1, 3))
+        return Event("reorg", block, chance.randint(1, 4))
     if kind == "pause":
         return Event("pause", block, chance.randint(1, 3))
-    return Event("kill", block, chance.randint(1, 2), chance.choice(points))
+    return Event("kill", block, chance.choice((1, 1, 1, 2)), chance.choice(points))

@@ -70,7 +70,7 @@ class Proxy:
     port: int = 0
     faults: tuple[Fault, ...] = ()
     block: int = -1
-    injected: Counter[Kind] = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     watch: Callable[[bytes], None] | None = None
     _met: Counter[int] = field(default_factory=Counter)

@@ -24,7 +24,7 @@ from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.ledger import Ledger
 from keeper.store import Store, sqlite_path
-from keeper.types import Address, Hash, hex_of
+from keeper.types import Address, hex_of
 
 # What must hold whatever went wrong, in words, by name.
 INVARIANTS: Final[Mapping[str, str]] = {
@@ -109,18 +109,22 @@ class Witness:
         """How many entries of each kind the record has."""
         return dict(Counter(entry.kind for entry in read_record(self.record)))
 
-    async def conclude(self) -> Verdict:
-        """Prove everything else from the finished chain and record; what does not hold is added to `breaches`."""
+    async def conclude(self, *, withheld: bool = False) -> Verdict:
+        """Prove everything else from the finished chain and record; what does not hold is added to `breaches`.
+
+        With `withheld` the only node kept logs back: accounts the keeper never heard of may then be left.
+        """
         self.look()
         self._nonces()
-        self._ledger(await _treasury_raw(self.lab) - self.treasury_raw)
+        known = self._ledger(await _treasury_raw(self.lab) - self.treasury_raw)
         await self._transactions()
         verdict = await judge(self.rig.config, self.lab.anvil.url)
         for difference in verdict.differences:
             name = "executed_twice" if difference.check in _TWICE else "books"
             self.breaches.append(Breach(name, str(difference)))
         self.breaches += [Breach("while_paused", str(one)) for one in verdict.paused_liquidations]
-        self.breaches += [Breach("left", str(one)) for one in verdict.left]
+        heard_of = [one for one in verdict.left if one.account in known or not withheld]
+        self.breaches += [Breach("left", str(one)) for one in heard_of]
         return verdict
 
     def _nonces(self) -> None:
@@ -132,13 +136,16 @@ class Witness:
                     text = f"nonce {entry.integer('nonce')} was signed for {plan} and for {entry.plan_id}"
                     self.breaches.append(Breach("nonce_reused", text))
 
-    def _ledger(self, gained_raw: int) -> None:
+    def _ledger(self, gained_raw: int) -> set[Address]:
+        """Check sums, hash chain and what is open; the accounts the keeper knows of."""
         if not self.record.exists():
-            return
+            return set()
         with Store.open(f"sqlite:///{self.record}", read_only=True) as store:
             ledger = Ledger(store)
             booked_raw, broken = ledger.gross_profit_raw(self.profit), ledger.verify()
             open_ = store.open_transactions()
+            names = [protocol.name for protocol in assembly.settings(self.rig.config).protocols]
+            known = {key.account for name in names for key in store.accounts(name)}
         if broken is not None:
             self.breaches.append(Breach("verified", f"entry {broken} does not fit"))
         if booked_raw != gained_raw:
@@ -149,6 +156,7 @@ class Witness:
             attempts = ", ".join(f"{one.purpose} at {one.max_fee_wei} wei" for one in transaction.attempts)
             text = f"nonce {transaction.nonce} is {transaction.state}: {attempts or 'never signed'}"
             self.breaches.append(Breach("in_flight", text))
+        return known
 
     async def _transactions(self) -> None:
         signed = {entry.transaction for entry in read_record(self.record) if entry.kind == "signed"}
