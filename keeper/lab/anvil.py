@@ -98,7 +98,8 @@ class Anvil:
         for attempt in range(_PORT_ATTEMPTS):
             home = tempfile.TemporaryDirectory(prefix="keeper-anvil-")
             port = free_port()
-            argv = [binary, "--port", str(port), *options, *extra]
+            # states of old blocks go to disk, a few megabytes each: into a folder that ends with the process
+            argv = [binary, "--port", str(port), "--cache-path", f"{home.name}/states", *options, *extra]
             ipc_path = Path(home.name) / "anvil.ipc" if ipc else None
             if ipc_path is not None:
                 argv += ["--ipc", str(ipc_path)]
