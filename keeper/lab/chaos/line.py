@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from keeper import assembly
 from keeper.chain.client import Chain
@@ -23,8 +23,6 @@ from keeper.lab.rig import Rig
 from keeper.store import Store, sqlite_path
 from keeper.types import Hash
 
-TIMEOUT_S: Final = 0.3  # a node of the lab answers within milliseconds
-_BUSY_MS: Final = 30
 _NO_LIMIT: Final = 2**30  # pages
 
 
@@ -146,18 +144,26 @@ def locked(rig: Rig) -> Iterator[None]:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Nodes and a locked record are waited for a moment only: a script of faults takes a second then, not minutes."""
+def impatient(*, timeout_s: float, busy_ms: int, quiet_s: float) -> Iterator[None]:
+    """Nodes, a locked record and silent heads are waited for as long as this: what takes minutes takes seconds then."""
     database = importlib.import_module("keeper.store.database")
+    heads = importlib.import_module("keeper.chain.heads")
     options = Chain.open.__func__.__kwdefaults__  # type: ignore[attr-defined]
-    patience = options["timeout_s"], vars(database)["_BUSY_TIMEOUT_MS"]
-    options["timeout_s"] = TIMEOUT_S
-    setattr(database, "_BUSY_TIMEOUT_MS", _BUSY_MS)  # noqa: B010 - a constant to everybody else
+    before = [
+        _exchanged(options, "timeout_s", timeout_s),
+        _exchanged(vars(database), "_BUSY_TIMEOUT_MS", busy_ms),
+        _exchanged(vars(heads), "_QUIET_S", quiet_s),
+    ]
     try:
         yield
     finally:
-        options["timeout_s"] = patience[0]
-        setattr(database, "_BUSY_TIMEOUT_MS", patience[1])  # noqa: B010
+        for undo in before:
+            undo()
+
+
+def _exchanged(names: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
+    before, names[name] = names[name], value
+    return lambda: names.update({name: before})
 
 
 def _die() -> None:

@@ -20,6 +20,8 @@ from keeper.lab.chaos.witness import Breach, Witness
 # Long enough for several transactions in a row to be lost, to expire (three blocks, two of grace), and to be outbid
 # while the base fee comes down from where a script put it.
 MOST_BLOCKS: Final = 60
+_TIMEOUT_S: Final = 0.3  # a node of the lab answers within milliseconds
+_BUSY_MS: Final = 30
 _QUIET: Final = 3  # heads that come to nothing, after which the keeper is done
 _LAST_FALL: Final = Event("price", 0, 9_000, "WETH")
 
@@ -42,14 +44,16 @@ async def play(stage: Stage, script: Script, folder: Path) -> Played:
     """Play one script on a stage, which is as it was afterwards; what does not hold is in `breaches`."""
     async with stage.undone(folder, script.transport) as here:
         witness = await Witness.begin(here.lab, here.rig)
-        with impatient():
+        with impatient(timeout_s=_TIMEOUT_S, busy_ms=_BUSY_MS, quiet_s=_TIMEOUT_S):
             player = _Player(here, script, witness)
             try:
                 await player.through()
                 recovered, finished = await player.back_to_work()
             finally:
                 await player.line.end()
-        verdict = await witness.conclude(withheld=any(fault.kind == "missing_logs" for fault in script.faults))
+        verdict = await witness.conclude(
+            withheld=any(fault.kind == "missing_logs" for fault in script.faults)
+        )
         breaches = list(witness.breaches)
         if recovered > MINUTE:
             breaches.append(
