@@ -6,12 +6,14 @@ starts, a death at a named point) is followed by a new start before the next hea
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from keeper import assembly
@@ -23,6 +25,8 @@ from keeper.lab.rig import Rig
 from keeper.store import Store, sqlite_path
 from keeper.types import Hash
 
+_LAB: Final = Path(__file__).parent.parent
+_KEEPER: Final = _LAB.parent
 _NO_LIMIT: Final = 2**30  # pages
 
 
@@ -90,6 +94,11 @@ class Line:
         """Close everything without finishing anything."""
         life, self._life = self._life, None
         self._engine = self._store = self._parts = None
+        # a process that is gone does not go on with what it did beside
+        begun = [task for task in asyncio.all_tasks() if _is_keepers(task)]
+        for task in begun:
+            task.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)
         if life is not None:
             await life.aclose()
 
@@ -164,6 +173,14 @@ def impatient(*, timeout_s: float, busy_ms: int, quiet_s: float) -> Iterator[Non
 def _exchanged(names: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
     before, names[name] = names[name], value
     return lambda: names.update({name: before})
+
+
+def _is_keepers(task: asyncio.Task[Any]) -> bool:
+    """Whether a task runs the keeper's own code, not the lab's."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return (
+        code is not None and _KEEPER in (path := Path(code.co_filename)).parents and _LAB not in path.parents
+    )
 
 
 def _die() -> None:

@@ -95,7 +95,6 @@ class Proxy:
         self.block = -1
         self._met.clear()
         self._frozen.clear()
-        self.mempool.forget()
         self.cut()
 
     def cut(self) -> None:

@@ -64,7 +64,7 @@ async def play(stage: Stage, script: Script, folder: Path) -> Played:
             tuple(breaches),
             dict(player.line.tally),
             dict(here.proxy.injected),
-            witness.outcomes(),
+            dict(witness.outcomes()),
             recovered,
             finished,
             verdict.document(),

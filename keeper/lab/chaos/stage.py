@@ -1,7 +1,7 @@
 """A small real chain for things to go wrong on: one Aave market, borrowers, a keeper's files, a front to its node.
 
-It is undone by snapshot, and opened anew after some runs: Anvil forgets the states of old blocks after a few
-thousand of them.
+It is undone by snapshot, and opened anew after some runs: Anvil keeps the states of a few thousand blocks only, those
+that were undone among them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ from keeper.types import GLOBAL_SCOPE, Address, Hash
 BLOCK_TIME_S: Final = 12
 MINUTE: Final = 60 // BLOCK_TIME_S  # blocks
 _GWEI: Final = 10**9
+_DEBTS: Final = ("USDC", "DAI", "USDT")
 _PAUSE: Final = abi.load("PauseGuard")
 _REASON: Final = b"CHAOS\0\0\0"
 _NO_INCIDENT: Final = Hash(bytes(32))
 _DEEPEST_REORG: Final = 8
+_HISTORY: Final = 3_000  # blocks; the judge asks how rich the treasury was before the keeper's first
 # Generous: what stops a keeper of its own accord is not what is tried here.
 _TERMS: Final = Terms(max_loss_usd_per_day="1000000", max_consecutive_reverts=50)
 _GAS_BUDGET: Final = (
@@ -55,6 +57,14 @@ class Stage:
     version: Version
     borrowers: tuple[Address, ...]
 
+    async def begin(self) -> None:
+        """From here on nothing is mined unasked, and a reorg stays above what was set up."""
+        node = self.lab.node
+        await node.steady_clock(BLOCK_TIME_S)
+        await node.set_base_fee(BASE_FEE_WEI)
+        await node.mine_on_demand()
+        await node.mine(_DEEPEST_REORG)
+
     async def mine(self) -> None:
         """The next block, with what is pending."""
         await self.lab.node.mine()
@@ -68,10 +78,8 @@ class Stage:
         node, world = self.lab.node, self.lab.world
         match event.kind:
             case "price":
-                feed = world.feeds[event.what]
-                price_e8 = (await latest(node, feed)).price_raw * event.amount // 10_000
-                async with self._mined_at_once():
-                    await set_price(node, feed, price_e8)
+                price_e8 = (await latest(node, world.feeds[event.what])).price_raw
+                await self.report(event.what, price_e8 * event.amount // 10_000)
             case "base_fee":
                 await node.set_base_fee(event.amount * _GWEI)
             case "reorg":
@@ -82,6 +90,27 @@ class Stage:
                     await self._guard().send(guardian, "pause", GLOBAL_SCOPE, _REASON, _NO_INCIDENT)
             case "kill":
                 pass
+
+    async def report(self, symbol: str, price_e8: int) -> None:
+        """A feed reports a price, in a block of its own."""
+        async with self._mined_at_once():
+            await set_price(self.lab.node, self.lab.world.feeds[symbol], price_e8)
+
+    async def fall(self, first: int, count: int, bps: int) -> None:
+        """New borrowers, numbered from `first`, just healthy at the first price, and then a price of `bps` of it."""
+        world = self.lab.world
+        await self.report("WETH", world.prices_e8["WETH"])
+        specs = [
+            PositionSpec(
+                account(number),
+                {"WETH": (5 + number % 30) * ETHER},
+                {_DEBTS[number % len(_DEBTS)]: 1},
+                (108 + number % 8) * WAD // 100,
+            )
+            for number in range(first, first + count)
+        ]
+        await open_positions(self.lab.node, world.cast, world.aave[self.version], specs)
+        await self.report("WETH", world.prices_e8["WETH"] * bps // 10_000)
 
     async def unpause(self) -> None:
         """Scheduled by the Safe and executed once the delay is over; nothing when nothing is paused."""
@@ -99,21 +128,19 @@ class Stage:
 
     @asynccontextmanager
     async def undone(self, folder: Path, transport: str) -> AsyncIterator[Stage]:
-        """The keeper's files in a folder of their own, and the chain as it was afterwards; nothing is mined unasked."""
+        """The keeper's files in a folder of their own, and the chain as it was afterwards."""
         node, snapshot = self.lab.node, await self.lab.node.snapshot()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a folder of the lab's own
         for name in ("keeper.toml", ".env"):
             shutil.copy(self.rig.folder / name, folder / name)
         rig = replace(self.rig, folder=folder, config=folder / "keeper.toml")
         configure(rig, [self.proxy.url if transport == "http" else self.proxy.ws_url])
-        await node.steady_clock(BLOCK_TIME_S)
-        await node.set_base_fee(BASE_FEE_WEI)
-        await node.mine_on_demand()
-        await node.mine(_DEEPEST_REORG)
+        await self.begin()
         try:
             yield replace(self, rig=rig)
         finally:
             self.proxy.play(())
+            self.proxy.mempool.forget()
             await node.drop_pending()
             await node.revert(snapshot)
             await node.drop_pending()
@@ -135,7 +162,7 @@ async def open_stage(folder: Path, version: Version = "3.0") -> AsyncIterator[St
     """A fresh chain of one market with borrowers on it, on a clock of `BLOCK_TIME_S` a block, and a keeper set up."""
     async with contextlib.AsyncExitStack() as stack:
         lab = await stack.enter_async_context(
-            await open_lab(WorldSpec(aave=(version,)), clock="steady", ipc=True)
+            await open_lab(WorldSpec(aave=(version,)), clock="steady", ipc=True, history=_HISTORY)
         )
         assert lab.anvil.ipc_path is not None, "it was asked for"
         proxy = await stack.enter_async_context(open_proxy(str(lab.anvil.ipc_path)))
@@ -155,12 +182,11 @@ def configure(rig: Rig, urls: Sequence[str]) -> None:
 
 async def _borrow(lab: Lab, version: Version) -> tuple[Address, ...]:
     """Borrowers whose health factors lie close together, so that every fall puts somebody at risk."""
-    debts = ({"USDC": 1}, {"DAI": 1}, {"USDT": 1})
     specs = [
         PositionSpec(
             account(100 + number),
             {"WBTC": (number + 1) * 10**8} if number % 4 == 3 else {"WETH": (5 + 7 * number) * ETHER},
-            debts[number % len(debts)],
+            {_DEBTS[number % len(_DEBTS)]: 1},
             (108 + 4 * number) * WAD // 100,
         )
         for number in range(10)

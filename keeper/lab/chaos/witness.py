@@ -89,7 +89,8 @@ class Witness:
         """A transaction that was just handed to a node: its signature must be on record by now."""
         self.handed_in += 1
         name = hex_of(keccak(raw))
-        if not any(name in body for body in self._signed()):
+        newest = self._asked("SELECT body FROM entries WHERE kind = 'signed' ORDER BY seq DESC LIMIT 64")
+        if not any(name in body for (body,) in newest):
             self.breaches.append(Breach("recorded_first", f"{name} was broadcast before it was recorded"))
 
     def look(self) -> None:
@@ -105,9 +106,13 @@ class Witness:
             )
         self._entries = hashes
 
-    def outcomes(self) -> dict[str, int]:
+    def outcomes(self) -> Counter[str]:
         """How many entries of each kind the record has."""
-        return dict(Counter(entry.kind for entry in read_record(self.record)))
+        return Counter(dict(self._asked("SELECT kind, count(*) FROM entries GROUP BY kind")))
+
+    def in_flight(self) -> int:
+        """How many nonces the record has claimed and not accounted for."""
+        return len(self._asked("SELECT 1 FROM intents WHERE state IN ('reserved', 'signed')"))
 
     async def conclude(self, *, withheld: bool = False) -> Verdict:
         """Prove everything else from the finished chain and record; what does not hold is added to `breaches`.
@@ -170,13 +175,15 @@ class Witness:
         finally:
             await evidence.close()
 
-    def _signed(self) -> list[str]:
-        """Bodies of the newest signed entries, as another process sees them: committed."""
+    def _asked(self, query: str) -> list[tuple[Any, ...]]:
+        """Rows of the record as another process sees them: committed. None while there are no tables."""
         if not self.record.exists():
             return []
         with closing(sqlite3.connect(f"{self.record.as_uri()}?mode=ro", uri=True)) as database:
-            query = "SELECT body FROM entries WHERE kind = 'signed' ORDER BY seq DESC LIMIT 64"
-            return [str(body) for (body,) in database.execute(query)]
+            try:
+                return database.execute(query).fetchall()
+            except sqlite3.OperationalError:
+                return []
 
 
 def counted(breaches: list[Breach]) -> dict[str, Any]:
