@@ -45,6 +45,7 @@ class Line:
     clock: Callable[[], float]
     tally: Counter[str] = field(default_factory=Counter)
     disk_full: bool = False
+    last_error: str = ""
     _deaths: ExitStack = field(default_factory=ExitStack)
     _life: AsyncExitStack | None = None
     _parts: assembly.Parts | None = None
@@ -71,8 +72,10 @@ class Line:
         except (ChainError, AdapterError) as error:
             # while it starts this ends the daemon; later it costs the head
             outcome = "lost" if self._engine is not None else f"ended by {type(error).__name__}"
+            self.last_error = str(error)
         except (LedgerError, ConfigError) as error:
             outcome = f"ended by {type(error).__name__}"
+            self.last_error = str(error)
         if outcome.startswith(("ended", "died")):
             await self.end()
         self.tally[outcome] += 1

@@ -52,6 +52,12 @@ _QUESTION: Final = msgspec.json.Decoder(_Question)
 _QUESTIONS: Final = msgspec.json.Decoder(list[_Question])
 
 
+def _already() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(frozen=True, slots=True)
 class _Socket:
     """An open WebSocket and what it subscribed to, by the name it was told."""
@@ -77,6 +83,10 @@ class Proxy:
     _frozen: dict[int, int] = field(default_factory=dict)
     _sockets: set[asyncio.Transport] = field(default_factory=set)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _holders: int = 0
+    _passing: int = 0
+    _passable: asyncio.Event = field(default_factory=_already)
+    _idle: asyncio.Event = field(default_factory=_already)
     _names: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -91,11 +101,15 @@ class Proxy:
 
     def play(self, faults: Sequence[Fault]) -> None:
         """Begin anew before block 0 and request 0, with other faults; whoever waits for an answer is cut off."""
-        self.faults = tuple(faults)
+        self.renew(faults)
         self.block = -1
+        self.cut()
+
+    def renew(self, faults: Sequence[Fault]) -> None:
+        """Other faults from now on; blocks go on counting, requests begin anew."""
+        self.faults = tuple(faults)
         self._met.clear()
         self._frozen.clear()
-        self.cut()
 
     def cut(self) -> None:
         """Cut every connection that is open or waits."""
@@ -103,6 +117,23 @@ class Proxy:
         self._over = asyncio.Event()
         for transport in self._sockets:
             transport.abort()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Let nothing through to the node meanwhile, and nothing be on its way there.
+
+        Anvil answers a call at the head's hash with the state of the block it is just mining; no real node does, so
+        whoever mines holds the front.
+        """
+        self._holders += 1
+        self._passable.clear()
+        try:
+            await self._idle.wait()
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._passable.set()
 
     async def next_block(self) -> None:
         """A block passes: what spans it is wrong from now on, and the pool offers again what it keeps."""
@@ -177,6 +208,17 @@ class Proxy:
             raise _Status(bites["server_error"][1].amount)
 
     async def _result(self, method: str, params: list[Any], bites: dict[Kind, tuple[int, Fault]]) -> Any:
+        await self._passable.wait()
+        self._passing += 1
+        self._idle.clear()
+        try:
+            return await self._passed(method, params, bites)
+        finally:
+            self._passing -= 1
+            if not self._passing:
+                self._idle.set()
+
+    async def _passed(self, method: str, params: list[Any], bites: dict[Kind, tuple[int, Fault]]) -> Any:
         if method != "eth_sendRawTransaction":
             return await self.node.request(method, *params)
         raw = bytes.fromhex(params[0][2:])

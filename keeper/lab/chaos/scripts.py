@@ -56,9 +56,8 @@ async def play(stage: Stage, script: Script, folder: Path) -> Played:
         )
         breaches = list(witness.breaches)
         if recovered > MINUTE:
-            breaches.append(
-                Breach("works_again", f"no head was handled for {recovered} blocks: {player.line.tally}")
-            )
+            text = f"no head was handled for {recovered} blocks: {player.line.last_error}"
+            breaches.append(Breach("works_again", text))
         return Played(
             script,
             tuple(breaches),

@@ -6,6 +6,7 @@ that were undone among them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shutil
@@ -19,10 +20,11 @@ from keeper import abi
 from keeper.fixed import WAD
 from keeper.lab.aave import Version
 from keeper.lab.actors import account
+from keeper.lab.anvil import Anvil
 from keeper.lab.chainlink import latest, set_price
 from keeper.lab.chaos.faults import Event
 from keeper.lab.chaos.proxy import Proxy, open_proxy
-from keeper.lab.node import ETHER, Contract
+from keeper.lab.node import ETHER, Contract, Node
 from keeper.lab.positions import PositionSpec, account_data, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.safe import execute
@@ -30,6 +32,7 @@ from keeper.lab.world import BASE_FEE_WEI, Lab, WorldSpec, open_lab
 from keeper.multisig.safe import InnerCall
 from keeper.types import GLOBAL_SCOPE, Address, Hash
 
+VERSIONS: Final[tuple[Version, ...]] = ("3.0", "3.6")
 BLOCK_TIME_S: Final = 12
 MINUTE: Final = 60 // BLOCK_TIME_S  # blocks
 _GWEI: Final = 10**9
@@ -38,6 +41,7 @@ _PAUSE: Final = abi.load("PauseGuard")
 _REASON: Final = b"CHAOS\0\0\0"
 _NO_INCIDENT: Final = Hash(bytes(32))
 _DEEPEST_REORG: Final = 8
+_RECENT: Final = 512
 _HISTORY: Final = 3_000  # blocks; the judge asks how rich the treasury was before the keeper's first
 # Generous: what stops a keeper of its own accord is not what is tried here.
 _TERMS: Final = Terms(max_loss_usd_per_day="1000000", max_consecutive_reverts=50)
@@ -67,7 +71,8 @@ class Stage:
 
     async def mine(self) -> None:
         """The next block, with what is pending."""
-        await self.lab.node.mine()
+        async with self.proxy.held():
+            await self.lab.node.mine()
 
     async def now_s(self) -> int:
         """The chain's time."""
@@ -83,7 +88,8 @@ class Stage:
             case "base_fee":
                 await node.set_base_fee(event.amount * _GWEI)
             case "reorg":
-                await node.rpc.request("anvil_reorg", event.amount, [])
+                async with self.proxy.held():
+                    await node.rpc.request("anvil_reorg", event.amount, [])
             case "pause":
                 async with self._mined_at_once():
                     guardian = world.cast.guardians[0].address
@@ -109,7 +115,8 @@ class Stage:
             )
             for number in range(first, first + count)
         ]
-        await open_positions(self.lab.node, world.cast, world.aave[self.version], specs)
+        async with self.proxy.held():
+            await open_positions(self.lab.node, world.cast, world.aave[self.version], specs)
         await self.report("WETH", world.prices_e8["WETH"] * bps // 10_000)
 
     async def unpause(self) -> None:
@@ -150,27 +157,43 @@ class Stage:
 
     @asynccontextmanager
     async def _mined_at_once(self) -> AsyncIterator[None]:
-        await self.lab.node.mine_each_transaction()
-        try:
-            yield
-        finally:
-            await self.lab.node.mine_on_demand()
+        async with self.proxy.held():
+            await self.lab.node.mine_each_transaction()
+            try:
+                yield
+            finally:
+                await self.lab.node.mine_on_demand()
 
 
 @asynccontextmanager
-async def open_stage(folder: Path, version: Version = "3.0") -> AsyncIterator[Stage]:
-    """A fresh chain of one market with borrowers on it, on a clock of `BLOCK_TIME_S` a block, and a keeper set up."""
+async def open_stage(
+    folder: Path, version: Version = "3.0", *, endless: bool = False
+) -> AsyncIterator[Stage]:
+    """A fresh chain of one market with borrowers on it, on a clock of `BLOCK_TIME_S` a block, and a keeper set up.
+
+    An `endless` one may grow by any number of blocks: it is a fork of itself as it was set up, whose states the
+    original remembers, and keeps the states of its last blocks only.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        lab = await stack.enter_async_context(
-            await open_lab(WorldSpec(aave=(version,)), clock="steady", ipc=True, history=_HISTORY)
-        )
+        opening = open_lab(WorldSpec(aave=(version,)), clock="steady", ipc=True, history=_HISTORY)
+        lab = await stack.enter_async_context(await opening)
+        rig = await make_rig(lab, folder, _TERMS)
+        borrowers = await _borrow(lab, version)
+        if endless:
+            lab = await stack.enter_async_context(await _forked(lab))
         assert lab.anvil.ipc_path is not None, "it was asked for"
         proxy = await stack.enter_async_context(open_proxy(str(lab.anvil.ipc_path)))
-        rig = await make_rig(lab, folder, _TERMS, [proxy.ws_url])
+        configure(rig, [proxy.ws_url])
         text = rig.config.read_text()
         assert _GAS_BUDGET[0] in text, "the rig writes it"
         rig.config.write_text(text.replace(*_GAS_BUDGET))
-        yield Stage(lab, rig, proxy, version, await _borrow(lab, version))
+        yield Stage(lab, rig, proxy, version, borrowers)
+
+
+async def _forked(lab: Lab) -> Lab:
+    extra = ("--prune-history", str(_RECENT))
+    anvil = await asyncio.to_thread(Anvil.start, fork_url=lab.anvil.url, ipc=True, extra=extra)
+    return Lab(anvil, await Node.open(anvil.url), lab.world)
 
 
 def configure(rig: Rig, urls: Sequence[str]) -> None:
