@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,15 +186,15 @@ class Witness:
                 return []
 
 
-def counted(breaches: list[Breach]) -> dict[str, Any]:
-    """Every invariant by name with whether it held and, where not, how it did not."""
+def counted(breaches: Sequence[Breach], names: Iterable[str]) -> dict[str, Any]:
+    """These invariants with whether each held and, where not, how it did not."""
     return {
         name: {
             "holds": all(breach.invariant != name for breach in breaches),
-            "promise": promise,
+            "promise": INVARIANTS[name],
             "breaches": [breach.detail for breach in breaches if breach.invariant == name],
         }
-        for name, promise in INVARIANTS.items()
+        for name in names
     }
 
 
