@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sqlite3
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
@@ -19,7 +20,7 @@ from typing import Any, Final
 from keeper import assembly
 from keeper.chain.client import Chain
 from keeper.engine import Engine, StepReport
-from keeper.errors import AdapterError, ChainError, ConfigError, LedgerError
+from keeper.errors import AdapterError, ChainError, KeeperError
 from keeper.lab.chaos.points import armed
 from keeper.lab.rig import Rig
 from keeper.store import Store, sqlite_path
@@ -39,6 +40,7 @@ class Line:
     """A keeper that is started, handles the newest head when told to, and is started again after it ended.
 
     `tally` counts what became of each head it was told of: handled, same, lost, ended (by which error), died.
+    `crashes` are errors that no keeper should end with.
     """
 
     rig: Rig
@@ -46,6 +48,7 @@ class Line:
     tally: Counter[str] = field(default_factory=Counter)
     disk_full: bool = False
     last_error: str = ""
+    crashes: list[str] = field(default_factory=list)
     _deaths: ExitStack = field(default_factory=ExitStack)
     _life: AsyncExitStack | None = None
     _parts: assembly.Parts | None = None
@@ -60,26 +63,26 @@ class Line:
 
     async def head(self) -> StepReport | None:
         """Handle the newest head, starting first if need be; None when it did not come to the end of it."""
-        report: StepReport | None = None
-        outcome = "handled"
-        try:
-            report = await self._head()
-            if report is None:
-                outcome = "same"
-        except Died:
-            outcome = "died"
+        handling = asyncio.ensure_future(self._head())
+        await asyncio.wait({handling})
+        error = handling.exception()
+        if error is None:
+            report = handling.result()
+            self.tally["same" if report is None else "handled"] += 1
+            return report
+        self.last_error = str(error)
+        if isinstance(error, ChainError | AdapterError) and self._engine is not None:
+            self.tally["lost"] += 1  # while it starts the same ends the daemon
+            return None
+        if isinstance(error, Died):
+            self.tally["died"] += 1
             self.spare()
-        except (ChainError, AdapterError) as error:
-            # while it starts this ends the daemon; later it costs the head
-            outcome = "lost" if self._engine is not None else f"ended by {type(error).__name__}"
-            self.last_error = str(error)
-        except (LedgerError, ConfigError) as error:
-            outcome = f"ended by {type(error).__name__}"
-            self.last_error = str(error)
-        if outcome.startswith(("ended", "died")):
-            await self.end()
-        self.tally[outcome] += 1
-        return report
+        elif isinstance(error, KeeperError):
+            self.tally[f"ended by {type(error).__name__}"] += 1
+        else:
+            self.crashes.append("".join(traceback.format_exception(error)[-3:]))
+        await self.end()
+        return None
 
     def dies_at(self, point: str, nth: int) -> None:
         """From now on it dies the `nth` time it gets to a named point, whichever of several comes first."""

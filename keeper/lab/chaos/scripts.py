@@ -54,7 +54,7 @@ async def play(stage: Stage, script: Script, folder: Path) -> Played:
         verdict = await witness.conclude(
             withheld=any(fault.kind == "missing_logs" for fault in script.faults)
         )
-        breaches = list(witness.breaches)
+        breaches = [*witness.breaches, *(Breach("explained", crash) for crash in player.line.crashes)]
         if recovered > MINUTE:
             text = f"no head was handled for {recovered} blocks: {player.line.last_error}"
             breaches.append(Breach("works_again", text))
