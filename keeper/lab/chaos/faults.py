@@ -56,6 +56,8 @@ Process = Literal[
 ]
 Kind = Transport | Content | Socket | Pool | Process
 
+# What real pools do all the time: no fault that would be over some day.
+RULES: Final[frozenset[str]] = frozenset({"replacement_rule", "keeping_pool", "already_known"})
 LIES: Final[frozenset[str]] = frozenset({"missing_logs", "lying_slot"})
 TRANSPORT: Final[tuple[Kind, ...]] = get_args(Transport)
 CONTENT: Final[tuple[Kind, ...]] = get_args(Content)
@@ -187,6 +189,11 @@ def random_script(chance: random.Random, points: Sequence[str]) -> Script:
             events.append(random_event(chance, min(near + chance.randint(0, 2), blocks - 1), points))
         else:
             faults.append(random_fault(chance, near, blocks, STEPWISE))
+    if chance.random() < 0.2:
+        # gas grows dear right after something was sent, and the pool keeps it: it has to be outbid
+        near = chance.choice(falls)
+        events.append(Event("base_fee", near + 1, chance.choice((10, 40, 90))))
+        faults += [Fault("keeping_pool", near, 8), Fault("replacement_rule", near, 8)]
     events.sort(key=lambda event: event.block)
     return Script(blocks, tuple(faults), tuple(events), chance.choice(("ws", "http")))
 
@@ -200,7 +207,7 @@ def random_fault(chance: random.Random, first: int, blocks: int, groups: Sequenc
     methods = (chance.choice(_ASKED),) if kind in TRANSPORT and chance.random() < 0.8 else ()
     amount = 0
     if kind in ("delay", "slow_notices"):
-        amount = chance.choice((5, 30, 150))
+        amount = chance.choice((5, 30, 30, 150, 150, 1_700))
     elif kind == "server_error":
         amount = chance.choice((500, 502, 503, 504))
     elif kind == "wrong_chain":

@@ -30,6 +30,12 @@ class Point:
     telling: bool = False
     needs: Literal["", "stuck", "reorg"] = ""
 
+    def owner_class(self) -> type:
+        """The class the method is of."""
+        module, _, name = self.owner.partition(":")
+        found: type = getattr(importlib.import_module(module), name)
+        return found
+
 
 _STORE: Final = "keeper.store.store:Store"
 _SENDER: Final = "keeper.execution.sender:Sender"
@@ -68,8 +74,7 @@ POINTS: Final = {
 def armed(name: str, nth: int, strike: Callable[[], None]) -> Iterator[None]:
     """Call `strike` the `nth` time (from 1) the point is reached, and every time after that."""
     point = POINTS[name]
-    module, _, owner_name = point.owner.partition(":")
-    owner = getattr(importlib.import_module(module), owner_name)
+    owner = point.owner_class()
     original = getattr(owner, point.method)
     reached = 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keeper.engine import StepReport
-from keeper.lab.chaos.faults import PROCESS, Event, Fault, Script
+from keeper.lab.chaos.faults import PROCESS, RULES, Event, Fault, Script
 from keeper.lab.chaos.line import Line, impatient, locked
 from keeper.lab.chaos.stage import MINUTE, Stage
 from keeper.lab.chaos.witness import Breach, Witness
@@ -20,7 +20,7 @@ from keeper.lab.chaos.witness import Breach, Witness
 # Long enough for several transactions in a row to be lost, to expire (three blocks, two of grace), and to be outbid
 # while the base fee comes down from where a script put it.
 MOST_BLOCKS: Final = 60
-_TIMEOUT_S: Final = 0.3  # a node of the lab answers within milliseconds
+_TIMEOUT_S: Final = 1.5  # a busy machine may need a second for what takes milliseconds
 _BUSY_MS: Final = 30
 _QUIET: Final = 3  # heads that come to nothing, after which the keeper is done
 _LAST_FALL: Final = Event("price", 0, 9_000, "WETH")
@@ -103,7 +103,8 @@ class _Player:
 
     async def back_to_work(self) -> tuple[int, int]:
         """Blocks until a head was handled again, and until nothing was left to do."""
-        self.stage.proxy.play(())
+        rules = {fault.kind for fault in self.script.faults if fault.kind in RULES}
+        self.stage.proxy.play([Fault(kind, 0, MOST_BLOCKS) for kind in sorted(rules)])
         if self.script.lies:
             # one provider was believed, and what it said stays believed until positions are read again
             await self.line.end()
