@@ -272,7 +272,7 @@ async def _stages(
     standing = engine.standing(view, adapter.name, head)
     if standing is not None:
         say(standing.stage, standing.reason, standing.numbers)
-    plan = await engine.ask(engine.plan(health, view, head), head)
+    plan = await engine.ask(engine.plan(health, view, head, thorough=True), head)
     if isinstance(plan, Refusal):
         return say(plan.stage, plan.reason, plan.numbers)
     say(

@@ -23,6 +23,7 @@ from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
+from keeper.planner.turns import Turns
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
 from keeper.trial import Attempt, describe, try_stacked
@@ -129,8 +130,7 @@ class Engine:
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
-        self._turned_down: set[PositionKey] = set()
-        self._planned_at: dict[PositionKey, int] = {}
+        self._turns = Turns()
         self._lately: tuple[int, int, Spent] | None = None
         self._log = structlog.get_logger("keeper")
 
@@ -189,8 +189,10 @@ class Engine:
         pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
-    def plan(self, health: Health, view: View, head: Head) -> Reads[Plan | Refusal]:
-        """The best plan for one unsafe position, priced at the next block's gas."""
+    def plan(
+        self, health: Health, view: View, head: Head, *, thorough: bool = False
+    ) -> Reads[Plan | Refusal]:
+        """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
         marks = view.marks[health.key.protocol]
         if isinstance(view.native, Refusal):
             return just(view.native)
@@ -214,9 +216,10 @@ class Engine:
             max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=policy.max_repay_usd_e8,
             plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
+            thorough=thorough,
         )
         options = adapter.options(self._watch.book.position(health.key), health, marks)
-        return plan(health, options, context)
+        return plan(health, self._turns.untried(health.key, options), context)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -325,8 +328,7 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        wanted.sort(key=lambda health: self._planned_at.get(health.key, -1))
-        self._planned_at = {health.key: self._planned_at.get(health.key, -1) for health in wanted}
+        wanted = self._turns.ordered(wanted)
         plans: list[Plan] = []
         began_s = self._wall_clock()
         for first in range(0, len(wanted), _PLANNED_AT_ONCE):
@@ -334,18 +336,20 @@ class Engine:
                 self._log.warning("left_for_the_next_head", head=head.number, accounts=len(wanted) - first)
                 break
             chunk = wanted[first : first + _PLANNED_AT_ONCE]
-            reads = [readable("plan", self.plan(health, view, head)) for health in chunk]
+            reads = [
+                readable(
+                    "plan",
+                    self.plan(health, view, head, thorough=self._turns.thorough(health.key, head.number)),
+                )
+                for health in chunk
+            ]
             for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
-                self._planned_at[health.key] = head.number
+                self._turns.planned(health.key, answer, head.number)
                 if isinstance(answer, Refusal):
                     report.refuse(health.key, answer)
                 else:
                     plans.append(answer)
-        self._turned_down &= {one.key for one in plans}
-        return sorted(
-            plans,
-            key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw),
-        )
+        return self._turns.best_first(plans)
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
         """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
@@ -355,8 +359,11 @@ class Engine:
         # in this order: the ledger is summed, where it must be, while the node runs the trial
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
+        untouched = True
         for one, trial in zip(chosen, trials, strict=True):
-            self._turned_down.add(one.key)
+            untouched = untouched and isinstance(trial, Refusal)
+            # a trial may have reverted only because of those before it
+            self._turns.turned_down(one, reverted=untouched)
             if isinstance(trial, Refusal):
                 report.refuse(one.key, trial)
                 continue
@@ -368,7 +375,7 @@ class Engine:
             elif self._sender is None:
                 report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
             else:
-                self._turned_down.discard(one.key)
+                self._turns.sent(one)
                 self._learn_gas(one, trial)
                 cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
                 spent = spent.with_in_flight(clearance.fees)

@@ -139,8 +139,8 @@ class Venue(Protocol):
     kind: VenueKind
     router: Address
 
-    def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
-        """Routes worth quoting, direct and by intermediate tokens."""
+    def paths(self, token_in: Address, token_out: Address, *, thorough: bool = False) -> Sequence[Path]:
+        """Routes worth quoting, direct and by intermediate tokens; with `thorough` every route there may be."""
         ...
 
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
@@ -161,8 +161,8 @@ class FlashSource(Protocol):
         """The contract that lends; valid once what it belongs to is loaded."""
         ...
 
-    def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
-        """Premium and available liquidity now."""
+    def flash(self, token: Address, at: BlockTime) -> Reads[FlashQuote | Refusal]:
+        """Premium and available liquidity as of `at`; no round where what the protocol's marks say is enough."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from keeper.lab.world import BASE_FEE_WEI, Lab, open_lab
 
 OpenLab = Callable[..., Awaitable[Lab]]
+Count = Callable[[str, int], None]
 _QUICK = ("unit", "test_architecture.py", "test_docs.py")
 
 
@@ -20,6 +22,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] not in _QUICK:
             item.add_marker("slow")
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Count:
+    """Notes how many of something a long suite tried; the run's summary adds them up, and a deep run keeps them."""
+    return lambda what, number: record_property(f"count {what}", number)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the passed tests counted, one line each."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, value in getattr(report, "user_properties", ()):
+            if name.startswith("count "):
+                counts[name.removeprefix("count ")] += int(value)
+    for what, number in sorted(counts.items()):
+        terminalreporter.write_line(f"COUNT {number:,} {what}")
 
 
 @pytest.fixture(scope="session")

@@ -208,8 +208,7 @@ class Chain:
     ) -> list[SimResult]:
         """Try transactions in the block after `head`, each seeing what those before it did.
 
-        Where no provider has eth_simulateV1 they are tried one by one on `head` instead, each alone and without
-        logs.
+        Where no provider has eth_simulateV1 they are tried one by one on `head` instead, each alone.
         """
         if not calls:
             return []

@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from keeper.chain.logs import LogShape, log_of
 from keeper.chain.rpc import Rpc
 from keeper.chain.wire import TEXT, Failure, data, failed_execution, quantity, reading, revert_data
 from keeper.errors import ChainError, RpcError
-from keeper.types import Address, Gas, Head, Log, hex_of
+from keeper.types import Address, Gas, Head, hex_of
 
 _NO_METHOD: Final = -32601
 _LACKS_METHOD: Final = re.compile(r"\bmethod\b|unsupported|not supported|any variant", re.IGNORECASE)
@@ -32,19 +31,17 @@ class SimCall:
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """What it did: `status` 1 or 0, `output` the return or revert data, gas after refunds, and the logs it leaves."""
+    """What it did: `status` 1 or 0, `output` the return or revert data, and gas after refunds."""
 
     status: int
     output: bytes
     gas_used: Gas
-    logs: tuple[Log, ...]
 
 
 class _CallShape(msgspec.Struct, rename="camel"):
     status: str
     gas_used: str
     return_data: str = "0x"
-    logs: list[LogShape] = []  # msgspec copies it
     error: Failure | None = None
 
 
@@ -85,7 +82,7 @@ async def stacked(
 async def one_by_one(
     rpc: Rpc, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
 ) -> list[SimResult]:
-    """Each alone on `head`, by eth_call and eth_estimateGas; logs stay empty.
+    """Each alone on `head`, by eth_call and eth_estimateGas.
 
     A failed one is said to use its whole limit, since nodes do not tell.
     """
@@ -101,10 +98,10 @@ async def _alone(rpc: Rpc, call: SimCall, head: Head, overrides: dict[str, Any])
     except RpcError as error:
         if not failed_execution(error):
             raise
-        return SimResult(0, error.data, call.gas, ())
+        return SimResult(0, error.data, call.gas)
     gas_used = await rpc.ask(TEXT, "eth_estimateGas", message, *where)
     with reading(rpc.label, "eth_call or eth_estimateGas"):
-        return SimResult(1, data(output), Gas(quantity(gas_used)), ())
+        return SimResult(1, data(output), Gas(quantity(gas_used)))
 
 
 def _overrides(head: Head, next_timestamp_s: int, next_base_fee: int) -> dict[str, Any]:
@@ -132,5 +129,4 @@ def _result_of(shape: _CallShape) -> SimResult:
         status=quantity(shape.status),
         output=output,
         gas_used=Gas(quantity(shape.gas_used)),
-        logs=tuple([log_of(log) for log in shape.logs]),
     )

@@ -13,6 +13,7 @@ import functools
 import os
 import queue
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -34,6 +35,7 @@ _PR_SET_PDEATHSIG = 1
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 _PORT_ATTEMPTS = 3
+_HOMES = "keeper-anvil-"  # then the process that owns it
 
 
 class Anvil:
@@ -95,11 +97,12 @@ class Anvil:
             if value is not None:
                 options += [flag, str(value)]
         binary = str(tool("anvil"))
+        _sweep(os.getpid())
         for attempt in range(_PORT_ATTEMPTS):
-            home = tempfile.TemporaryDirectory(prefix="keeper-anvil-")
+            home = tempfile.TemporaryDirectory(prefix=f"{_HOMES}{os.getpid()}-")
             port = free_port()
-            # states of old blocks go to disk, a few megabytes each: into a folder that ends with the process
-            argv = [binary, "--port", str(port), "--cache-path", f"{home.name}/states", *options, *extra]
+            # states of old blocks go to disk, a few megabytes each; by default anvil leaves them there for ever
+            argv = [binary, "--port", str(port), "--cache-path", home.name, *options, *extra]
             ipc_path = Path(home.name) / "anvil.ipc" if ipc else None
             if ipc_path is not None:
                 argv += ["--ipc", str(ipc_path)]
@@ -145,6 +148,25 @@ class Anvil:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@functools.cache
+def _sweep(pid: int) -> None:
+    """Remove what the nodes of killed processes left behind; once per process."""
+    for home in Path(tempfile.gettempdir()).glob(f"{_HOMES}*-*"):
+        owner = home.name.removeprefix(_HOMES).partition("-")[0]
+        if owner.isdecimal() and int(owner) != pid and not _runs(int(owner)):
+            shutil.rmtree(home, ignore_errors=True)  # another process may be sweeping too
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ Everything is integers; proceeds are rounded down, costs up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -33,18 +33,30 @@ from keeper.fixed import BPS, mul_div_down
 from keeper.planner.routing import Candidate, Routes, attempt, recipes, routes_of
 from keeper.planner.sizing import (
     DeadEnd,
+    Ladder,
     PlanContext,
     Point,
     Size,
     borrowed_raw,
+    ladder_of,
     read_loans,
     refined,
     size_of,
-    sizes_of,
     terms_of,
 )
 from keeper.seams import Reads, together
-from keeper.types import ZERO_ADDRESS, Hash, Health, Option, Plan, Refusal, Wei, tokens_of
+from keeper.types import (
+    ZERO_ADDRESS,
+    Address,
+    FlashQuote,
+    Hash,
+    Health,
+    Option,
+    Plan,
+    Refusal,
+    Wei,
+    tokens_of,
+)
 
 __all__ = ["PlanContext", "encode_execute", "plan"]
 
@@ -52,6 +64,7 @@ _EXECUTE: Final = abi.load("Liquidator").function("execute")
 
 # A quote costs the node up to 210 000 gas (two hops), and nodes end a call at some 50 million.
 _MAX_QUOTES: Final = 192
+_MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # in several calls; more routes must not mean fewer amounts
 
 
 def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) -> Reads[Plan | Refusal]:
@@ -73,27 +86,28 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
 
     loans = yield from read_loans([each.option.repay_token.address for each in terms], ctx)
     routes = routes_of(ctx)
-    sized = [size for each in terms for size in sizes_of(each, loans)]
-    large, small = _by_size([size for size in sized if isinstance(size, Size)])
-    results = yield from together(_within_budget(large, routes, ctx))
+    ladders = [ladder_of(each, loans) for each in terms]
+    dead_ends = [ladder for ladder in ladders if isinstance(ladder, DeadEnd)]
+    climbable = [ladder for ladder in ladders if isinstance(ladder, Ladder)]
+    sized = [size_of(each.terms, raw, loans) for each in climbable for raw in each.large_raw]
+    results = yield from together(_within_budget(_sizes(sized), routes, ctx))
     best = _best(results)
-    hopeful = small
     if best is not None and best.acceptable:
-        # smaller amounts move the market less: they may fetch what the largest fetched and the slippage it bore
-        premium_bps = best.premium_bps + ctx.max_slippage_bps
-        hopeful = [size for size in small if size.most_net_raw(premium_bps) > best.net_raw]
+        hopeful = [size for each in climbable for size in _hopeful(each, best, loans)]
+    else:
+        small = [size_of(each.terms, raw, loans) for each in climbable for raw in each.small_raw]
+        sized += small
+        hopeful = _sizes(small)
     results += yield from together(_within_budget(hopeful, routes, ctx))
     best = _best(results)
     if best is not None:
         amounts = refined(_curve(results, best), best.point)
         near = [size_of(best.size.terms, amount_raw, loans) for amount_raw in amounts]
-        results += yield from together(
-            [attempt(size, best.recipe, routes) for size in near if isinstance(size, Size)]
-        )
+        results += yield from together([attempt(size, best.recipe, routes) for size in _sizes(near)])
         best = _best(results)
     if best is not None and best.acceptable:
         return _plan_of(best, health)
-    dead_ends = [size for size in sized if isinstance(size, DeadEnd)]
+    dead_ends += [size for size in sized if isinstance(size, DeadEnd)]
     dead_ends += [each.dead_end() if isinstance(each, Candidate) else each for each in results]
     closest = max(dead_ends, key=lambda dead_end: (dead_end.reached, dead_end.net_raw))
     return replace(
@@ -129,7 +143,7 @@ def _within_budget(
         key=lambda rungs: max(size.most_net_raw(ctx.max_slippage_bps) for size in rungs), reverse=True
     )
     attempts: list[Reads[Candidate | DeadEnd]] = []
-    room = _MAX_QUOTES
+    room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
     for rungs in options:
         option = rungs[0].terms.option
         ways = recipes(option.seize_token.address, option.repay_token.address, ctx.profit_token.address)
@@ -141,15 +155,25 @@ def _within_budget(
     return attempts
 
 
-def _by_size(sizes: Sequence[Size]) -> tuple[list[Size], list[Size]]:
-    """The amounts above half of each option's largest, which comes first, and the others."""
-    large: list[Size] = []
-    small: list[Size] = []
-    for _, group in groupby(sizes, key=lambda size: id(size.terms)):
-        rungs = list(group)
-        for size in rungs:
-            (large if size is rungs[0] or 2 * size.amount_raw > rungs[0].amount_raw else small).append(size)
-    return large, small
+def _hopeful(
+    ladder: Ladder, best: Candidate, loans: Mapping[Address, Sequence[FlashQuote]]
+) -> Iterator[Size]:
+    """The smaller amounts that could net more than `best`: they move the market less.
+
+    They may fetch what the best fetched and the slippage it bore. The bound falls with the amount, so the first
+    that cannot reach `best` ends the search.
+    """
+    premium_bps = best.premium_bps + best.size.terms.ctx.max_slippage_bps
+    for amount_raw in ladder.small_raw:
+        size = size_of(ladder.terms, amount_raw, loans)
+        if isinstance(size, Size):
+            if size.most_net_raw(premium_bps) <= best.net_raw:
+                return
+            yield size
+
+
+def _sizes(sized: Iterable[Size | DeadEnd]) -> list[Size]:
+    return [size for size in sized if isinstance(size, Size)]
 
 
 def _best(results: Iterable[Candidate | DeadEnd]) -> Candidate | None:

@@ -58,7 +58,11 @@ def routes_of(ctx: PlanContext) -> Routes:
 
     @cache
     def routes(token_in: Address, token_out: Address) -> Sequence[Route]:
-        return [(venue, path) for venue in ctx.venues for path in venue.paths(token_in, token_out)]
+        return [
+            (venue, path)
+            for venue in ctx.venues
+            for path in venue.paths(token_in, token_out, thorough=ctx.thorough)
+        ]
 
     return routes
 
@@ -174,11 +178,13 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
         used |= _hops((venue, quote.path))
         legs.append(venue.swap_leg(quote, whole_balance=True, limit_raw=limit_raw))
         gas += _leg_gas(quote)
-    seized_raw, repaid_raw, gross_raw = size.outcome.seize_raw, size.outcome.repay_raw, held[profit]
-    excused_usd_e8 = mul_div_down(terms.usd_e8_down(seize, seized_raw), ctx.max_slippage_bps, BPS)
-    required_usd_e8 = (
-        terms.usd_e8_up(seize, seized_raw) - terms.usd_e8_down(repay, repaid_raw) - excused_usd_e8
-    )
+    gross_raw = held[profit]
+    came_raw, went_raw = size.outcome.seize_raw, size.outcome.repay_raw
+    if seize == repay:
+        # the Liquidator sees one balance change, so only the gain's own slippage is allowed (Liquidator._settle)
+        came_raw, went_raw = came_raw - went_raw, 0
+    excused_usd_e8 = mul_div_down(terms.usd_e8_down(seize, came_raw), ctx.max_slippage_bps, BPS)
+    required_usd_e8 = terms.usd_e8_up(seize, came_raw) - terms.usd_e8_down(repay, went_raw) - excused_usd_e8
     return Candidate(
         size=size,
         recipe=recipe,

@@ -40,7 +40,8 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices.
+    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
+    venues for every route instead of the likely ones.
     """
 
     at: BlockTime
@@ -57,6 +58,7 @@ class PlanContext:
     max_repay_usd_e8: int
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
+    thorough: bool = False
 
     @property
     def min_profit_raw(self) -> int:
@@ -223,18 +225,28 @@ class Size:
         return terms.profit_raw_up(most_usd_e8) - terms.ctx.gas_raw(terms.ctx.plan_gas)
 
 
-def sizes_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Size | DeadEnd]:
-    """The option's ladder: amounts that could pay for themselves at oracle prices, and dead ends."""
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Amounts of an option, largest first: those above half of the largest, which are priced first, and the others."""
+
+    terms: Terms
+    large_raw: Sequence[int]
+    small_raw: Sequence[int]
+
+
+def ladder_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> Ladder | DeadEnd:
+    """The amounts of an option that the limits and, where any can, the loans allow."""
     option = terms.option
     if min(terms.prices.values()) <= 0:
-        return [DeadEnd(_SIZED, 0, Refusal("plan", "no_price", terms.names))]
+        return DeadEnd(_SIZED, 0, Refusal("plan", "no_price", terms.names))
     most_raw = terms.most_raw
     lent_raw = max((loan.available_raw for loan in loans[option.repay_token.address]), default=0)
     amounts = ladder(option, min(most_raw, lent_raw)) or ladder(option, most_raw)
     if not amounts:
         numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": most_raw}
-        return [DeadEnd(_SIZED, 0, Refusal("plan", "over_max_repay", numbers))]
-    return [size_of(terms, amount_raw, loans) for amount_raw in amounts]
+        return DeadEnd(_SIZED, 0, Refusal("plan", "over_max_repay", numbers))
+    large = [amount_raw for amount_raw in amounts if 2 * amount_raw > amounts[0]]
+    return Ladder(terms, large, amounts[len(large) :])
 
 
 def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]) -> Size | DeadEnd:
@@ -273,7 +285,7 @@ def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[Flas
 def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Address, list[FlashQuote]]]:
     """What every source lends of each token."""
     asked = [(token, source) for token in tokens_of(tokens) for source in ctx.flash_sources]
-    answers = yield from together([readable("flash", source.flash(token)) for token, source in asked])
+    answers = yield from together([readable("flash", source.flash(token, ctx.at)) for token, source in asked])
     loans: dict[Address, list[FlashQuote]] = {token: [] for token in tokens}
     for (token, _), answer in zip(asked, answers, strict=True):
         if isinstance(answer, FlashQuote):

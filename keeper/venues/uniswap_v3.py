@@ -9,7 +9,6 @@ output both contracts revert by themselves.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from typing import Annotated, Final, Literal
@@ -39,9 +38,8 @@ _QUOTER: Final = abi.load("QuoterV2")
 # v3-core TickMath.MIN_SQRT_RATIO + 1 and MAX_SQRT_RATIO - 1: where a swap ends when liquidity runs out.
 _PRICE_LIMITS: Final = (4295128740, 1461446703485210103287273052203988822378723970341)
 
-# Of a two-hop route's tiers only the deepest are worth a quote; every so often all are looked at again.
+# Of a two-hop route's tiers only the deepest are worth a quote.
 _TIERS_PER_HOP: Final = 2
-_RECHECK_EVERY: Final = 64
 
 _GET_POOL: Final = _FACTORY.function("getPool")
 _LIQUIDITY: Final = _POOL.function("liquidity")
@@ -74,8 +72,8 @@ class UniswapV3Config(BaseModel):
 class UniswapV3:
     """One deployment of Uniswap V3 (or an unchanged copy); `intermediates` are tokens two-hop routes may pass.
 
-    Which pools exist and how deep they are is learnt with the quotes, in the same round, and only narrows `paths`:
-    a missing pool is not asked again until its pair has been routed `_RECHECK_EVERY` times more.
+    Which pools exist and how deep they are is learnt with the quotes, in the same round, and only narrows `paths`
+    that are not thorough.
     """
 
     kind = VenueKind.UNISWAP_V3
@@ -88,27 +86,25 @@ class UniswapV3:
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pool, Address] = {}  # ZERO_ADDRESS: the factory knows no such pool
         self._depths: dict[_Pool, int] = {}  # liquidity in range when last seen
-        self._routed: Counter[tuple[Address, Address]] = Counter()
 
-    def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
-        """Direct routes by every fee tier, then two-hop routes by the deepest tiers through each intermediate.
+    def paths(self, token_in: Address, token_out: Address, *, thorough: bool = False) -> Sequence[Path]:
+        """Direct routes by every fee tier, then two-hop routes through each intermediate: by the deepest tiers, or by
+        all if `thorough`, which also asks the factory again for pools it did not know.
 
-        No pool is left out before it was seen, nor for longer than `_RECHECK_EVERY` calls after.
+        No pool is left out before it was seen.
         """
         if token_in == token_out:
             return ()
         middles = [token for token in self._intermediates if token not in (token_in, token_out)]
-        self._routed[token_in, token_out] += 1
-        every = self._routed[token_in, token_out] % _RECHECK_EVERY == 0
-        if every:
+        if thorough:
             self._forget({token_in, token_out, *middles})
         direct = [Path((token_in, token_out), (fee,)) for fee in self._tiers(token_in, token_out)]
         through = [
             Path((token_in, middle, token_out), fees)
             for middle in middles
             for fees in product(
-                self._tiers(token_in, middle, deepest=not every),
-                self._tiers(middle, token_out, deepest=not every),
+                self._tiers(token_in, middle, deepest=not thorough),
+                self._tiers(middle, token_out, deepest=not thorough),
             )
         ]
         return (*direct, *through)

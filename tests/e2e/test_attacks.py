@@ -208,6 +208,26 @@ async def test_refused_plans_do_not_starve_the_others(lab: Lab, tmp_path: Path) 
         assert sent
 
 
+async def test_a_pair_that_always_reverts_does_not_hide_the_others(lab: Lab, tmp_path: Path) -> None:
+    """The best pair of an account fails its trial at every head: the next best one is taken."""
+    world = lab.world
+    spec = PositionSpec(WHO, {"WBTC": 2 * 10**8, "WETH": ETHER}, {"USDC": 1}, 110 * WAD // 100)
+    await open_positions(lab.node, world.cast, world.aave["3.0"], [spec])
+    async with open_line(lab, tmp_path) as line:
+        wbtc, weth = world.tokens["WBTC"].address, world.tokens["WETH"].address
+        data = abi.load("Liquidator").function("setFeed").encode(wbtc, bytes(20), 0)
+        await execute(lab.node, world.safe, InnerCall(line.rig.liquidator, data))
+        await line.step()
+        await set_price(lab.node, world.feeds["WBTC"], world.prices_e8["WBTC"] * 85 // 100)
+        first = await line.step()
+        assert not first.sent and line.refusals(first, WHO) == [("trial", "reverts")]
+        await lab.node.mine()
+        second = await line.step()
+        assert len(second.sent) == 1
+        [intent] = line.booked("intent")
+        assert intent.body["seize_token"] == abi.checksum(weth)
+
+
 async def test_gas_beyond_the_plan_is_not_paid_at_a_loss(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,6 +25,7 @@ from keeper.lab.uniswap import PoolSpec, move_pool, quote_v3
 from keeper.lab.world import Lab, WorldSpec, open_lab
 from keeper.types import GLOBAL_SCOPE, Address, hex_of
 from tests.e2e.line import Line, open_line
+from tests.fork.forgery import Row, again, amend, drop, first, tampered
 
 pytestmark = pytest.mark.slow
 
@@ -369,7 +366,8 @@ async def test_after_the_keeper_nothing_is_left_and_nothing_differs(kept: Kept) 
     verdict = await judge(kept.rig.config)
     assert verdict.ok, str(verdict)
     assert {one.account for one in verdict.unhealthy} == {_who(v, _FALLEN_DUST) for v in ("3.0", "3.6")}
-    assert verdict.totals["settled"] == verdict.totals["liquidations"] >= 4
+    settled = verdict.totals["explained"]["settled"]
+    assert settled == verdict.totals["outcomes"] == verdict.totals["liquidations"] >= 4
     assert verdict.totals["in_flight"] == 0
     assert verdict.totals["gas_cost_wei"] == verdict.totals["gas_booked_wei"] != "0"
     [usdc] = verdict.totals["treasury"]
@@ -415,76 +413,9 @@ async def test_a_transaction_that_was_never_signed_for_is_reported(kept: Kept) -
 
 # --- a record that lies -----------------------------------------------------------------------------------------------
 
-Row = dict[str, Any]
-
-
-def _first(rows: list[Row], kind: str) -> Row:
-    return next(row for row in rows if row["kind"] == kind)
-
-
-def _amend(kind: str, **figures: Any) -> Callable[[list[Row]], None]:
-    def amend(rows: list[Row]) -> None:
-        row = _first(rows, kind)
-        row["body"] = json.dumps(json.loads(row["body"]) | figures, sort_keys=True, separators=(",", ":"))
-
-    return amend
-
 
 def _more_profit(rows: list[Row]) -> None:
-    _amend("settled", profit_raw=json.loads(_first(rows, "settled")["body"])["profit_raw"] + 1)(rows)
-
-
-def _drop(kind: str) -> Callable[[list[Row]], None]:
-    def drop(rows: list[Row]) -> None:
-        rows.remove(_first(rows, kind))
-        for place, row in enumerate(rows, 1):
-            row["seq"] = place
-
-    return drop
-
-
-def _again(kind: str, **changes: Any) -> Callable[[list[Row]], None]:
-    def again(rows: list[Row]) -> None:
-        rows.append(_first(rows, kind) | {"seq": len(rows) + 1} | changes)
-
-    return again
-
-
-def _rehash(rows: list[Row]) -> None:
-    """Make the hash chain whole again, as a forger would."""
-    previous = bytes(32)
-    for row in rows:
-        names = ("seq", "at_s", "kind", "plan_id", "protocol", "account")
-        content = {name: row[name] for name in names} | {"body": json.loads(row["body"])}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(previous + text.encode()).digest()
-        row["prev_hash"], row["hash"] = previous.hex(), digest.hex()
-        previous = digest
-
-
-def _tampered(kept: Kept, folder: Path, change: Callable[[list[Row]], None], *, rehash: bool) -> Path:
-    """A configuration whose record is a copy of the keeper's with a change."""
-    path = folder / "copy.db"
-    with (
-        closing(sqlite3.connect(kept.rig.folder / "keeper.db")) as original,
-        closing(sqlite3.connect(path)) as copy,
-    ):
-        original.backup(copy)
-        for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            copy.execute(f"DROP TRIGGER {name}")
-        copy.row_factory = sqlite3.Row
-        rows: list[Row] = [dict(row) for row in copy.execute("SELECT * FROM entries ORDER BY seq")]
-        change(rows)
-        if rehash:
-            _rehash(rows)
-        copy.execute("DELETE FROM entries")
-        for row in rows:
-            places = ", ".join(f":{name}" for name in row)
-            copy.execute(f"INSERT INTO entries ({', '.join(row)}) VALUES ({places})", row)  # noqa: S608
-        copy.commit()
-    config = folder / "keeper.toml"
-    config.write_text(kept.rig.config.read_text().replace("sqlite:///keeper.db", f"sqlite:///{path}"))
-    return config
+    amend("settled", profit_raw=json.loads(first(rows, "settled")["body"])["profit_raw"] + 1)(rows)
 
 
 @pytest.mark.parametrize(
@@ -492,16 +423,16 @@ def _tampered(kept: Kept, folder: Path, change: Callable[[list[Row]], None], *, 
     [
         (lambda rows: None, set()),
         (_more_profit, {"profit_raw", "treasury_delta", "profit_sum"}),
-        (_amend("settled", profit_token="0x" + "11" * 20), {"profit_token", "profit_sum"}),
-        (_amend("settled", gas_cost_wei=1), {"gas_cost_wei"}),
-        (_amend("settled", gas_used=21_000), {"gas_used"}),
-        (_amend("settled", block_hash="0x" + "00" * 32), {"block_hash"}),
-        (_amend("settled", tx="0x" + "22" * 32), {"receipt", "unbooked_liquidation", "signed_before"}),
-        (_drop("settled"), {"unbooked_liquidation", "unaccounted", "profit_sum"}),
-        (_drop("signed"), {"unsigned_transaction", "signed_before", "sent_unsigned"}),
-        (_again("settled"), {"settled_twice", "profit_sum"}),
-        (_again("signed", plan_id="0x" + "33" * 32), {"nonce_reused", "unaccounted"}),
-        (_again("sent", body='{"tx":"0x' + "44" * 32 + '"}'), {"sent_unsigned"}),
+        (amend("settled", profit_token="0x" + "11" * 20), {"profit_token", "profit_sum"}),
+        (amend("settled", gas_cost_wei=1), {"gas_cost_wei"}),
+        (amend("settled", gas_used=21_000), {"gas_used"}),
+        (amend("settled", block_hash="0x" + "00" * 32), {"block_hash"}),
+        (amend("settled", tx="0x" + "22" * 32), {"receipt", "unbooked_liquidation"}),
+        (drop("settled"), {"unbooked_liquidation", "unaccounted", "profit_sum"}),
+        (drop("signed"), {"unsigned_transaction", "signed_before", "sent_unsigned"}),
+        (again("settled"), {"settled_twice", "profit_sum"}),
+        (again("signed", plan_id="0x" + "33" * 32), {"nonce_reused", "unaccounted"}),
+        (again("sent", body='{"tx":"0x' + "44" * 32 + '"}'), {"sent_unsigned"}),
     ],
     ids=[
         *("untouched", "profit", "token", "gas_cost", "gas_used", "block_hash", "other_transaction"),
@@ -512,21 +443,21 @@ async def test_a_forged_record_is_found_out(
     kept: Kept, tmp_path: Path, change: Callable[[list[Row]], None], checks: set[str]
 ) -> None:
     """Even where the hash chain was made whole again, the chain itself contradicts every lie."""
-    verdict = await judge(_tampered(kept, tmp_path, change, rehash=True))
+    verdict = await judge(tampered(kept.rig, tmp_path, change, rehash=True))
     assert {one.check for one in verdict.differences} == checks, str(verdict)
     assert verdict.ok is not bool(checks)
 
 
 @pytest.mark.parametrize(
     "change",
-    [_more_profit, lambda rows: rows.pop(2), lambda rows: _first(rows, "intent").update(body="not JSON")],
+    [_more_profit, lambda rows: rows.pop(2), lambda rows: first(rows, "intent").update(body="not JSON")],
     ids=["altered", "deleted", "unreadable"],
 )
 async def test_a_careless_change_breaks_the_hash_chain(
     kept: Kept, tmp_path: Path, change: Callable[[list[Row]], None]
 ) -> None:
     """Altering or deleting an entry without forging everything behind it is found without asking the chain."""
-    verdict = await judge(_tampered(kept, tmp_path, change, rehash=False))
+    verdict = await judge(tampered(kept.rig, tmp_path, change, rehash=False))
     assert "hash_chain" in {one.check for one in verdict.differences}
 
 

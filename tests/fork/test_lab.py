@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +102,29 @@ def test_killed_parent_leaves_no_anvil() -> None:
         while alive(int(pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not alive(int(pid))
+    left = list(Path(tempfile.gettempdir()).glob(f"keeper-anvil-{parent.pid}-*"))
+    assert left, "whoever is killed cannot tidy up"
+    sweeping = "from keeper.lab.anvil import Anvil; Anvil.start().stop()"
+    subprocess.run([sys.executable, "-c", sweeping], check=True)
+    assert not any(home.exists() for home in left)
+
+
+def test_states_of_old_blocks_are_gone_with_the_node() -> None:
+    """A long chain's states take disk only while the node runs, and never in the user's home."""
+    persisted = Path.home() / ".foundry" / "anvil" / "tmp"
+    kept_before = set(persisted.glob("*"))
+    with Anvil.start(ipc=True) as anvil:
+        assert anvil.ipc_path is not None
+        home = anvil.ipc_path.parent
+        asyncio.run(_mined(anvil.url, 3_000))
+        assert any(home.rglob("*.json")), "they are where they are tidied up"
+    assert not home.exists()
+    assert set(persisted.glob("*")) == kept_before
+
+
+async def _mined(url: str, blocks: int) -> None:
+    async with await Node.open(url) as node:
+        await node.mine(blocks)
 
 
 def test_failed_start_is_one_clear_sentence() -> None:

@@ -127,7 +127,7 @@ def random_marks(
         for category in (1, 2, 3)
     }
     prices = {1: int(10 ** chance.uniform(7, 12))} if rules.category_emode else {}
-    return AaveMarks(market(rules, reserves, emodes), AT.timestamp_s, tuple(states), prices, True)
+    return AaveMarks(market(rules, reserves, emodes), AT.timestamp_s, tuple(states), prices, True, 5)
 
 
 def marks_of(exact: AaveMarks) -> Marks:

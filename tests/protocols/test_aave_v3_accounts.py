@@ -44,7 +44,7 @@ def marks(
     ]
     reserves = [reserve(number, 8) for number in range(len(configs))]
     emodes = {1: EMode(1, 9_500, 10_100, address(9) if category_prices else ZERO_ADDRESS, 0)}
-    return AaveMarks(market(rules, reserves, emodes), 1_000, tuple(states), category_prices or {}, True)
+    return AaveMarks(market(rules, reserves, emodes), 1_000, tuple(states), category_prices or {}, True, 5)
 
 
 def position(group: int, collateral: dict[int, int], debt: dict[int, int], width: int = 3) -> Position:

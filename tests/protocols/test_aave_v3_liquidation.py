@@ -23,6 +23,7 @@ from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveFlash
 from keeper.types import (
     Address,
+    BlockTime,
     FlashQuote,
     Option,
     Refusal,
@@ -269,7 +270,9 @@ async def test_flash_loans_cost_the_premium_and_are_bounded_by_liquidity(version
         assert flash.source() == market.pool
 
         async def asked(token: Address) -> FlashQuote | Refusal:
-            return await follower.chain.read(flash.flash(token), (await node.head()).hash)
+            head = await node.head()
+            at = BlockTime(head.number, head.hash, head.timestamp_s)
+            return await follower.chain.read(flash.flash(token, at), head.hash)
 
         available = await balance_of(node, usdc.token, usdc.a_token)
         quote = FlashQuote(market.pool, usdc.token.address, FLASH_PREMIUM_BPS[version], available)

@@ -97,7 +97,7 @@ class _Venue:
     def fees(self, one: Address, other: Address) -> list[int]:
         return sorted(fee for pair, fee in self.pools if pair == {one, other})
 
-    def paths(self, token_in: Address, token_out: Address) -> Sequence[Path]:
+    def paths(self, token_in: Address, token_out: Address, *, thorough: bool = False) -> Sequence[Path]:
         direct = [Path((token_in, token_out), (fee,)) for fee in self.fees(token_in, token_out)]
         through = [
             Path((token_in, middle, token_out), (first, second))
@@ -188,7 +188,7 @@ class _Flash:
     def source(self) -> Address:
         return self.lender
 
-    def flash(self, token: Address) -> Reads[FlashQuote | Refusal]:
+    def flash(self, token: Address, at: BlockTime) -> Reads[FlashQuote | Refusal]:
         yield [Call(self.lender, token)]
         return FlashQuote(self.lender, token, self.premium_bps, self.available_raw)
 
@@ -303,10 +303,13 @@ def value(amounts: Mapping[Address, int]) -> int:
 
 
 def required(plan: Plan, ctx: PlanContext) -> int:
-    """What the treasury must receive (Liquidator.sol `_settle`)."""
-    gained = value({plan.option.seize_token.address: plan.outcome.seize_raw})
-    paid = value({plan.option.repay_token.address: plan.outcome.repay_raw})
-    return gained - paid - gained * ctx.max_slippage_bps // BPS
+    """What the treasury must receive (Liquidator.sol `_settle`, which sees one change of each token's balance)."""
+    change = dict.fromkeys(plan.tokens, 0)
+    change[plan.option.seize_token.address] += plan.outcome.seize_raw
+    change[plan.option.repay_token.address] -= plan.outcome.repay_raw
+    gained = value({token: raw for token, raw in change.items() if raw > 0})
+    paid = -value({token: raw for token, raw in change.items() if raw < 0})
+    return max(gained - paid - gained * ctx.max_slippage_bps // BPS, 0)
 
 
 PAIRS = [
@@ -332,7 +335,7 @@ def _everywhere(depth_usd: int = 50_000_000) -> dict[PoolKey, _Reserves]:
 def test_a_plan_brings_at_least_what_it_expects(repay: Token, seize: Token, profit: Token) -> None:
     """Whatever the tokens, executing the plan returns the loan and brings at least the expected profit."""
     venue = _Venue(_everywhere(), middles=(WETH.address, USDC.address))
-    ctx = _context(venue, profit)
+    ctx = _context(venue, profit, max_slippage_bps=300)
     answer, _ = drive(plan(HEALTH, [_option(repay, seize)], ctx))
     assert isinstance(answer, Plan), answer
     assert execute(answer, venue, ctx) >= answer.expected_profit_raw
@@ -352,7 +355,7 @@ def test_a_plan_brings_at_least_what_it_expects(repay: Token, seize: Token, prof
 def test_legs_by_case(repay: Token, seize: Token, profit: Token, kinds: list[list[bool]]) -> None:
     """Sell for the loan's token, or buy the shortfall and keep the rest: each case has its sequence of legs."""
     venue = _Venue(_everywhere())
-    answer, _ = drive(plan(HEALTH, [_option(repay, seize)], _context(venue, profit)))
+    answer, _ = drive(plan(HEALTH, [_option(repay, seize)], _context(venue, profit, max_slippage_bps=300)))
     assert isinstance(answer, Plan)
     assert [leg.exact_out for leg in answer.legs] in kinds
 
@@ -364,6 +367,19 @@ def test_collateral_that_is_the_debt_needs_no_swap() -> None:
     repay = answer.outcome.repay_raw
     assert answer.expected_profit_raw == answer.outcome.seize_raw - repay - mul_div_up(repay, 5, BPS)
     assert answer.legs == () and rounds == [1]
+
+
+def test_in_kind_the_premium_must_fit_into_the_slippage_of_the_gain() -> None:
+    """Where debt and collateral are one token, the Liquidator excuses slippage on the net gain only: a premium above
+    that would revert on chain, so another pair is taken, or none.
+    """
+    venue = _Venue(_everywhere())
+    ctx = _context(venue, flash_sources=(_Flash(premium_bps=9),))
+    alone, _ = drive(plan(HEALTH, [_option(USDC, USDC)], ctx))
+    assert isinstance(alone, Refusal) and alone.reason == "over_slippage"
+    beside, _ = drive(plan(HEALTH, [_option(USDC, USDC), _option(USDC, WETH, 10_000)], ctx))
+    assert isinstance(beside, Plan) and beside.option.seize_token == WETH
+    assert execute(beside, venue, ctx) >= beside.expected_profit_raw
 
 
 def test_a_plan_states_its_gas_and_floor() -> None:

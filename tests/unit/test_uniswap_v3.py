@@ -144,17 +144,22 @@ def test_a_missing_pool_is_asked_for_once() -> None:
 
 
 def test_a_pool_created_later_is_found() -> None:
-    """Missing pools are routed again every so often, so a new pool is used without a restart."""
+    """A thorough look routes missing pools again, so a new pool is used without a restart."""
     chain = _Chain({(WETH, USDC, 500): 10})
     venue = _venue()
     for path in venue.paths(WETH, USDC):
         chain.run(venue.quote(path, 100))
     chain.pools[WETH, USDC, 3000] = 10
-    found = False
-    for _ in range(64):
-        for path in venue.paths(WETH, USDC):
-            found |= path.fees == (3000,) and isinstance(chain.run(venue.quote(path, 100)), Quote)
-    assert found
+
+    def found(*, thorough: bool) -> bool:
+        return any(
+            path.fees == (3000,) and isinstance(chain.run(venue.quote(path, 100)), Quote)
+            for path in venue.paths(WETH, USDC, thorough=thorough)
+        )
+
+    assert not found(thorough=False)
+    assert found(thorough=True)
+    assert found(thorough=False)
 
 
 def test_two_hops_keep_to_the_deepest_tiers() -> None:
@@ -170,6 +175,7 @@ def test_two_hops_keep_to_the_deepest_tiers() -> None:
     everything = venue.paths(WETH, USDC)
     for _ in range(2):
         chain.run(together([venue.quote(path, 100) for path in everything]))
+    assert len(venue.paths(WETH, USDC, thorough=True)) == len(everything) == 4 + 4 * 4
     direct = [path.fees for path in venue.paths(WETH, USDC) if len(path.fees) == 1]
     through = [path.fees for path in venue.paths(WETH, USDC) if len(path.fees) == 2]
     assert direct == [(3000,), (500,), (100,), (10_000,)]

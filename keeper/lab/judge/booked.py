@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from keeper.abi import checksum, load
 from keeper.errors import ConfigError
-from keeper.lab.judge.evidence import Evidence, Mined, Sent
+from keeper.lab.judge.case import Case, Liquidated, about, decoded, standing
+from keeper.lab.judge.evidence import Evidence
+from keeper.lab.judge.outcomes import explain
 from keeper.lab.judge.record import Entry, broken_chain, read_record
 from keeper.lab.judge.terms import Terms
 from keeper.lab.judge.verdict import Difference, PausedLiquidation
@@ -29,9 +31,6 @@ _PAUSED, _UNPAUSED = (_PAUSE_GUARD.event(name) for name in ("Paused", "Unpaused"
 _TRANSFER: Final = _ERC20.event("Transfer")
 _BALANCE_OF: Final = _ERC20.function("balanceOf")
 
-_MINED_STATUS: Final = {"settled": 1, "reverted": 0, "cancelled": 1}
-_OUTCOMES: Final = ("settled", "reverted", "cancelled", "lost_race", "dropped")
-
 
 @dataclass(frozen=True, slots=True)
 class Books:
@@ -40,35 +39,6 @@ class Books:
     differences: tuple[Difference, ...]
     paused_liquidations: tuple[PausedLiquidation, ...]
     totals: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Liquidated:
-    """A Liquidated event."""
-
-    log: Log
-    plan_id: Hash
-    protocol: Hash
-    profit_token: Address
-    profit_raw: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Both sides, gathered. `outcomes` are those of the ledger that were not undone by a reorganisation."""
-
-    terms: Terms
-    entries: Sequence[Entry]
-    outcomes: Sequence[Entry]
-    receipts: Mapping[Hash, Mined]
-    events: Sequence[_Liquidated]
-    swept: Sequence[Log]
-    sent: Sequence[Sent]
-    nonce: int
-
-    def of_kind(self, *kinds: str) -> list[Entry]:
-        """Entries of some kinds, in order."""
-        return [entry for entry in self.entries if entry.kind in kinds]
 
 
 async def examine(evidence: Evidence, terms: Terms) -> Books:
@@ -80,9 +50,9 @@ async def examine(evidence: Evidence, terms: Terms) -> Books:
             f"contracts.liquidator {checksum(terms.liquidator)} never did anything on this chain."
         )
     first = own_logs[0].block_number
-    operators = list(dict.fromkeys(event["operator"] for event in _decoded(own_logs, _OPERATOR_SET)))
+    operators = list(dict.fromkeys(event["operator"] for event in decoded(own_logs, _OPERATOR_SET)))
     events = [
-        _Liquidated(log, event["planId"], event["protocol"], event["profitToken"], event["profit"])
+        Liquidated(log, event["planId"], event["protocol"], event["profitToken"], event["profit"])
         for log, event in (
             (log, _LIQUIDATED.decode(log)) for log in own_logs if log.topics[0] == _LIQUIDATED.topic
         )
@@ -90,23 +60,23 @@ async def examine(evidence: Evidence, terms: Terms) -> Books:
     sent = await evidence.transactions(operators, first)
     hashes = {one for entry in entries if (one := entry.transaction) is not None}
     hashes |= {one.hash for one in sent} | {event.log.transaction_hash for event in events}
-    case = _Case(
+    case = Case(
         terms=terms,
         entries=entries,
-        outcomes=_standing(entries),
+        outcomes=standing(entries),
         receipts=await evidence.receipts(sorted(hashes)),
         events=events,
         swept=[log for log in own_logs if log.topics[0] == _SWEPT.topic],
         sent=sent,
         nonce=max((await evidence.nonces(operators)).values(), default=0),
     )
+    explained = await explain(case, evidence)
     in_flight, unaccounted = _unaccounted(case)
     treasury, differing = await _treasury(evidence, case, first)
     differences = [
         *broken_chain(entries),
-        *_outcomes(case),
+        *explained.differences,
         *_unbooked(case),
-        *_order_of_signing(case),
         *_twice(case),
         *unaccounted,
         *_sums(case),
@@ -117,8 +87,8 @@ async def examine(evidence: Evidence, terms: Terms) -> Books:
     totals = {
         "ledger_entries": len(entries),
         "liquidations": len(events),
-        "settled": len([entry for entry in case.outcomes if entry.kind == "settled"]),
-        "reverted": len([entry for entry in case.outcomes if entry.kind == "reverted"]),
+        "outcomes": explained.outcomes,
+        "explained": dict(explained.reasons),
         "in_flight": in_flight,
         "operator_transactions": len(sent),
         "gas_cost_wei": str(sum(case.receipts[one.hash].cost_wei for one in sent)),
@@ -128,67 +98,10 @@ async def examine(evidence: Evidence, terms: Terms) -> Books:
     return Books(tuple(differences), tuple(paused), totals)
 
 
-def _standing(entries: Sequence[Entry]) -> list[Entry]:
-    """Outcomes not followed by a `reorged` entry of their plan."""
-    undone = {entry.plan_id: entry.seq for entry in entries if entry.kind == "reorged"}
-    return [
-        entry for entry in entries if entry.kind in _OUTCOMES and entry.seq > undone.get(entry.plan_id, 0)
-    ]
-
-
-# --- each outcome against its receipt ---------------------------------------------------------------------------------
-
-
-def _outcomes(case: _Case) -> Iterable[Difference]:
-    for entry in case.outcomes:
-        if entry.kind not in _MINED_STATUS:
-            continue
-        mined = case.receipts.get(entry.transaction or Hash(b""))
-        if mined is None:
-            yield _about(entry, "receipt", f"the chain knows no transaction of this {entry.kind} entry")
-            continue
-        figures = [
-            ("status", _MINED_STATUS[entry.kind], mined.status),
-            ("block", entry.integer("block"), mined.block_number),
-            ("block_hash", entry.word("block_hash"), hex_of(mined.block_hash)),
-            ("gas_used", entry.integer("gas_used"), mined.gas_used),
-            ("gas_cost_wei", entry.integer("gas_cost_wei"), mined.cost_wei),
-        ]
-        if entry.kind == "settled":
-            figures += _gains(case, entry, mined)
-        for name, booked, found in figures:
-            if booked != found:
-                yield _about(entry, name, f"{name} differs", booked, found)
-
-
-def _gains(case: _Case, entry: Entry, mined: Mined) -> list[tuple[str, Any, Any]]:
-    """The profit as booked, as the Liquidator's event says it, and as it arrived at the treasury."""
-    mine = [event for event in case.events if event.log.transaction_hash == mined.transaction_hash]
-    event = next((event for event in mine if hex_of(event.plan_id) == entry.plan_id.lower()), None)
-    if event is None:
-        return [("liquidated_event", entry.plan_id, ", ".join(hex_of(one.plan_id) for one in mine) or "none")]
-    arrived = sum(
-        transfer["value"]
-        for transfer in _decoded(mined.logs, _TRANSFER, event.profit_token)
-        if (transfer["from"], transfer["to"]) == (case.terms.liquidator, case.terms.treasury)
-    )
-    swept = sum(
-        sweep["amount"]
-        for sweep in _decoded(mined.logs, _SWEPT, case.terms.liquidator)
-        if sweep["token"] == event.profit_token
-    )
-    profit_raw = entry.integer("profit_raw")
-    return [
-        ("profit_token", entry.word("profit_token"), checksum(event.profit_token).lower()),
-        ("profit_raw", profit_raw, event.profit_raw),
-        ("treasury_delta", profit_raw, arrived - swept),
-    ]
-
-
 # --- transactions, plans and nonces -----------------------------------------------------------------------------------
 
 
-def _unbooked(case: _Case) -> Iterable[Difference]:
+def _unbooked(case: Case) -> Iterable[Difference]:
     """What happened on chain that the ledger does not know."""
     settled = {
         (entry.transaction, entry.plan_id.lower()) for entry in case.outcomes if entry.kind == "settled"
@@ -225,16 +138,7 @@ def _unbooked(case: _Case) -> Iterable[Difference]:
             )
 
 
-def _order_of_signing(case: _Case) -> Iterable[Difference]:
-    """An outcome must come after the entry that its transaction was signed."""
-    signed = {entry.transaction: entry.seq for entry in reversed(case.of_kind("signed"))}
-    for entry in case.outcomes:
-        seq = signed.get(entry.transaction)
-        if entry.kind in _MINED_STATUS and (seq is None or seq > entry.seq):
-            yield _about(entry, "signed_before", "no signed entry of its transaction comes before it")
-
-
-def _twice(case: _Case) -> Iterable[Difference]:
+def _twice(case: Case) -> Iterable[Difference]:
     """No plan settles twice, on either side, and no nonce serves two plans."""
     booked = Counter(entry.plan_id for entry in case.outcomes if entry.kind == "settled")
     mined = Counter(hex_of(event.plan_id) for event in case.events)
@@ -248,16 +152,16 @@ def _twice(case: _Case) -> Iterable[Difference]:
             plans[entry.integer("nonce")].setdefault(entry.plan_id, entry)
     for nonce, users in plans.items():
         for entry in list(users.values())[1:]:
-            yield _about(entry, "nonce_reused", f"nonce {nonce} was signed for another plan before")
+            yield about(entry, "nonce_reused", f"nonce {nonce} was signed for another plan before")
 
 
-def _unaccounted(case: _Case) -> tuple[int, list[Difference]]:
+def _unaccounted(case: Case) -> tuple[int, list[Difference]]:
     """How many signed transactions may still be mined, and those that cannot and have no outcome."""
     concluded = {entry.plan_id for entry in case.outcomes}
     signed = {entry.transaction for entry in case.of_kind("signed")}
     in_flight = 0
     lost = [
-        _about(entry, "sent_unsigned", "it was sent and no signed entry says so")
+        about(entry, "sent_unsigned", "it was sent and no signed entry says so")
         for entry in case.of_kind("sent")
         if entry.transaction not in signed
     ]
@@ -268,7 +172,7 @@ def _unaccounted(case: _Case) -> tuple[int, list[Difference]]:
         nonce = entry.integer("nonce")
         if mined or nonce is None or nonce < case.nonce:
             why = "was mined" if mined else "can no longer be mined, its nonce is used"
-            lost.append(_about(entry, "unaccounted", f"it {why} and the ledger has no outcome of its plan"))
+            lost.append(about(entry, "unaccounted", f"it {why} and the ledger has no outcome of its plan"))
         else:
             in_flight += 1
     return in_flight, lost
@@ -277,7 +181,7 @@ def _unaccounted(case: _Case) -> tuple[int, list[Difference]]:
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
-def _sums(case: _Case) -> Iterable[Difference]:
+def _sums(case: Case) -> Iterable[Difference]:
     booked: Counter[str] = Counter()
     for entry in case.outcomes:
         if entry.kind == "settled":
@@ -296,7 +200,7 @@ def _sums(case: _Case) -> Iterable[Difference]:
 
 
 async def _treasury(
-    evidence: Evidence, case: _Case, first: int
+    evidence: Evidence, case: Case, first: int
 ) -> tuple[list[dict[str, str]], list[Difference]]:
     """The treasury's balances since the Liquidator's first block: from whom, and whether they add up."""
     tokens = dict.fromkeys([case.terms.profit_token, *(event.profit_token for event in case.events)])
@@ -308,7 +212,7 @@ async def _treasury(
         delta = await evidence.read(_BALANCE_OF, token, treasury) - before
         from_us = sum(value for sender, value in received if sender == case.terms.liquidator)
         from_others = sum(value for sender, value in received if sender != case.terms.liquidator)
-        swept = sum(sweep["amount"] for sweep in _decoded(case.swept, _SWEPT) if sweep["token"] == token)
+        swept = sum(sweep["amount"] for sweep in decoded(case.swept, _SWEPT) if sweep["token"] == token)
         profit = sum(event.profit_raw for event in case.events if event.profit_token == token)
         # A plan in another profit token may leave some of this one behind: it is swept or arrives as a remainder.
         remainder = from_us - swept - profit
@@ -359,14 +263,14 @@ async def _transfers(
     word = Hash(bytes(12) + treasury)
     incoming = await evidence.logs([_TRANSFER.topic, None, word], token, first)
     outgoing = await evidence.logs([_TRANSFER.topic, word], token, first)
-    received = [(moved["from"], moved["value"]) for moved in _decoded(incoming, _TRANSFER)]
-    return received, sum(moved["value"] for moved in _decoded(outgoing, _TRANSFER))
+    received = [(moved["from"], moved["value"]) for moved in decoded(incoming, _TRANSFER)]
+    return received, sum(moved["value"] for moved in decoded(outgoing, _TRANSFER))
 
 
 # --- the pause --------------------------------------------------------------------------------------------------------
 
 
-def _paused(guard_logs: Sequence[Log], events: Sequence[_Liquidated]) -> list[PausedLiquidation]:
+def _paused(guard_logs: Sequence[Log], events: Sequence[Liquidated]) -> list[PausedLiquidation]:
     """Liquidations mined while their protocol or everything was paused, in the order of the chain's events."""
     timeline = [*guard_logs, *(event.log for event in events)]
     timeline.sort(key=lambda log: (log.block_number, log.index))
@@ -386,24 +290,3 @@ def _paused(guard_logs: Sequence[Log], events: Sequence[_Liquidated]) -> list[Pa
         elif log.topics[0] == _UNPAUSED.topic:
             paused.discard(log.topics[1])
     return found
-
-
-def _decoded(logs: Iterable[Log], event: Any, address: Address | None = None) -> list[dict[str, Any]]:
-    """The values of those logs that are this event, of one contract where it is given."""
-    return [
-        event.decode(log)
-        for log in logs
-        if log.topics and log.topics[0] == event.topic and address in (None, log.address)
-    ]
-
-
-def _about(entry: Entry, check: str, detail: str, booked: Any = None, chain: Any = None) -> Difference:
-    return Difference(
-        check=check,
-        detail=detail,
-        seq=entry.seq,
-        plan_id=entry.plan_id,
-        transaction=entry.word("tx"),
-        booked=None if booked is chain is None else str(booked),
-        chain=None if booked is chain is None else str(chain),
-    )

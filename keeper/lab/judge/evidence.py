@@ -73,13 +73,16 @@ class Mined:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A transaction in a block."""
+    """A transaction in a block; `index` is its place there."""
 
     hash: Hash
     sender: Address
     to: Address | None
     nonce: int
     block_number: int
+    index: int
+    value_wei: int
+    data: bytes
 
 
 class Evidence:
@@ -171,6 +174,25 @@ class Evidence:
                 raise ChainError(f"{self.rpc.label} does not know a block it has passed; ask a full node.")
             found += [_sent(one) for one in block["transactions"] if one["from"] in wanted]
         return found
+
+    async def named(self, hashes: Sequence[Hash]) -> dict[Hash, Sent]:
+        """Those of these transactions that were mined up to the head."""
+        answers = await self._ask([("eth_getTransactionByHash", (hex_of(one),)) for one in hashes])
+        found = [_accepted(answer) for answer in answers]
+        mined = [_sent(one) for one in found if one is not None and one["blockNumber"] is not None]
+        return {one.hash: one for one in mined if one.block_number <= self.head.number}
+
+    async def block_hashes(self, numbers: Sequence[int]) -> dict[int, Hash]:
+        """The hashes of these blocks of the chain as it is now."""
+        answers = await self._ask([("eth_getBlockByNumber", (hex(number), False)) for number in numbers])
+        blocks = zip(numbers, map(_accepted, answers), strict=True)
+        return {number: Hash(_bytes(block["hash"])) for number, block in blocks if block is not None}
+
+    async def revert_of(self, transaction: Hash) -> bytes:
+        """What a mined transaction that failed reverted with, as the node's own tracer saw it."""
+        options = {"tracer": "callTracer", "tracerConfig": {"onlyTopCall": True}}
+        frame = await self.rpc.request("debug_traceTransaction", hex_of(transaction), options)
+        return _bytes(frame.get("output") or "0x")
 
     async def nonces(self, senders: Sequence[Address]) -> dict[Address, int]:
         """How many transactions each sender had mined at the head."""
@@ -284,6 +306,9 @@ def _sent(transaction: Mapping[str, Any]) -> Sent:
         to=Address(_bytes(to)) if to else None,
         nonce=int(transaction["nonce"], 16),
         block_number=int(transaction["blockNumber"], 16),
+        index=int(transaction["transactionIndex"], 16),
+        value_wei=int(transaction["value"], 16),
+        data=_bytes(transaction["input"]),
     )
 
 

@@ -109,6 +109,7 @@ class AaveV3:
         self._max_price_age_s = config.max_price_age_s
         self._market: Market | None = None
         self._marks: MarksReader | None = None
+        self._latest: Marks | None = None
         self._a_tokens: frozenset[Address] = frozenset()
 
     @property
@@ -123,6 +124,7 @@ class AaveV3:
         market = yield from load_market(self._provider)
         self._market = market
         self._marks = MarksReader(market, self._max_price_age_s)
+        self._latest = None
         self._a_tokens = frozenset(reserve.a_token for reserve in market.listed())
 
     def warnings(self) -> Sequence[str]:
@@ -185,13 +187,17 @@ class AaveV3:
         """Prices, indices and parameters as a block at `at.timestamp_s` would compute them.
 
         Indices are projected from each reserve's last update, so `at` may lie in the future of its own block hash.
+        The last marks are kept: asked for again, by a flash source say, they cost no round.
         """
         if self._marks is None:
             raise AdapterError(f"{self.name} was used before it was loaded.")
+        if self._latest is not None and self._latest.at == at:
+            return self._latest
         exact = yield from self._marks.read(at)
         if isinstance(exact, Refusal):
             return exact
-        return Marks(at, self.market, exact, exact.weights())
+        self._latest = Marks(at, self.market, exact, exact.weights())
+        return self._latest
 
     def assess(self, position: Position, marks: Marks) -> Health | Refusal:
         """The account's health as Pool.getUserAccountData would answer at the marks' timestamp and prices."""

@@ -37,6 +37,7 @@ _PRICES: Final = ORACLE.function("getAssetsPrices")
 _PRICE: Final = ORACLE.function("getAssetPrice")
 _VIRTUAL_BALANCE: Final = POOL.function("getVirtualUnderlyingBalance")
 _BALANCE: Final = ATOKEN.function("balanceOf")
+_PREMIUM: Final = POOL.function("FLASHLOAN_PREMIUM_TOTAL")
 
 _RESERVE_DATA_SIZE: Final = 15 * 32
 
@@ -65,13 +66,17 @@ class ReserveState:
 
 @dataclass(frozen=True, slots=True)
 class AaveMarks:
-    """Prices, indices and parameters as of `timestamp_s`; `category_prices` are e-mode prices (until 3.1)."""
+    """Prices, indices and parameters as of `timestamp_s`; `category_prices` are e-mode prices (until 3.1).
+
+    `flash_premium_bps` is what a flash loan of any of the reserves costs.
+    """
 
     market: Market
     timestamp_s: int
     states: tuple[ReserveState | None, ...]
     category_prices: Mapping[int, int]
     sentinel_allows: bool
+    flash_premium_bps: int
 
     def state(self, reserve_id: int) -> ReserveState:
         """The state of a reserve that exists."""
@@ -168,6 +173,7 @@ class MarksReader:
         calls += [GET_RESERVE_DATA.call(market.pool, reserve.token.address) for reserve in self._reserves]
         calls += [liquidity_call(market, reserve) for reserve in self._reserves]
         calls += [LATEST_ROUND.call(reserve.price_source) for reserve in self._timed]
+        calls.append(_PREMIUM.call(market.pool))
         if market.sentinel != ZERO_ADDRESS:
             calls.append(_ALLOWED.call(market.sentinel))
         self._calls: Sequence[Call] = tuple(calls)
@@ -221,6 +227,7 @@ class MarksReader:
                 zip((emode.category for emode in self._priced), prices[count:], strict=True)
             ),
             sentinel_allows=market.sentinel == ZERO_ADDRESS or bool(answered(_ALLOWED, results[-1])),
+            flash_premium_bps=answered(_PREMIUM, results[1 + 2 * count + len(timed)]),
         )
 
 
