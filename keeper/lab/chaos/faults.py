@@ -30,6 +30,7 @@ Content = Literal[
     "duplicate_logs",  # every log comes twice
     "missing_logs",  # no log comes
     "removed_logs",  # every log comes again as removed
+    "missing_receipts",  # there is no receipt yet
     "stale_head",  # the newest block is the one at the beginning of the span; state answers stay true
     "wrong_chain",  # the chain id is `amount`
     "lying_slot",  # one bit of one word of an eth_call, which `amount` chooses, is flipped
@@ -72,6 +73,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "duplicate_logs": ("eth_getLogs",),
     "missing_logs": ("eth_getLogs",),
     "removed_logs": ("eth_getLogs",),
+    "missing_receipts": ("eth_getTransactionReceipt",),
     "stale_head": ("eth_blockNumber", "eth_getBlockByNumber", NOTICE),
     "wrong_chain": ("eth_chainId",),
     "lying_slot": ("eth_call",),
@@ -189,7 +191,10 @@ def random_script(chance: random.Random, points: Sequence[str]) -> Script:
             events.append(random_event(chance, min(near + chance.randint(0, 2), blocks - 1), points))
         else:
             faults.append(random_fault(chance, near, blocks, STEPWISE))
-    if chance.random() < 0.2:
+    if chance.random() < 0.15:
+        # what is sent is lost for so long that its nonce has to be taken back
+        faults.append(Fault("swallow", chance.choice(falls), chance.randint(4, 12)))
+    if chance.random() < 0.15:
         # gas grows dear right after something was sent, and the pool keeps it: it has to be outbid
         near = chance.choice(falls)
         events.append(Event("base_fee", near + 1, chance.choice((10, 40, 90))))
@@ -220,7 +225,7 @@ def random_fault(chance: random.Random, first: int, blocks: int, groups: Sequenc
         return Fault(
             kind, chance.randint(0, 8 if methods else 40), chance.randint(1, 4), "request", methods, amount
         )
-    most = 1 if kind == "drop" and not methods else 4
+    most = {"drop": 2, "clock_jump": 10}.get(kind, 4)
     return Fault(
         kind, first, chance.randint(1, max(1, min(most, blocks - 1 - first))), "block", methods, amount
     )

@@ -230,6 +230,8 @@ class Proxy:
         """What is made of a node's answer."""
         if "missing_logs" in bites:
             result = []
+        if "missing_receipts" in bites:
+            result = None
         if "duplicate_logs" in bites:
             result = [log for log in result for _ in range(2)]
         if "removed_logs" in bites:
