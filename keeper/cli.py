@@ -286,6 +286,24 @@ def lab_install() -> None:
     print(f"The lab is ready in {install.lab_home()}.")
 
 
+@lab_app.command("chaos")
+def lab_chaos(
+    seed: Annotated[int, typer.Option("--seed", min=0, help="What all chance follows from.")] = 0,
+    kills: Annotated[int, typer.Option("--kills", min=0, help="Deaths of the daemon's process.")] = 10,
+    scripts: Annotated[
+        int, typer.Option("--scripts", min=0, help="Scripts of faults, of this seed and those after it.")
+    ] = 50,
+    json: Json = False,
+) -> None:
+    """Let nodes, pool, disk and clock go wrong, kill the daemon, and prove that no promise was broken."""
+    from keeper.lab.chaos import session
+
+    document = _wait(session.run(seed, kills, scripts, quiet=json))
+    _print(document, session.render, json)
+    if not document["ok"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command("reaction")
 def bench_reaction(
     json: Json = False,

@@ -209,14 +209,17 @@ async def open_lab(
     block_time_s: int | None = None,
     dump_state: Path | None = None,
     ipc: bool = False,
+    history: int | None = None,
 ) -> Lab:
     """A running world.
 
     With the `wall` clock block times are the wall's and every feed has just reported; `steady` continues from the
     built chain second by second, the same on every run. Blocks come with each transaction, or every `block_time_s`.
+    With `history` the states of that many blocks are kept, in memory alone, where else old ones go to disk.
     """
     prepared = await prepare(spec)
-    anvil = Anvil.start(load_state=prepared.state, dump_state=dump_state, ipc=ipc)
+    kept = () if history is None else ("--prune-history", str(history))
+    anvil = Anvil.start(load_state=prepared.state, dump_state=dump_state, ipc=ipc, extra=kept)
     try:
         node = await Node.open(anvil.url)
         try:

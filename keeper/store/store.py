@@ -349,9 +349,9 @@ class Store(Database):
 
     def _attempts(self, connection: Connection, plan_id: Hash) -> tuple[Attempt, ...]:
         query = select(transactions).where(transactions.c.plan_id == plan_id)
-        # a bump may be signed within the same second; its fee is always the higher one
+        # by fee and not by time: each attempt offers more than the one before, whatever the clock said
         rows: Sequence[Row[Any]] = sorted(
-            connection.execute(query).all(), key=lambda row: (row.signed_at_s, int(row.max_fee_wei))
+            connection.execute(query).all(), key=lambda row: int(row.max_fee_wei)
         )
         return tuple(
             Attempt(

@@ -12,7 +12,7 @@ from keeper.protocols.aave_v3.health import judge, liquidation_price
 from keeper.protocols.aave_v3.market import EMode, ReserveConfig
 from keeper.protocols.aave_v3.marks import AaveMarks, ReserveState, liquidity_of
 from keeper.protocols.aave_v3.options import find_options, outcome_of
-from keeper.protocols.aave_v3.positions import holdings, rows_of
+from keeper.protocols.aave_v3.positions import holdings, read_positions, rows_of
 from keeper.protocols.aave_v3.rules import Rules, rules_of
 from keeper.types import ZERO_ADDRESS, Address, Health, Option, Position, PositionKey, Refusal
 from tests.protocols.aave_v3_markets import (
@@ -71,6 +71,18 @@ def test_words_of_high_reserves_are_found() -> None:
         (127, True, False),
     ]
     assert (found[2].scaled_collateral, found[1].scaled_debt) == (huge, 7)
+
+
+@pytest.mark.parametrize(("emode", "balance"), [(1 << 200, 5), (256, 5), (0, 1 << 128), (0, 1 << 255)])
+def test_words_no_market_could_hold_are_an_error(emode: int, balance: int) -> None:
+    """An e-mode beyond 8 bits or a balance beyond 128 is a node's nonsense, not a crash and not a position."""
+    lent = market(V36, [reserve(0, 8)], {})
+    read = read_positions(PROTOCOL, MARKET, lent, [PositionKey(PROTOCOL, MARKET, address(7))])
+    assert len(next(read)) == 2
+    with pytest.raises(AdapterError, match="do not trust the node"):
+        # collateral and debt in reserve 0, then how much of each
+        read.send([(3).to_bytes(32), emode.to_bytes(32)])
+        read.send([balance.to_bytes(32)] * 2)
 
 
 def test_rows_round_against_the_account() -> None:

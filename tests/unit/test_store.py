@@ -43,7 +43,9 @@ def _reserve(store: Store, plan: int, nonce: int, sender: Address = SENDER) -> N
     store.reserve(_hash(plan), nonce, sender=sender, key=KEY, at_s=100)
 
 
-def _sign(store: Store, plan: int, transaction: int, *, cancel: bool = False, max_fee_wei: int = 5) -> None:
+def _sign(
+    store: Store, plan: int, transaction: int, *, cancel: bool = False, max_fee_wei: int = 5, at_s: int = 101
+) -> None:
     store.signed(
         _hash(plan),
         _hash(transaction),
@@ -52,7 +54,7 @@ def _sign(store: Store, plan: int, transaction: int, *, cancel: bool = False, ma
         max_fee_wei=Wei(max_fee_wei),
         gas_limit=Gas(1000),
         last_block=None if cancel else BlockNumber(9),
-        at_s=101,
+        at_s=at_s,
     )
 
 
@@ -377,6 +379,15 @@ def test_a_restart_finds_what_may_be_in_flight(tmp_path: Path) -> None:
         Attempt(_hash(11), "cancel", b"raw", Wei(7), Gas(1000), None, 101, None),
     )
     assert (second.plan_id, second.state, second.attempts) == (_hash(2), "reserved", ())
+
+
+def test_attempts_keep_their_order_when_the_clock_goes_back(store: Store) -> None:
+    """The newest attempt is the one that offers most, though the clock was put back a day before it was signed."""
+    _reserve(store, 1, 7)
+    _sign(store, 1, 10, max_fee_wei=9, at_s=90_000)
+    _sign(store, 1, 11, cancel=True, max_fee_wei=10, at_s=3_600)
+    [transaction] = store.open_transactions()
+    assert [attempt.hash for attempt in transaction.attempts] == [_hash(10), _hash(11)]
 
 
 def test_gas_in_flight_is_the_worst_of_each_nonce(store: Store) -> None:

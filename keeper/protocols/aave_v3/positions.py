@@ -31,6 +31,7 @@ _HALF_MASK: Final = (1 << _HALF) - 1
 _WORD_MASK: Final = (1 << 64) - 1
 _STABLE: Final = 2
 _FIRST_RESERVE: Final = 3
+_EMODE_BITS, _BALANCE_BITS = 8, 128  # as every version stores them
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def read_positions(
     calls += [_USER_EMODE.call(market.pool, account) for account in accounts]
     results = (yield calls) if calls else []
     bitmaps = [_word(result, _USER_CONFIGURATION) for result in results[:count]]
-    group = np.array([_word(result, _USER_EMODE) for result in results[count:]], dtype=np.int64)
+    emodes = [_word(result, _USER_EMODE, _EMODE_BITS) for result in results[count:]]
+    group = np.array(emodes, dtype=np.int64)
     live = np.array([bool(bitmap & _BORROWING_MASK) for bitmap in bitmaps], dtype=np.bool_)
     words = np.zeros((count, _FIRST_RESERVE + 2 * len(market.reserves), 2), dtype=np.uint64)
 
@@ -109,7 +111,7 @@ def read_positions(
                 calls.append(_BALANCE.call(reserve.stable_debt_token, account))
     results = (yield calls) if calls else []
     for (row, column), result in zip(cells, results, strict=True):
-        amount = _word(result, _SCALED_BALANCE)
+        amount = _word(result, _SCALED_BALANCE, _BALANCE_BITS)
         if column != _STABLE:
             _put(words, row, column, amount)
         elif amount:
@@ -125,11 +127,16 @@ def read_positions(
     )
 
 
-def _word(result: Result, function: abi.Function) -> int:
-    """A one-word answer, read without the codec: there are hundreds of thousands at start."""
+def _word(result: Result, function: abi.Function, bits: int = 256) -> int:
+    """A one-word answer of so many bits, read without the codec: there are hundreds of thousands at start."""
     if isinstance(result, Reverted) or len(result) != 32:
         raise AdapterError(f"{function.signature} did not answer one word: is this an Aave V3 market?")
-    return int.from_bytes(result)
+    value = int.from_bytes(result)
+    if value >> bits:
+        raise AdapterError(
+            f"{function.signature} answered {value}, more than {bits} bits: do not trust the node."
+        )
+    return value
 
 
 def _put(words: NDArray[np.uint64], row: int, column: int, value: int) -> None:
