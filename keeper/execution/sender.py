@@ -212,6 +212,8 @@ class Sender:
         """
         for transaction, settlement in self._store.settled_after(head.number - _REORG_BLOCKS, self.operator):
             receipt = await self._chain.receipt(settlement.transaction_hash)
+            if receipt is None and await self._stands(settlement, head):
+                continue  # nodes may have a block and not its receipts yet
             if receipt is not None and receipt.block_hash == settlement.block_hash:
                 continue
             body = {
@@ -225,6 +227,11 @@ class Sender:
             self._open[transaction.plan_id] = replace(transaction, state="signed")
             self._used_nonces = 0
             self._log.warning("reorged", plan=transaction.plan_id, **body)
+
+    async def _stands(self, settlement: Settlement, head: Head) -> bool:
+        """Whether the block of an outcome is still on the chain."""
+        number = settlement.block_number
+        return number <= head.number and (await self._chain.block(number)).hash == settlement.block_hash
 
     def _reservation(self, plan: Plan, number: int, at_s: int) -> OpenTransaction:
         nonce = self._next_nonce + number
