@@ -6,10 +6,11 @@ with an attribute `config` (its pydantic model) that takes such a model and retu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,19 +20,24 @@ from pydantic import BaseModel
 
 from keeper import abi
 from keeper.chain.client import Chain
-from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, Contracts, Settings, load
+from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine, Policy
 from keeper.errors import ConfigError
+from keeper.execution.flights import Flights
+from keeper.execution.reconcile import reconcile
+from keeper.execution.relay import Refund, Relay
+from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
-from keeper.keys import DeployerKey, OperatorKey
+from keeper.keys import DeployerKey, OperatorKey, RelayKey
 from keeper.ledger import Ledger
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
 from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.store import Store
-from keeper.types import Address, Reverted, Token, Wei
+from keeper.store.canonical import canonical, plain
+from keeper.types import Address, Reverted, Token, Wei, hex_of
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -42,13 +48,17 @@ _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a command works with: an open chain and the configured protocols and venues, not yet loaded."""
+    """What a command works with: an open chain and the configured protocols and venues, not yet loaded.
+
+    Whatever is opened on top of them is closed with them, by `closing`.
+    """
 
     settings: Settings
     chain: Chain
     sources: tuple[Source, ...]
     venues: tuple[Venue, ...]
     flash_sources: tuple[FlashSource, ...]
+    closing: AsyncExitStack
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -72,8 +82,12 @@ def deployer_key(configured: Settings) -> DeployerKey:
 @asynccontextmanager
 async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     """Connect to the chain and build what the settings name; everything is closed at the end."""
-    chain = await Chain.open(configured.chain.rpc_urls, configured.chain.id, configured.chain.quorum)
-    try:
+    given = configured.chain
+    async with AsyncExitStack() as closing:
+        chain = await Chain.open(
+            given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
+        )
+        closing.push_async_callback(chain.close)
         adapters = [_adapter(model) for model in configured.protocols]
         sources = [
             Source(adapter, model.from_block)
@@ -84,9 +98,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
             UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
         ]
         flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
-        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash))
-    finally:
-        await chain.close()
+        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
 
 def operator_key(configured: Settings) -> OperatorKey:
@@ -111,7 +123,19 @@ async def engine(
     watch = Watch(parts.chain, parts.sources, store, remember=remember)
     sender = None
     if sign:
-        sender = Sender(parts.chain, operator, store, ledger, liquidator, wall_clock, time.monotonic)
+        await reconcile(parts.chain, store, ledger, parts.adapters, operator.address, liquidator, wall_clock)
+        flights = Flights(store, ledger, operator.address, wall_clock)
+        send = configured.send
+        sender = Sender(
+            parts.chain,
+            operator,
+            flights,
+            watch.liquidations,
+            liquidator,
+            time.monotonic,
+            await _way(parts, flights),
+            send.fallback_after_blocks if send.fallback == "public" else None,
+        )
     line = Engine(
         chain=parts.chain,
         watch=watch,
@@ -126,12 +150,30 @@ async def engine(
     return line, watch
 
 
+async def _way(parts: Parts, flights: Flights) -> Way | None:
+    """How plans leave, None being the public pool; raises `ConfigError` where relays are given and no key for them."""
+    send = parts.settings.send
+    if send.route == "public":
+        return None
+    key = RelayKey(parts.settings.relay_key(), parts.settings.chain.id, RELAY_KEY)
+    relays = [await Relay.open(url, key.sign_header) for url in send.relays]
+    way: Way
+    if send.route == "private":
+        way = PrivateRelays(relays, flights)
+    else:
+        refund = Refund(send.refund_percent, flights.operator) if send.refund_percent else None
+        way = BundleRelays(relays, flights, refund)
+    parts.closing.push_async_callback(way.close)
+    return way
+
+
 async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Policy:
     """What the line works by; the profit token's feed is the one the Safe gave the Liquidator."""
     configured = parts.settings
     head = await parts.chain.head()
     token = configured.profit.token
     liquidator = contracts.liquidator
+    decisive = decisive_settings(configured)
     erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
     calls = [
         erc20.function("decimals").call(token),
@@ -164,7 +206,23 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
         max_slippage_bps=configured.profit.max_slippage_bps,
         max_fee_wei=configured.limits.max_fee_wei,
         max_repay_usd_e8=configured.limits.max_repay_usd_e8,
+        decisive=decisive,
+        version=hex_of(hashlib.sha256(canonical(decisive).encode()).digest()),
     )
+
+
+def decisive_settings(configured: Settings) -> dict[str, Any]:
+    """The settings that decide what is liquidated and how, as plain JSON: limits, profit, protocols and venues."""
+    limits = configured.limits.model_dump()
+    limits["deny_accounts"] = sorted(limits["deny_accounts"])
+    sections = {
+        "limits": limits,
+        "profit": configured.profit.model_dump(),
+        "protocols": [model.model_dump() for model in configured.protocols],
+        "venues": [model.model_dump() for model in configured.venues],
+    }
+    settings: dict[str, Any] = plain(sections, "settings")
+    return settings
 
 
 async def needs(parts: Parts, operator: Address) -> Needs:

@@ -35,6 +35,7 @@ app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="PATH")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Only entries of this kind.")]
 DEFAULT_CONFIG = Path("keeper.toml")
 
 
@@ -165,14 +166,115 @@ def pause_status(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
 def ledger_list(
     config: Config = DEFAULT_CONFIG,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many, newest first.")] = 50,
-    kind: Annotated[str | None, typer.Option("--kind", help="Only entries of this kind.")] = None,
+    kind: Kind = None,
     account: Annotated[str | None, typer.Option("--account", help="Only entries about this account.")] = None,
     json: Json = False,
 ) -> None:
     """List entries of the ledger."""
-    from keeper import commands, render
+    from keeper import render
+    from keeper.commands import ledger
 
-    _print(commands.ledger_list(config, limit=limit, kind=kind, account=account), render.ledger_list, json)
+    _print(ledger.listed(config, limit=limit, kind=kind, account=account), render.ledger_list, json)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    seq: Annotated[int, typer.Argument(min=1, help="The entry's number.")],
+    config: Config = DEFAULT_CONFIG,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Prove it under the head of this many entries; else the newest."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show one entry, and the proof that a published root contains it."""
+    from keeper import render
+    from keeper.commands import ledger
+
+    _print(ledger.shown(config, seq, size), render.ledger_show, json)
+
+
+@ledger_app.command("verify")
+def ledger_verify(
+    file: Annotated[
+        Path | None, typer.Argument(help="A backup or another record, instead of the configured one.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="A head noted elsewhere that it must fit.", metavar="SIZE:ROOT"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check that no entry was changed, removed, moved, put in or cut off; needs the file and no chain."""
+    from keeper import render
+    from keeper.commands import ledger
+
+    document = ledger.verified(config, file, head)
+    _print(document, render.ledger_verify, json)
+    if not document["ok"]:
+        raise typer.Exit(1)
+
+
+@ledger_app.command("export")
+def ledger_export(
+    config: Config = DEFAULT_CONFIG,
+    form: Annotated[str, typer.Option("--format", help="csv or json.")] = "json",
+    since: Annotated[
+        str | None, typer.Option("--since", help="From this time on: ISO, or seconds since the epoch.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Before this time.")] = None,
+    kind: Kind = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write to this new file, not to stdout.")] = None,
+) -> None:
+    """Write entries, oldest first, as CSV or JSON."""
+    from keeper.commands import ledger
+
+    ledger.exported(config, form=form, since=since, until=until, kind=kind, out=out)
+
+
+@ledger_app.command("backup")
+def ledger_backup(
+    path: Annotated[Path, typer.Argument(help="The backup's new file.")],
+    config: Config = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Copy the record to a new file, also while the daemon runs, and verify the copy."""
+    from keeper import render
+    from keeper.commands import ledger
+
+    _print(ledger.backed_up(config, path), render.ledger_backup, json)
+
+
+@ledger_app.command("restore")
+def ledger_restore(
+    path: Annotated[Path, typer.Argument(help="The backup.")],
+    config: Config = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Make a verified backup the record; the daemon then asks the chain for what it lacks before it sends anything."""
+    from keeper import render
+    from keeper.commands import ledger
+
+    _print(ledger.restored(config, path), render.ledger_restore, json)
+
+
+@ledger_app.command("correct")
+def ledger_correct(
+    seq: Annotated[int, typer.Argument(min=1, help="The number of the entry that is wrong.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for whoever reads it later.")],
+    amounts: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An amount that is right; repeat for several.", metavar="NAME=AMOUNT"),
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Append a correction of an entry's amounts; nothing that was booked changes. The daemon must not run."""
+    from keeper import render
+    from keeper.commands import ledger
+
+    _print(ledger.corrected(config, seq, reason, amounts or []), render.ledger_correct, json)
 
 
 @lab_app.command("install")

@@ -35,6 +35,7 @@ from keeper.types import Address, Wei
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
 DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
+RELAY_KEY: Final = "KEEPER_RELAY_KEY"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _PLACEHOLDERS: Final = (
     "",
@@ -65,7 +66,10 @@ class Chain(Section):
         description="Nodes as http(s) or ws(s) URLs or ipc paths; several serve as failover and quorum.",
     )
     quorum: int = Field(
-        1, ge=1, description="How many nodes must agree on the pause; 1 trusts a single node."
+        1, ge=1, description="How many nodes must agree on everything; 1 believes a single node."
+    )
+    max_requests_per_s: int = Field(
+        0, ge=0, description="Most requests a second to each node; 0: as many as it takes."
     )
     max_head_age_s: int = Field(
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
@@ -157,24 +161,43 @@ class Limits(Section):
 class Send(Section):
     """`[send]`: how transactions reach a block."""
 
-    route: str = Field("public", description="How transactions are sent; public: to the nodes of [chain].")
-    relays: tuple[str, ...] = Field((), repr=False, description="Relays of the private and bundle routes.")
-
-    @field_validator("route")
-    @classmethod
-    def _built(cls, route: str) -> str:
-        if route in ("private", "bundle"):
-            raise ValueError(f'"{route}" is not available in this version; set route = "public".')
-        if route != "public":
-            raise ValueError(f'{shown(route)} is not a route; set route = "public".')
-        return route
+    route: Literal["public", "private", "bundle"] = Field(
+        "public", description="The pool of the nodes of [chain], or what the relays are asked for."
+    )
+    relays: tuple[str, ...] = Field(
+        (), repr=False, description="Relays or builders, as http(s) URLs; all get the same bytes."
+    )
+    fallback: Literal["none", "public"] = Field(
+        "none", description="Where a liquidation goes that no relay got mined; none: it expires unseen."
+    )
+    fallback_after_blocks: int = Field(2, ge=1, le=100, description="After how many blocks it goes there.")
+    refund_percent: int = Field(
+        0, ge=0, le=99, description="Of a bundle's reward, asked back from builders for the operator."
+    )
 
     @field_validator("relays")
     @classmethod
-    def _used(cls, relays: tuple[str, ...]) -> tuple[str, ...]:
-        if relays:
+    def _usable(cls, relays: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        route = info.data.get("route", "public")
+        if route == "public" and relays:
             raise ValueError('relays are not used by the route "public"; set relays = [].')
+        if route != "public" and not relays:
+            raise ValueError(f'the route "{route}" needs at least one relay; add its URL.')
+        if any(not url.startswith(("http://", "https://")) for url in relays):
+            raise ValueError("a relay must be an http:// or https:// URL.")
+        if len(set(relays)) != len(relays):
+            raise ValueError("a relay is listed twice; list each once.")
         return relays
+
+    @field_validator("fallback", "refund_percent")
+    @classmethod
+    def _of_relays(cls, value: str | int, info: ValidationInfo) -> str | int:
+        route = info.data.get("route", "bundle")
+        if value == "public" and route == "public":
+            raise ValueError('the route "public" has no fallback; set fallback = "none".')
+        if isinstance(value, int) and value and route != "bundle":
+            raise ValueError('only bundles are refunded; set route = "bundle" or refund_percent = 0.')
+        return value
 
 
 class Guard(Section):
@@ -221,6 +244,7 @@ class Settings(Section):
     venues: tuple[Any, ...]
     operator_secret: SecretStr | None
     deployer_secret: SecretStr | None
+    relay_secret: SecretStr | None
 
     def require_contracts(self) -> Contracts:
         """The deployed contracts, or `ConfigError` before `keeper deploy`."""
@@ -235,6 +259,10 @@ class Settings(Section):
     def deployer_key(self) -> str:
         """The key that pays for deploying, in hex, or `ConfigError` when it was not given."""
         return self._secret(DEPLOYER_KEY, self.deployer_secret)
+
+    def relay_key(self) -> str:
+        """The key that relays know us by, in hex, or `ConfigError` when it was not given."""
+        return self._secret(RELAY_KEY, self.relay_secret)
 
     def _secret(self, name: str, value: SecretStr | None) -> str:
         if value is None:
@@ -268,7 +296,7 @@ def load(
     line per problem: where, which key, what is wrong and what to do.
     """
     path = path.expanduser().absolute()
-    document = Document.read(path, environ, (PRIVATE_KEY, DEPLOYER_KEY))
+    document = Document.read(path, environ, (PRIVATE_KEY, DEPLOYER_KEY, RELAY_KEY))
     tables = document.tables
     known = [*_SECTIONS, "contracts", "signer", "protocols", "venues"]
     for name in tables:
@@ -285,9 +313,13 @@ def load(
     found["venues"] = _venues(document, venue_models)
     found["operator_secret"] = _private_key(document, PRIVATE_KEY)
     found["deployer_secret"] = _private_key(document, DEPLOYER_KEY)
+    found["relay_secret"] = _private_key(document, RELAY_KEY)
+    rich = [_digits(found[name]) for name in ("operator_secret", "deployer_secret") if found[name]]
+    if found["relay_secret"] and _digits(found["relay_secret"]) in rich:
+        document.fail((RELAY_KEY,), "relays need a key of their own that owns nothing; generate one.")
     document.check()
     settings = Settings(**found)
-    for url in settings.chain.rpc_urls:
+    for url in (*settings.chain.rpc_urls, *settings.send.relays):
         secrets.register_url(url)
     return settings
 
@@ -369,6 +401,10 @@ def _private_key(document: Document, name: str) -> SecretStr | None:
         document.fail((name,), "this secret is not a private key; it must be 32 bytes in hex.")
         return None
     return SecretStr(text)
+
+
+def _digits(secret: SecretStr) -> str:
+    return secret.get_secret_value().lower().removeprefix("0x")
 
 
 def _node(url: str, info: ValidationInfo) -> str:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from keeper.chain.client import Chain
 from keeper.errors import AdapterError
-from keeper.execution.fees import bid, inclusion_price
-from keeper.execution.sender import Cleared, Sender
-from keeper.fixed import mul_div_up
-from keeper.guard import Clearance, Guard, PauseState, Spent, read_scopes, scope_of
+from keeper.execution.fees import Market, affordable_wei
+from keeper.execution.sender import Cleared, Sender, Stuck
+from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
@@ -50,10 +50,7 @@ T = TypeVar("T")
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
 _PLANNED_AT_ONCE: Final = 64
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
-_HOUR_S: Final = 3_600
-_DAY_S: Final = 86_400
 _TIP_EVERY_HEADS: Final = 50
-_SPENT_EVERY_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +67,8 @@ class Policy:
     max_slippage_bps: int
     max_fee_wei: Wei
     max_repay_usd_e8: int
+    decisive: Mapping[str, Any]  # every setting that decides, in the ledger's words
+    version: str  # their hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +84,12 @@ class View:
 
 @dataclass(slots=True)
 class StepReport:
-    """What one head came to; `reaction_us` is from its arrival to the first broadcast."""
+    """What one head came to; `reaction_us` is from its arrival to the first broadcast of what was not in flight."""
 
     head: Head
     liquidatable: int = 0
     sent: list[Submission] = field(default_factory=list)
+    replaced: list[Submission] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
     refused: list[tuple[str, Address | None, Refusal]] = field(default_factory=list)
     reaction_us: int | None = None
@@ -124,19 +124,24 @@ class Engine:
         self._sender = sender
         self._policy = policy
         self._wall_clock = wall_clock
-        self._tip_wei = Wei(0)
+        self._tips_wei: tuple[Wei, ...] = (Wei(0),)
         self._paused: frozenset[str] = frozenset()
         self._plan_gas: dict[str, int] = {}
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
-        self._lately: tuple[int, int, Spent] | None = None
+        self._spending = Spending(ledger, wall_clock)
         self._log = structlog.get_logger("keeper")
+
+    @property
+    def policy(self) -> Policy:
+        """What the line works by."""
+        return self._policy
 
     async def prepare(self, head: Head) -> None:
         """Learn what the next block will look like: its tip and how long blocks take."""
-        self._tip_wei = await self._chain.suggested_tip()
+        self._tips_wei = await self._chain.suggested_tips()
         if head.number > 0:
             parent = await self._chain.block(head.parent_hash)
             self._block_time_s = max(1, head.timestamp_s - parent.timestamp_s)
@@ -147,22 +152,23 @@ class Engine:
         await self._watch.start(head)
         self._warned = self._warnings()  # preflight has told these
         if self._sender:
-            await self._sender.recover()
+            self._sender.doubt(self._watch.common)
+            await self._sender.recover(head)
 
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
         report = StepReport(head)
         # the look first: it is what the node takes longer for
         view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head))
+        if self._sender and self._watch.orphaned:
+            self._sender.doubt(self._watch.common)
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
         if self._sender:
-            if self._watch.orphaned:
-                self._sender.doubt()
-            report.settled = await self._sender.settle(
-                head, view.native, self._tip_wei, self._policy.max_fee_wei
-            )
+            report.settled = await self._sender.settle(head, view.native)
+        if self._chain.quorum > 1:
+            await self._watch.confirm(view.marks, head)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
@@ -170,6 +176,8 @@ class Engine:
         if report.sent:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
+        if self._sender:
+            await self._sender.tend(head, self._market(head), partial(self.standing, view, head))
         self._book(report)
         self._note_pause(view)
         self._watch.save()
@@ -186,7 +194,7 @@ class Engine:
             read_price(self._policy.profit_feed, at),
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
-        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash, quorum=True)
+        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(
@@ -210,7 +218,7 @@ class Engine:
             profit_token=policy.profit_token,
             profit_usd_e8=view.profit.usd_e8,
             native_usd_e8=view.native.usd_e8_up,
-            gas_price_wei=inclusion_price(head, self._tip_wei),
+            gas_price_wei=self._market(head).price(),
             max_fee_wei=policy.max_fee_wei,
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
@@ -237,7 +245,7 @@ class Engine:
         """Drive one read at `head`."""
         return await self._chain.read(read, head.hash)
 
-    def standing(self, view: View, protocol: str, head: Head) -> Refusal | None:
+    def standing(self, view: View, head: Head, protocol: str) -> Refusal | None:
         """Why nothing of `protocol` may be signed at `head`, or None."""
         return self._guard.standing(view.pause, protocol, head, self._wall_clock())
 
@@ -245,22 +253,24 @@ class Engine:
         """Ask the guard for the right to send what was tried."""
         return self._clear(plan, trial, view, head, self._spent())
 
-    def _clear(self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent) -> Clearance | Refusal:
-        fees = bid(head, self._tip_wei, trial.gas_used, self._policy.max_fee_wei)
+    def describe(self, plan: Plan, trial: Trial, view: View) -> dict[str, Any]:
+        """A tried plan in the ledger's words."""
+        return describe(plan, trial, view.native, view.profit, self._policy.version)
+
+    def _clear(
+        self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
+    ) -> Clearance | Refusal:
+        if isinstance(view.native, Refusal):
+            return view.native
+        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, view.native.usd_e8_up)
+        replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
             return fees
-        clearance = self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
-        return self._gas_eats(plan, trial) or clearance
+        return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
 
-    def _gas_eats(self, plan: Plan, trial: Trial) -> Refusal | None:
-        """Why the gas that the trial really used leaves too little; the plan could only estimate it."""
-        gas_raw = mul_div_up(plan.gas_cost_raw, trial.gas_used, plan.gas_estimate)
-        scale = 10**plan.profit_token.decimals
-        wanted_raw = mul_div_up(self._policy.min_profit_usd_e8, scale, plan.profit_price_usd_e8)
-        if trial.profit_raw - gas_raw >= wanted_raw:
-            return None
-        numbers = {"profit_raw": trial.profit_raw, "gas_cost_raw": gas_raw, "min_profit_raw": wanted_raw}
-        return Refusal("clear", "unprofitable", numbers | {"tried_gas": trial.gas_used})
+    def _market(self, head: Head) -> Market:
+        return Market(head, self._tips_wei, self._policy.max_fee_wei)
 
     def _learn_gas(self, plan: Plan, trial: Trial) -> None:
         """Correct what a plan of this protocol takes besides its swaps: up at once, down slowly with every head.
@@ -272,24 +282,8 @@ class Engine:
         self._plan_gas[plan.key.protocol] = max(assumed, assumed + trial.gas_used - plan.gas_estimate)
 
     def _spent(self) -> Spent:
-        """What was spent lately. The ledger is asked again only after an outcome was booked, and every minute.
-
-        Without an outcome, sums over a sliding window only fall: an older answer is never too lenient.
-        """
-        now_s, outcomes = int(self._wall_clock()), self._ledger.outcomes_booked
-        if (
-            self._lately is None
-            or self._lately[0] != outcomes
-            or not 0 <= now_s - self._lately[1] < _SPENT_EVERY_S
-        ):
-            spent = Spent(
-                gas_wei_last_hour=self._ledger.gas_spent_wei(now_s - _HOUR_S),
-                in_flight_wei=0,
-                loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
-                consecutive_reverts=self._ledger.consecutive_reverts(),
-            )
-            self._lately = (outcomes, now_s, spent)
-        return replace(self._lately[2], in_flight_wei=self._sender.in_flight_wei() if self._sender else 0)
+        """What was spent lately, with what is in flight."""
+        return self._spending.lately(self._sender.in_flight_wei() if self._sender else 0)
 
     async def _spent_meanwhile(self) -> Spent:
         return self._spent()
@@ -323,7 +317,7 @@ class Engine:
         for health in unsafe:
             if self._sender and self._sender.in_flight(health.key):
                 continue
-            refusal = self.standing(view, health.key.protocol, head)
+            refusal = self.standing(view, head, health.key.protocol)
             if refusal is not None:
                 report.refuse(health.key, refusal)
             else:
@@ -352,8 +346,11 @@ class Engine:
         return self._turns.best_first(plans)
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
-        """Try the best plans stacked, then clear and send each that still pays, in the order it was tried."""
-        chosen = plans[:_MOST_PER_HEAD]
+        """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried."""
+        market, standing = self._market(head), partial(self.standing, view, head)
+        stuck = self._sender.stuck(market, standing) if self._sender else []
+        replacing = {each.plan.plan_id: each for each in stuck}
+        chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
         if not chosen or isinstance(view.pause, Refusal):
             return
         # in this order: the ledger is summed, where it must be, while the node runs the trial
@@ -364,23 +361,35 @@ class Engine:
             untouched = untouched and isinstance(trial, Refusal)
             # a trial may have reverted only because of those before it
             self._turns.turned_down(one, reverted=untouched)
-            if isinstance(trial, Refusal):
-                report.refuse(one.key, trial)
-                continue
-            clearance = self._clear(one, trial, view, head, spent)
-            if isinstance(clearance, Refusal):
-                report.refuse(one.key, clearance)
-            elif self._sender and self._sender.given_up(one.plan_id):
-                report.refuse(one.key, Refusal("send", "given_up", {"head": head.number}))
-            elif self._sender is None:
-                report.refuse(one.key, Refusal("send", "dry_run", describe(one, trial)))
+            old = replacing.get(one.plan_id)
+            besides = spent.without(old.worst_case_wei) if old else spent
+            answer = self._approve(one, trial, view, head, besides, old)
+            if isinstance(answer, Refusal):
+                report.refuse(one.key, answer)
+                if self._sender and old:
+                    self._sender.give_up(one.plan_id)
             else:
                 self._turns.sent(one)
-                self._learn_gas(one, trial)
-                cleared.append(Cleared(one, trial, clearance, describe(one, trial)))
-                spent = spent.with_in_flight(clearance.fees)
+                cleared.append(answer)
+                spent = besides.with_in_flight(answer.clearance.fees)
         if self._sender:
-            report.sent = await self._sender.send(cleared)
+            for each in await self._sender.send(cleared):
+                (report.replaced if each.plan_id in replacing else report.sent).append(each)
+
+    def _approve(
+        self, plan: Plan, trial: Trial | Refusal, view: View, head: Head, spent: Spent, stuck: Stuck | None
+    ) -> Cleared | Refusal:
+        """A tried plan with the right to send it, or why it is not sent."""
+        if isinstance(trial, Refusal):
+            return trial
+        clearance = self._clear(plan, trial, view, head, spent, stuck)
+        if isinstance(clearance, Refusal):
+            return clearance
+        if self._sender is None:
+            return Refusal("send", "dry_run", self.describe(plan, trial, view))
+        if stuck is None:
+            self._learn_gas(plan, trial)
+        return self._sender.refuses(plan) or Cleared(plan, trial, clearance, self.describe(plan, trial, view))
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())
@@ -425,8 +434,9 @@ class Engine:
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it
+        self._ledger.checkpoint(int(self._wall_clock()))
         self._heads += 1
         for name, assumed in self._plan_gas.items():
             self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
-        if self._heads % _TIP_EVERY_HEADS == 0:
-            self._tip_wei = await self._chain.suggested_tip()
+        if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
+            self._tips_wei = await self._chain.suggested_tips()

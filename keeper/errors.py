@@ -4,7 +4,8 @@ KeeperError
 ├── ConfigError        a file, flag or secret is missing or wrong        exit code 2
 ├── ChainError         a node cannot be reached or answers nonsense      exit code 3
 │   ├── RpcError       a node answered a request with a JSON-RPC error
-│   └── WrongChain     a node serves another chain than the configured one
+│   ├── WrongChain     a node serves another chain than the configured one
+│   └── NoQuorum       fewer providers than must agree answered, or they disagree
 ├── AdapterError       a protocol or venue answered what its adapter cannot read
 ├── ExecutionError     a transaction could not be built, signed or accounted for
 │   └── KeyMisuse      the operator key was asked to sign what it must not
@@ -52,6 +53,17 @@ class WrongChain(ChainError):
     """A node serves another chain than the configured one."""
 
     exit_code = 2
+
+
+class NoQuorum(ChainError):
+    """Fewer providers than must agree answered, or they disagree; what they were asked is unknown.
+
+    `lacked` says that all others were there but did not have what was asked for.
+    """
+
+    def __init__(self, message: str, *, lacked: bool = False) -> None:
+        super().__init__(message)
+        self.lacked = lacked
 
 
 class AdapterError(KeeperError):

@@ -8,13 +8,14 @@ can still only execute while nothing is paused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
 from keeper import abi
 from keeper.errors import AdapterError, KeyMisuse
+from keeper.ledger import Ledger
 from keeper.seams import Reads
 from keeper.types import (
     GLOBAL_SCOPE,
@@ -32,6 +33,9 @@ from keeper.types import (
     hex_of,
 )
 
+_HOUR_S: Final = 3_600
+_DAY_S: Final = 86_400
+_ASKED_EVERY_S: Final = 60
 _PAUSE_GUARD: Final = abi.load("PauseGuard")
 _MINT: Final = (
     object()
@@ -106,6 +110,36 @@ class Spent:
     def with_in_flight(self, fees: Fees) -> Spent:
         """The same with one more transaction in flight."""
         return replace(self, in_flight_wei=self.in_flight_wei + fees.worst_case_wei)
+
+    def without(self, replaced_wei: int) -> Spent:
+        """The same without one that may cost so much and is to be replaced: only one of the two can be mined."""
+        return replace(self, in_flight_wei=self.in_flight_wei - replaced_wei)
+
+
+class Spending:
+    """What the ledger says was spent, asked again only after an outcome was booked and every minute.
+
+    Without an outcome, sums over a sliding window only fall: an older answer is never too lenient.
+    """
+
+    def __init__(self, ledger: Ledger, wall_clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._wall_clock = wall_clock
+        self._last: tuple[int, int, Spent] | None = None
+
+    def lately(self, in_flight_wei: int) -> Spent:
+        """What was spent lately, with `in_flight_wei` undecided."""
+        now_s, outcomes = int(self._wall_clock()), self._ledger.outcomes_booked
+        last = self._last
+        if last is None or last[0] != outcomes or not 0 <= now_s - last[1] < _ASKED_EVERY_S:
+            spent = Spent(
+                gas_wei_last_hour=self._ledger.gas_spent_wei(now_s - _HOUR_S),
+                in_flight_wei=0,
+                loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
+                consecutive_reverts=self._ledger.consecutive_reverts(),
+            )
+            last = self._last = (outcomes, now_s, spent)
+        return replace(last[2], in_flight_wei=in_flight_wei)
 
 
 @final

@@ -2,7 +2,8 @@
 
 The operator key has doors, not a general signature: a cleared liquidation, a cancellation that can only be a
 zero-value transfer to itself, and a relayed pause that can only call `PauseGuard.pauseBySig`. The deployer key can
-only create contracts through the deterministic deployer. Neither key's secret can be read back, printed or pickled.
+only create contracts through the deterministic deployer, the relay key only vouch for a request to a relay. No key's
+secret can be read back, printed or pickled.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from eth_utils.exceptions import ValidationError
 from hexbytes import HexBytes
 
 from keeper import abi
+from keeper.abi.rlp import rlp, rlp_list
 from keeper.errors import ConfigError, KeyMisuse
 from keeper.guard import Clearance, Fees
-from keeper.types import Address, Gas, Hash, Wei
+from keeper.types import Address, Gas, Hash, Wei, hex_of
 
 _TRANSFER_GAS: Final = Gas(21_000)
 _RELAY_GAS: Final = Gas(200_000)
@@ -74,12 +76,15 @@ class _Key:
             0,
             data,
         )
-        unsigned = b"".join(map(_rlp, fields)) + _NO_ACCESS_LIST
-        digest = abi.keccak(_TYPE_2 + _rlp_list(unsigned))
-        signature = self.__secret.sign_recoverable(digest, hasher=None)
+        unsigned = b"".join(map(rlp, fields)) + _NO_ACCESS_LIST
+        signature = self._signature(abi.keccak(_TYPE_2 + rlp_list(unsigned)))
         r, s, parity = int.from_bytes(signature[:32]), int.from_bytes(signature[32:64]), signature[64]
-        raw = _TYPE_2 + _rlp_list(unsigned + _rlp(parity) + _rlp(r) + _rlp(s))
+        raw = _TYPE_2 + rlp_list(unsigned + rlp(parity) + rlp(r) + rlp(s))
         return Signed(raw, abi.keccak(raw), nonce)
+
+    def _signature(self, digest: Hash) -> bytes:
+        """r, s and the parity of y: 65 bytes."""
+        return self.__secret.sign_recoverable(digest, hasher=None)
 
 
 @final
@@ -119,6 +124,19 @@ class DeployerKey(_Key):
         return self._sign(DETERMINISTIC_DEPLOYER, bytes(32) + init_code, nonce, fees)
 
 
+@final
+class RelayKey(_Key):
+    """How relays recognise us: a key without funds or rights that tells one sender of bundles from another."""
+
+    __slots__ = ()
+
+    def sign_header(self, body: bytes) -> str:
+        """`address:signature` over the hex of the body's hash (EIP-191), which no chain takes for a transaction."""
+        text = hex_of(abi.keccak(body)).encode()
+        signature = self._signature(abi.keccak(b"\x19Ethereum Signed Message:\n66" + text))
+        return f"{abi.checksum(self.address)}:{hex_of(signature[:64])}{signature[64] + 27:02x}"
+
+
 def calldata_of(raw: bytes) -> bytes:
     """The calldata of a signed EIP-1559 transaction."""
     return bytes(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["data"])
@@ -127,22 +145,3 @@ def calldata_of(raw: bytes) -> bytes:
 def tip_of(raw: bytes) -> Wei:
     """The priority fee per gas a signed EIP-1559 transaction offers."""
     return Wei(int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxPriorityFeePerGas"]))
-
-
-def _rlp(item: int | bytes) -> bytes:
-    """One number or byte string in RLP (Ethereum yellow paper, appendix B)."""
-    content = item if isinstance(item, bytes) else item.to_bytes((item.bit_length() + 7) // 8)
-    if len(content) == 1 and content[0] < 0x80:
-        return content
-    return _rlp_prefix(0x80, len(content)) + content
-
-
-def _rlp_list(content: bytes) -> bytes:
-    return _rlp_prefix(0xC0, len(content)) + content
-
-
-def _rlp_prefix(base: int, length: int) -> bytes:
-    if length < 56:
-        return bytes((base + length,))
-    size = length.to_bytes((length.bit_length() + 7) // 8)
-    return bytes((base + 55 + len(size),)) + size

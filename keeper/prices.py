@@ -30,11 +30,12 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A dollar price with 8 decimals, rounded down (for gains) and up (for costs), and when it was updated."""
+    """A dollar price with 8 decimals, rounded down (for gains) and up (for costs), its round and its time."""
 
     usd_e8: int
     usd_e8_up: int
     updated_at_s: int
+    round_id: int | None = None
 
 
 def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
@@ -47,7 +48,7 @@ def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
         return Refusal("plan", "no_price", {"feed": feed.name, "error": repr(error)})
     try:
         decimals = _FEED.function("decimals").one(decimals_data)
-        _, answer, _, updated_at_s, _ = _FEED.function("latestRoundData").decode(round_data)
+        round_id, answer, _, updated_at_s, _ = _FEED.function("latestRoundData").decode(round_data)
     except AdapterError as error:
         return Refusal("plan", "no_price", {"feed": feed.name, "error": str(error)})
     age_s = at.timestamp_s - updated_at_s
@@ -56,4 +57,4 @@ def read_price(feed: Feed, at: BlockTime) -> Reads[Price | Refusal]:
     if usd_e8 <= 0 or age_s > feed.max_age_s:
         numbers = {"feed": feed.name, "answer": answer, "age_s": age_s, "max_age_s": feed.max_age_s}
         return Refusal("plan", "stale_price" if usd_e8 > 0 else "no_price", numbers)
-    return Price(usd_e8, mul_div_up(*scaled), updated_at_s)
+    return Price(usd_e8, mul_div_up(*scaled), updated_at_s, round_id)

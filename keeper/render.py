@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -100,6 +101,53 @@ def ledger_list(document: Mapping[str, Any]) -> None:
         )
 
 
+def ledger_show(document: Mapping[str, Any]) -> None:
+    """The entry field by field, then its proof."""
+    entry, proof = document["entry"], document["proof"]
+    _console.print(f"entry {entry['seq']}  {_time(entry['at_s'])}  {entry['kind']}")
+    for name in ("plan_id", "protocol", "account", "hash", "prev_hash"):
+        if entry[name]:
+            _console.print(f"  {name:<24} {entry[name]}")
+    for name, value in entry["body"].items():
+        _console.print(f"  {name:<24} {value if isinstance(value, str) else json.dumps(value)}")
+    others = ", ".join(f"{other['seq']} {other['kind']}" for other in document["plan_entries"])
+    if others:
+        _console.print(f"entries of its plan: {others}")
+    _console.print(f"proved to be among {_head(proof)}, by")
+    for sibling in proof["path"]:
+        _console.print(f"  {sibling}")
+
+
+def ledger_verify(document: Mapping[str, Any]) -> None:
+    """One sentence: whole under which root, or what is wrong where."""
+    if document["ok"]:
+        head = f" The root is {document['root']}." if document["root"] else ""
+        _console.print(f"{document['file']} is whole: {document['entries']} entries.{head}")
+    else:
+        _console.print(document["fault"]["what"])
+
+
+def ledger_backup(document: Mapping[str, Any]) -> None:
+    """Where, and the head to keep elsewhere."""
+    _console.print(f"{document['backup']} holds {_head(document)}")
+
+
+def ledger_restore(document: Mapping[str, Any]) -> None:
+    """What is there now and what happens next."""
+    _console.print(f"{document['record']} is now {document['backup']}: {_head(document)}")
+    _console.print("at its next start the keeper asks the chain for what this backup does not know")
+
+
+def ledger_correct(document: Mapping[str, Any]) -> None:
+    """The correction as it was booked."""
+    entry = document["entry"]
+    _console.print(f"entry {entry['seq']} {_numbers(entry['body'])}")
+
+
+def _head(head: Mapping[str, Any]) -> str:
+    return f"{head['size']} entries, head {head['size']}:{head['root']}" if head["root"] else "no entries"
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
@@ -112,6 +160,8 @@ def _numbers(numbers: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{len(value)}]"
     text = _numbers(value) if isinstance(value, Mapping) else str(value)
     return f"{text[:10]}…" if text.startswith("0x") and len(text) > 42 else text
 

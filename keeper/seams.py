@@ -18,6 +18,7 @@ from keeper.types import (
     Call,
     Filters,
     FlashQuote,
+    Hash,
     Health,
     Log,
     Marks,
@@ -96,6 +97,10 @@ class Adapter(Protocol):
         """Positions those logs touched."""
         ...
 
+    def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
+        """Every liquidation in those logs: of which position, and by which transaction."""
+        ...
+
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Accounts, where the chain lists them; else empty."""
         ...
@@ -130,6 +135,10 @@ class Adapter(Protocol):
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """Calls of the Liquidator that carry it out."""
+        ...
+
+    def account_of(self, calldata: bytes) -> Address | None:
+        """Whose liquidation the calldata of such a call is; None where it is none."""
         ...
 
 

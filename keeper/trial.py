@@ -14,7 +14,21 @@ from keeper import abi
 from keeper.chain.client import Chain
 from keeper.chain.simulation import SimCall
 from keeper.errors import AdapterError
-from keeper.types import Address, BlockNumber, BlockTime, Gas, Head, Plan, Refusal, Trial, Wei, hex_of
+from keeper.prices import Price
+from keeper.types import (
+    Address,
+    BlockNumber,
+    BlockTime,
+    Gas,
+    Head,
+    Plan,
+    Quote,
+    Refusal,
+    SwapLeg,
+    Trial,
+    Wei,
+    hex_of,
+)
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
 _TRIAL_GAS: Final = Gas(8_000_000)
@@ -97,25 +111,34 @@ def explain_revert(data: bytes) -> str:
     return hex_of(data)
 
 
-def describe(plan: Plan, trial: Trial) -> dict[str, Any]:
-    """A plan and its trial in the ledger's words."""
+def describe(
+    plan: Plan, trial: Trial, native: Price | Refusal, profit: Price | Refusal, policy: str
+) -> dict[str, Any]:
+    """A plan and its trial in the ledger's words, with the prices and the policy it was decided by."""
+    option = plan.option
     return {
+        "policy": policy,
         "block": plan.at.number,
         "block_hash": plan.at.hash,
         "health_factor_wad": plan.health_factor_wad,
-        "repay_token": plan.option.repay_token.address,
+        "repay_token": option.repay_token.address,
         "repay_raw": plan.outcome.repay_raw,
         "repay_usd_e8": plan.repay_usd_e8,
-        "repay_price_base": plan.option.repay_price_base,
-        "seize_token": plan.option.seize_token.address,
+        "repay_price_base": option.repay_price_base,
+        "repay_round": option.repay_round,
+        "seize_token": option.seize_token.address,
         "seize_raw": plan.outcome.seize_raw,
-        "seize_price_base": plan.option.seize_price_base,
+        "seize_price_base": option.seize_price_base,
+        "seize_round": option.seize_round,
         "flash_source": plan.flash.source,
         "flash_premium_bps": plan.flash.premium_bps,
-        "swaps": len(plan.legs),
+        "swaps": [_swap(leg, quote) for leg, quote in zip(plan.legs, plan.quotes, strict=True)],
         "profit_token": plan.profit_token.address,
         "profit_decimals": plan.profit_token.decimals,
         "profit_price_usd_e8": plan.profit_price_usd_e8,
+        "profit_round": profit.round_id if isinstance(profit, Price) else None,
+        "native_price_usd_e8": native.usd_e8_up if isinstance(native, Price) else None,
+        "native_round": native.round_id if isinstance(native, Price) else None,
         "planned_profit_raw": plan.expected_profit_raw,
         "expected_profit_raw": trial.profit_raw,
         "min_profit_raw": plan.min_profit_raw,
@@ -126,4 +149,16 @@ def describe(plan: Plan, trial: Trial) -> dict[str, Any]:
         "global_epoch": trial.global_epoch,
         "protocol_epoch": trial.protocol_epoch,
         "last_block": trial.last_block,
+    }
+
+
+def _swap(leg: SwapLeg, quote: Quote) -> dict[str, Any]:
+    """A leg as it is sent, beside what it was quoted."""
+    return {
+        "router": leg.router,
+        "path": leg.path,
+        "exact_out": leg.exact_out,
+        "quoted_in_raw": quote.amount_in_raw,
+        "quoted_out_raw": quote.amount_out_raw,
+        "limit_raw": leg.limit_raw,
     }

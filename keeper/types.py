@@ -203,7 +203,8 @@ class Option:
     """One way to liquidate a position: repay `repay_token`, seize `seize_token`, at most `max_repay_raw`.
 
     Amounts to consider are `max_repay_raw`, anything from `min_repay_raw` to `partial_max_repay_raw`, and nothing
-    between (dust rules forbid leaving too little); `detail` is the adapter's own.
+    between (dust rules forbid leaving too little); `detail` is the adapter's own. Rounds are those of the prices'
+    feeds, None where nobody tells them.
     """
 
     key: PositionKey
@@ -215,6 +216,8 @@ class Option:
     repay_price_base: int
     seize_price_base: int
     detail: Any = None
+    repay_round: int | None = None
+    seize_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +283,8 @@ class Plan:
     """A complete liquidation, priced: what the Liquidator will do and what is expected of it.
 
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
-    the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces.
+    the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
+    the legs were priced by.
     """
 
     plan_id: Hash
@@ -301,6 +305,7 @@ class Plan:
     repay_usd_e8: int
     health_factor_wad: int
     at: BlockTime
+    quotes: tuple[Quote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,29 +6,27 @@ nothing. A head reads again only what its logs touched; nothing is polled accoun
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
+
+import structlog
 
 from keeper.book import Book
 from keeper.chain.client import Chain
 from keeper.seams import Adapter
-from keeper.store import Store
-from keeper.types import BlockNumber, Filters, Hash, Head, Log, PositionKey
+from keeper.store import Cursor, Store
+from keeper.types import BlockNumber, Filters, Hash, Head, Log, Marks, PositionKey, Refusal
 
 _REFRESH_AT_ONCE: Final = 2_000
-_REORG_REWIND: Final = 64  # blocks of logs read again when a head does not build on the last followed one
+_REMEMBERED: Final = (
+    512  # followed blocks: a reorganisation that reaches below them is read from the beginning
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """The last block whose logs are in the book."""
-
-    number: BlockNumber
-    hash: Hash
-
-
-_NOWHERE: Final = Cursor(BlockNumber(-1), Hash(bytes(32)))
+_log = structlog.get_logger("keeper.watch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +37,28 @@ class Source:
     from_block: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A block at which the book was read, and what was read again at it; None: everything."""
+
+    at: Cursor
+    touched: frozenset[PositionKey] | None
+
+
 class Watch:
-    """Follows the chain for every configured protocol and keeps the book true as of the last followed head."""
+    """Follows the chain for every configured protocol and keeps the book true as of the last followed head.
+
+    After a reorganisation logs are read again from the newest block that both branches share, and so is every position
+    that was read above it: what only the orphaned blocks did to it no log of the new branch tells.
+    """
 
     def __init__(
         self, chain: Chain, sources: Sequence[Source], store: Store | None, *, remember: bool = True
     ) -> None:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
-        self.orphaned = False  # whether the head last fetched was not built on what the book was true of
+        self.orphaned = False  # whether the head last fetched is not built on the block followed before
+        self.common = BlockNumber(-1)  # the newest block that the head last fetched shares with those before
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
         }
@@ -55,8 +66,11 @@ class Watch:
         self._chain = chain
         self._store = store
         self._memory = store if remember else None
-        self._cursor = _NOWHERE
-        self._saved = _NOWHERE
+        self._cursor = BlockNumber(-1)  # logs up to here are in the book
+        self._followed: Final[deque[_Followed]] = deque(maxlen=_REMEMBERED)
+        self._doubted: set[PositionKey] | None = None  # to be read again: they were read at orphaned blocks
+        self._unsaved: list[Cursor] = []
+        self._saved: Cursor | None = None
         self._filters: list[Filters] = []
 
     async def load(self, head: Head) -> None:
@@ -67,18 +81,20 @@ class Watch:
         """Load every adapter, then bring accounts and book up to `head`."""
         await self.load(head)
         known = await self._known(head)
+        if self._store:
+            self._followed.extend(_Followed(block, None) for block in self._store.blocks())
+        self.common = await self._shared(head)
+        self._forget(self._above(self.common))
         start: int = head.number
         for source in self._sources:
-            name = source.adapter.name
-            cursor = self._store.cursor(name) if self._store else None
-            if cursor is None:
-                start = min(start, source.from_block)
-            elif await self._left(Cursor(cursor.number, cursor.hash), head):
-                start = min(start, _rewound(cursor.number, head))
-            else:
-                start = min(start, cursor.number + 1)
-        await self._absorb(await self.logs(start, head.number), head, known)
-        self._move(head)
+            cursor = self._store.cursor(source.adapter.name) if self._store else None
+            followed = -1 if cursor is None else min(cursor.number, self.common)
+            start = min(start, followed + 1 if followed >= 0 else source.from_block)
+        logs = await self.logs(start, head.number)
+        await self._remember_before(head)
+        self._remember(head, None)
+        await self._absorb(logs, head, known)
+        self._cursor = head.number
         self.save()
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
@@ -88,35 +104,97 @@ class Watch:
         return await self._chain.logs(self._filters, BlockNumber(from_block), BlockNumber(to_block))
 
     async def fetch(self, head: Head) -> list[Log]:
-        """Logs since the cursor; after a reorg, from far enough back that nothing orphaned stays believed."""
-        cursor = self._cursor
-        self.orphaned = await self._left(cursor, head)
-        if self.orphaned:
-            return await self.logs(_rewound(cursor.number, head), head.number)
-        if head.number == cursor.number + 1:
+        """Logs since the cursor; after a reorganisation, of everything the branches do not share."""
+        self.common = await self._shared(head)
+        gone = self._above(self.common)
+        self.orphaned = bool(gone)
+        if gone:
+            await self._doubt(gone, head)
+        first = self._cursor + 1
+        if self._cursor < 0:
+            first = min(source.from_block for source in self._sources)
+        if head.number == first:
             return await self._chain.logs_at(self._filters, head.hash)
-        return await self.logs(cursor.number + 1, head.number)
+        return await self.logs(first, head.number)
 
     async def absorb(self, logs: Sequence[Log], head: Head) -> bool:
         """Read again what `logs` touched, as of `head`; true when parameters or addresses were loaded again."""
-        if self.orphaned:
+        doubted = self._doubted
+        if doubted is not None:
             # what was loaded may have been decided in a block that is no longer there
             await self.load(head)
-        reloaded = await self._absorb(logs, head, set(self.book) if self.orphaned else set())
-        self._move(head)
-        return reloaded or self.orphaned
+        reloaded = await self._absorb(logs, head, doubted or set())
+        self._doubted = None
+        self._cursor = head.number
+        return reloaded or doubted is not None
 
-    async def _left(self, cursor: Cursor, head: Head) -> bool:
-        """Whether the chain that `head` is on does not contain the block of `cursor`.
+    async def confirm(self, marks: Mapping[str, Marks | Refusal], head: Head) -> None:
+        """Read every candidate again, as of `head`: with a quorum what is planned on is what it says now."""
+        for name, each in marks.items():
+            if not isinstance(each, Refusal):
+                await self.refresh(name, self.book.candidates(each), head)
 
-        A head further on does not say so itself, hence the question: heads are skipped, and a reorg is as likely
-        among the skipped ones.
+    async def _shared(self, head: Head) -> BlockNumber:
+        """The newest followed block on the chain that `head` is on; -1 if there is none.
+
+        A head further on does not say so itself, hence the questions: heads are skipped, and a reorganisation is as
+        likely among the skipped ones.
         """
-        if head.hash == cursor.hash or cursor.number < 0:
-            return False
-        if head.number == cursor.number + 1:
-            return head.parent_hash != cursor.hash
-        return head.number <= cursor.number or (await self._chain.block(cursor.number)).hash != cursor.hash
+        if not self._followed:
+            return BlockNumber(-1)
+        newest = self._followed[-1].at
+        if head.hash == newest.hash or (head.number == newest.number + 1 and head.parent_hash == newest.hash):
+            return newest.number
+        low, high = 0, len(self._followed)  # those below `low` are shared, those from `high` are not
+        step = 1
+        while low < high:
+            # down in growing steps until one is shared, because most reorganisations are shallow
+            probe = (low + high) // 2 if low else max(high - step, 0)
+            if await self._is_on(self._followed[probe].at, head):
+                low = probe + 1
+            else:
+                high = probe
+                step *= 2
+        return self._followed[low - 1].at.number if low else BlockNumber(-1)
+
+    async def _is_on(self, block: Cursor, head: Head) -> bool:
+        if block.number >= head.number:
+            return block.hash == head.hash
+        return (await self._chain.block(block.number)).hash == block.hash
+
+    async def _doubt(self, gone: Sequence[_Followed], head: Head) -> None:
+        """Forget orphaned blocks, but for what was read at them."""
+        _log.warning("reorganised", head=head.number, shared=self.common, orphaned=len(gone))
+        doubted = (self._doubted or set()).union(*(each.touched or () for each in gone))
+        if any(each.touched is None for each in gone):
+            doubted |= set(self.book) | await self._known(head)
+        self._doubted = doubted
+        self._forget(gone)
+
+    def _above(self, number: BlockNumber) -> list[_Followed]:
+        return list(takewhile(lambda each: each.at.number > number, reversed(self._followed)))
+
+    def _forget(self, gone: Sequence[_Followed]) -> None:
+        for _ in gone:
+            self._followed.pop()
+        self._unsaved = [block for block in self._unsaved if block.number <= self.common]
+        self._cursor = min(self._cursor, self.common)
+
+    async def _remember_before(self, head: Head) -> None:
+        """Know some blocks before the first head too: it may be orphaned as well."""
+        last = self._followed[-1].at.number if self._followed else -1
+        numbers = [head.number - 2**power for power in reversed(range(10))]
+        before = [BlockNumber(number) for number in numbers if number > last]
+        for block in await asyncio.gather(*map(self._chain.block, before)):
+            self._remember(block, None)
+
+    def _remember(self, head: Head, touched: frozenset[PositionKey] | None) -> None:
+        block = Cursor(head.number, head.hash)
+        if self._followed and self._followed[-1].at == block:
+            return
+        self._followed.append(_Followed(block, touched))
+        if self._memory:
+            self._unsaved.append(block)
 
     async def _known(self, head: Head) -> set[PositionKey]:
         known: set[PositionKey] = set()
@@ -142,6 +220,8 @@ class Watch:
                 keys[name] |= {key for key in self.book if key.protocol == name}
                 reloaded = True
             keys[name] |= touched.keys
+        # before anything is read: whatever is, even if the rest fails, was read at this block
+        self._remember(head, None if reloaded else frozenset().union(*keys.values()))
         for name, touched_keys in keys.items():
             await self.refresh(name, sorted(touched_keys, key=lambda key: key.account), head)
         return reloaded
@@ -156,19 +236,23 @@ class Watch:
         if self._memory and keys:
             self._memory.add_accounts(keys)
 
+    async def liquidations(self, key: PositionKey, from_block: int, to_block: int) -> list[Hash]:
+        """The transactions that liquidated a position in a range of blocks, whoever sent them."""
+        adapter = self.adapters.get(key.protocol)
+        if adapter is None or from_block > to_block:
+            return []
+        blocks = BlockNumber(from_block), BlockNumber(to_block)
+        logs = await self._chain.logs([adapter.sources()], *blocks)
+        return [transaction for whose, transaction in adapter.liquidations(logs) if whose == key]
+
     def save(self) -> None:
         """Store how far logs were followed. Late is safe: after a crash they are read again, never missed."""
-        if self._memory is None or self._saved == self._cursor:
+        first, last = self._followed[0].at, self._followed[-1].at
+        if self._memory is None or last == self._saved:
             return
         with self._memory.transaction():
             for name in self.adapters:
-                self._memory.set_cursor(name, self._cursor.number, self._cursor.hash)
-        self._saved = self._cursor
-
-    def _move(self, head: Head) -> None:
-        self._cursor = Cursor(head.number, head.hash)
-
-
-def _rewound(cursor: BlockNumber, head: Head) -> int:
-    """Where logs are read again from when the block of the cursor is gone."""
-    return max(0, min(cursor, head.number) - _REORG_REWIND)
+                self._memory.set_cursor(name, last.number, last.hash)
+            self._memory.keep_blocks(self._unsaved, first.number, last.number)
+        self._unsaved.clear()
+        self._saved = last

@@ -54,9 +54,10 @@ async def lab(shared_lab: Lab) -> AsyncIterator[Lab]:
     node = shared_lab.node
     snapshot = await node.snapshot()
     yield shared_lab
-    await node.mine_each_transaction()
+    await node.mine_on_demand()  # anvil must not mine what is pending while it goes back: that leaves gaps
     await node.drop_pending()
     await node.revert(snapshot)
+    await node.mine_each_transaction()
     await node.steady_clock()
     await node.set_base_fee(BASE_FEE_WEI)
 

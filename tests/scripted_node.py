@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ class Literal:
 
     text: str
     status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Silence:
@@ -124,7 +125,7 @@ class ScriptedNode:
             error = {"code": refusal.code, "message": refusal.message}
             return message | {"error": error if refusal.data is None else error | {"data": refusal.data}}
         if isinstance(result, Literal):
-            return Literal(result.text.replace("{id}", str(request["id"])), result.status)
+            return replace(result, text=result.text.replace("{id}", str(request["id"])))
         return result if isinstance(result, Silence | HangUp) else message | {"result": result}
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
@@ -143,7 +144,7 @@ class ScriptedNode:
             request.transport.close()
             return web.Response()
         if isinstance(answer, Literal):
-            return web.Response(text=answer.text, status=answer.status)
+            return web.Response(text=answer.text, status=answer.status, headers=answer.headers)
         return web.json_response(answer)
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from types import TracebackType
@@ -13,35 +13,42 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from keeper.abi import keccak
-from keeper.chain.heads import Sleep, block_at, follow, latest
+from keeper.chain.blocks import known, newest
+from keeper.chain.heads import follow
 from keeper.chain.logs import LogShape, log_of, logs_between, logs_of_block
-from keeper.chain.pool import Pool
+from keeper.chain.pool import Notice, Pool, Sleep, Work
+from keeper.chain.quorum import believe, tell
 from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
-from keeper.chain.wire import TEXT, data, failed_execution, hash_of, quantity, reading
-from keeper.errors import ChainError, ConfigError, RpcError
+from keeper.chain.transactions import Sent, sent_in
+from keeper.chain.wire import ANYTHING, TEXT, data, hash_of, quantity, reading
+from keeper.errors import RpcError
 from keeper.seams import Reads
 from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Head, Log, Result, Wei, hex_of
 
-__all__ = ["Chain", "Receipt", "SimCall", "SimResult"]
+__all__ = ["Chain", "Notice", "Receipt", "SimCall", "SimResult"]
 
 T = TypeVar("T")
 
 _FEE_HISTORY_BLOCKS: Final = 10
-_FEE_PERCENTILE: Final = 50
-_PATIENCE_S: Final = (0.05, 0.1, 0.2, 0.4)  # for a provider that hears of a block later than the others
+_FEE_PERCENTILES: Final = (50, 75, 90)
+_GAS_SPREAD: Final = 20  # providers may differ by a twentieth in what they say a trial used
 _KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transaction", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A mined transaction. What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups)."""
+    """A mined transaction, `index` its place in the block.
+
+    What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups).
+    """
 
     transaction_hash: Hash
     status: int
     block_number: BlockNumber
     block_hash: Hash
+    index: int
     gas_used: Gas
     effective_gas_price_wei: Wei
     l1_fee_wei: Wei
@@ -53,6 +60,7 @@ class _ReceiptShape(msgspec.Struct, rename="camel"):
     status: str
     block_number: str
     block_hash: str
+    transaction_index: str
     gas_used: str
     effective_gas_price: str
     logs: list[LogShape]
@@ -72,15 +80,16 @@ class Chain:
     """One chain through all its configured providers.
 
     Open with `Chain.open`. Every method raises `ChainError` when no provider answers, or answers nonsense, and
-    `RpcError` when what was asked is refused.
+    `RpcError` when what was asked is refused. With a quorum above 1 every head, block, read, trial, nonce and receipt
+    is what so many providers say alike, and `NoQuorum` otherwise; logs are what any of so many list.
     """
 
-    def __init__(self, pool: Pool, chain_id: int, quorum: int, sleep: Sleep) -> None:
+    def __init__(self, pool: Pool, chain_id: int) -> None:
         self.chain_id: Final = chain_id
-        self.quorum: Final = quorum
+        self.quorum: Final = pool.quorum
         self._pool: Final = pool
-        self._sleep: Final = sleep
         self._stacks = True
+        self._stackless: Final[set[str]] = set()  # with a quorum: who has no eth_simulateV1
 
     @classmethod
     async def open(
@@ -89,25 +98,28 @@ class Chain:
         chain_id: int,
         quorum: int = 1,
         *,
+        max_requests_per_s: int | None = None,
         timeout_s: float = 10.0,
         sleep: Sleep = asyncio.sleep,
     ) -> Chain:
-        """Connect to http(s) and ws(s) URLs and IPC paths, preferred in this order.
+        """Connect to http(s) and ws(s) URLs and IPC paths, preferred in this order until they were measured.
 
         Raises `WrongChain` when one serves another chain, `ChainError` when none answers or Multicall3 is not
         deployed, `ConfigError` when `quorum` cannot be met by that many providers.
         """
-        if not 1 <= quorum <= max(len(urls), 1):
-            raise ConfigError(
-                f"chain.quorum is {quorum} with {len(urls)} chain.rpc_urls; it must be 1 to {len(urls)}."
-            )
-        pool = await Pool.open(urls, chain_id, timeout_s)
+        pool = await Pool.open(
+            urls, chain_id, timeout_s, quorum=quorum, max_requests_per_s=max_requests_per_s, sleep=sleep
+        )
         try:
             await pool.run(require_multicall3)
         except BaseException:
             await pool.close()
             raise
-        return cls(pool, chain_id, quorum, sleep)
+        return cls(pool, chain_id)
+
+    def listen(self, listener: Callable[[Notice], None]) -> None:
+        """Be told what happens to providers: one is dropped, logs differ, no heads come and come again."""
+        self._pool.listener = listener
 
     async def close(self) -> None:
         """Drop every connection."""
@@ -125,56 +137,41 @@ class Chain:
 
     async def head(self) -> Head:
         """The newest block."""
-        return await self._pool.run(latest)
+        return await newest(self._pool)
 
     def heads(self) -> AsyncGenerator[Head]:
         """The present head, then each one that is newest when asked for; see `keeper.chain.heads.follow`."""
-        return follow(self._pool, self._sleep)
+        return follow(self._pool)
 
     async def block(self, at: BlockNumber | Hash) -> Head:
         """The block with this number or hash; `ChainError` when no provider has it."""
-        return await self._pool.run(lambda rpc: block_at(rpc, at))
+        return await known(self._pool, at)
 
     # --- state ---
 
-    async def read(self, reads: Reads[T], at: Hash, *, quorum: bool = False) -> T:
+    async def read(self, reads: Reads[T], at: Hash) -> T:
         """Run one read to its value; see `read_all`."""
-        value: T = (await self.read_all([reads], at, quorum=quorum))[0]
+        value: T = (await self.read_all([reads], at))[0]
         return value
 
-    async def read_all(self, reads: Sequence[Reads[Any]], at: Hash, *, quorum: bool = False) -> list[Any]:
+    async def read_all(self, reads: Sequence[Reads[Any]], at: Hash) -> list[Any]:
         """Run reads side by side at one block hash and return their values in order.
 
-        A call that reverts is `Reverted` in its place. With `quorum`, every round is asked of that many providers
-        and `ChainError` raised unless all answer the same bytes: unknown or disagreeing means stop.
+        A call that reverts is `Reverted` in its place. With a quorum every round is asked of so many providers.
         """
 
         async def execute(calls: Sequence[Call]) -> Sequence[Result]:
-            return await self._pool.run(lambda rpc: execute_at(rpc, calls, at))
-
-        async def execute_agreed(calls: Sequence[Call]) -> Sequence[Result]:
-            answers = await self._pool.run_each(lambda rpc: self._patiently(rpc, calls, at), self.quorum)
-            if any(answer != answers[0] for answer in answers):
-                raise ChainError(
-                    f"{self.quorum} providers disagree about the state at block {hex_of(at)}; trust none."
-                )
-            return answers[0]
-
-        return await drive(reads, execute_agreed if quorum and self.quorum > 1 else execute)
-
-    async def _patiently(self, rpc: Rpc, calls: Sequence[Call], at: Hash) -> Sequence[Result]:
-        """Execute at a block the provider may only be about to hear of; else no new head would be agreed on."""
-        for wait_s in _PATIENCE_S:
-            try:
+            async def work(rpc: Rpc) -> list[Result]:
                 return await execute_at(rpc, calls, at)
-            except RpcError as error:
-                if failed_execution(error):
-                    raise
-            await self._sleep(wait_s)
-        return await execute_at(rpc, calls, at)
+
+            if self.quorum == 1:
+                return await self._pool.run(work)
+            return (await believe(self._pool, work))[0]
+
+        return await drive(reads, execute)
 
     async def nonce(self, account: Address, tag: str = "latest") -> int:
-        """Transactions of `account` as of `latest` or `pending`."""
+        """Transactions of `account` as of `latest`, `pending` or a block's number in hex."""
         return await self._quantity("eth_getTransactionCount", hex_of(account), tag)
 
     async def balance(self, account: Address, tag: str = "latest") -> Wei:
@@ -189,7 +186,7 @@ class Chain:
             with reading(rpc.label, "eth_getCode"):
                 return data(text)
 
-        return await self._pool.run(work)
+        return await self._believed(work)
 
     # --- logs ---
 
@@ -212,6 +209,8 @@ class Chain:
         """
         if not calls:
             return []
+        if self.quorum > 1:
+            return await self._simulate_agreed(calls, head, next_timestamp_s, next_base_fee)
         if self._stacks:
             try:
                 return await self._pool.run(
@@ -223,8 +222,29 @@ class Chain:
                 self._stacks = False
         return await self._pool.run(lambda rpc: one_by_one(rpc, calls, head, next_timestamp_s, next_base_fee))
 
+    async def _simulate_agreed(
+        self, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
+    ) -> list[SimResult]:
+        """What a quorum says that transactions do; of their gas, the most that one of them says."""
+
+        async def work(rpc: Rpc) -> list[SimResult]:
+            if rpc.label not in self._stackless:
+                try:
+                    return await stacked(rpc, calls, head, next_timestamp_s, next_base_fee)
+                except RpcError as error:
+                    if not lacks_simulation(error):
+                        raise
+                    self._stackless.add(rpc.label)
+            return await one_by_one(rpc, calls, head, next_timestamp_s, next_base_fee)
+
+        answers = await believe(self._pool, work, pinned=False, alike=_same_trials)
+        return [max(results, key=lambda result: result.gas_used) for results in zip(*answers, strict=True)]
+
     async def send_raw(self, raw: bytes) -> Hash:
-        """Broadcast a signed transaction; one the node has already is no error. `RpcError` when it is refused."""
+        """Broadcast a signed transaction; one the node has already is no error. `RpcError` when it is refused.
+
+        With a quorum so many providers are told, so that none can swallow it.
+        """
 
         async def work(rpc: Rpc) -> Hash:
             try:
@@ -236,6 +256,8 @@ class Chain:
             with reading(rpc.label, "eth_sendRawTransaction"):
                 return hash_of(text)
 
+        if self.quorum > 1:
+            return await tell(self._pool, work)
         return await self._pool.run(work, insist=True)
 
     async def receipt(self, transaction_hash: Hash) -> Receipt | None:
@@ -248,28 +270,40 @@ class Chain:
             with reading(rpc.label, "eth_getTransactionReceipt"):
                 return _receipt_of(shape)
 
+        return await self._believed(work, pinned=False)
+
+    async def knows(self, transaction_hash: Hash) -> bool:
+        """Whether a provider has a transaction, mined or waiting."""
+
+        async def work(rpc: Rpc) -> bool:
+            return await rpc.ask(ANYTHING, "eth_getTransactionByHash", hex_of(transaction_hash)) is not None
+
         return await self._pool.run(work)
 
-    async def suggested_tip(self) -> Wei:
-        """The median of what the middle transaction of each recent block paid above the base fee.
+    async def sent_in(self, sender: Address, number: int) -> list[Sent]:
+        """What `sender` sent in the block with this number, with the bytes it signed."""
+        return await self._pool.run(lambda rpc: sent_in(rpc, sender, number))
+
+    async def suggested_tips(self) -> tuple[Wei, ...]:
+        """Medians over recent blocks of what the middle transaction paid above the base fee, then rarer ones, rising.
 
         Where the last blocks were empty, what the node itself suggests.
         """
 
-        async def work(rpc: Rpc) -> Wei:
+        async def work(rpc: Rpc) -> tuple[Wei, ...]:
             fees = await rpc.ask(
-                _FEES, "eth_feeHistory", hex(_FEE_HISTORY_BLOCKS), "latest", [_FEE_PERCENTILE]
+                _FEES, "eth_feeHistory", hex(_FEE_HISTORY_BLOCKS), "latest", _FEE_PERCENTILES
             )
             with reading(rpc.label, "eth_feeHistory"):
-                tips = [
-                    quantity(rewards[0])
+                paid = [
+                    [quantity(reward) for reward in rewards]
                     for used, rewards in zip(fees.gas_used_ratio, fees.reward or [], strict=False)
                     if used > 0 and rewards
                 ]
-            if tips:
-                return Wei(median_low(tips))
+                if paid:
+                    return tuple(Wei(median_low(tips)) for tips in zip(*paid, strict=True))
             with reading(rpc.label, "eth_maxPriorityFeePerGas"):
-                return Wei(quantity(await rpc.ask(TEXT, "eth_maxPriorityFeePerGas")))
+                return (Wei(quantity(await rpc.ask(TEXT, "eth_maxPriorityFeePerGas"))),)
 
         return await self._pool.run(work)
 
@@ -278,7 +312,20 @@ class Chain:
             with reading(rpc.label, method):
                 return quantity(await rpc.ask(TEXT, method, *params))
 
-        return await self._pool.run(work)
+        return await self._believed(work, pinned=False)
+
+    async def _believed(self, work: Work[T], *, pinned: bool = True) -> T:
+        if self.quorum == 1:
+            return await self._pool.run(work)
+        return (await believe(self._pool, work, pinned=pinned))[0]
+
+
+def _same_trials(one: Sequence[SimResult], other: Sequence[SimResult]) -> bool:
+    return len(one) == len(other) and all(
+        (mine.status, mine.output) == (theirs.status, theirs.output)
+        and abs(mine.gas_used - theirs.gas_used) * _GAS_SPREAD <= mine.gas_used
+        for mine, theirs in zip(one, other, strict=True)
+    )
 
 
 def _receipt_of(shape: _ReceiptShape) -> Receipt:
@@ -287,6 +334,7 @@ def _receipt_of(shape: _ReceiptShape) -> Receipt:
         status=quantity(shape.status),
         block_number=BlockNumber(quantity(shape.block_number)),
         block_hash=hash_of(shape.block_hash),
+        index=quantity(shape.transaction_index),
         gas_used=Gas(quantity(shape.gas_used)),
         effective_gas_price_wei=Wei(quantity(shape.effective_gas_price)),
         l1_fee_wei=Wei(quantity(shape.l1_fee or "0x0")),

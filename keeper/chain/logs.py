@@ -1,4 +1,7 @@
-"""Logs by range and by block, complete or an error: a node that lags must not pass for a quiet chain."""
+"""Logs by range and by block, complete or an error: a node that lags must not pass for a quiet chain.
+
+With a quorum, what any of so many providers lists counts: one that leaves logs out cannot hide an account.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from typing import Any, Final
 import msgspec
 
 from keeper.chain.pool import Pool
+from keeper.chain.quorum import union
 from keeper.chain.rpc import Rpc
 from keeper.chain.wire import TEXT, Lacking, TimedOut, address_of, data, hash_of, quantity, reading
-from keeper.errors import ChainError, RpcError
+from keeper.errors import ChainError, NoQuorum, RpcError
 from keeper.types import BlockNumber, Filters, Hash, Log, hex_of
 
 _GROWTH: Final = 2  # a range that was answered lets the next one be this much longer
@@ -67,9 +71,10 @@ async def logs_between(pool: Pool, filters: Sequence[Filters], from_block: int, 
             return await query.ask(rpc, {"fromBlock": hex(first), "toBlock": hex(last)})
 
         try:
-            logs = await pool.run(fetch)
-        except (RpcError, TimedOut):
-            if span == 1:
+            logs = await (pool.run(fetch) if pool.quorum == 1 else union(pool, fetch, pinned=False))
+        except ChainError as error:
+            cause = error.__cause__ if isinstance(error, NoQuorum) else error
+            if span == 1 or not isinstance(cause, RpcError | TimedOut):
                 raise
             span = max(1, (last - first + 1) // 2)
             continue
@@ -88,7 +93,11 @@ async def logs_of_block(pool: Pool, filters: Sequence[Filters], block_hash: Hash
     query = _query(tuple(filters))
     if query.empty:
         return []
-    logs = await pool.run(lambda rpc: query.ask(rpc, {"blockHash": hex_of(block_hash)}))
+
+    async def fetch(rpc: Rpc) -> list[Log]:
+        return await query.ask(rpc, {"blockHash": hex_of(block_hash)})
+
+    logs = await (pool.run(fetch) if pool.quorum == 1 else union(pool, fetch, pinned=True))
     if any(log.block_hash != block_hash for log in logs):
         raise ChainError(
             f"A node answered eth_getLogs for block {hex_of(block_hash)} with logs of another block."

@@ -1,7 +1,7 @@
-"""Several providers as one: the first that answers is used, the next on failure, q of them where q must agree.
+"""Several providers as one: the best that answers is used, the next on failure.
 
-A provider that fails rests for a while, longer each time, and then has its place in the list again. One that serves
-another chain is never used. With one provider nothing is held back: every request is tried.
+The provider whose heads are followed comes first, then the others by rank; whoever is at rest, or asked for a pause,
+comes later, and whoever was dropped last of all. With one provider nothing is held back but what it asked for.
 """
 
 from __future__ import annotations
@@ -9,89 +9,88 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
 
 import structlog
 
-from keeper.chain.rpc import Rpc, connect, label_of
-from keeper.chain.wire import TEXT, Lacking, TimedOut, failed_execution, quantity, reading
+from keeper.chain.pace import Pace
+from keeper.chain.provider import Provider
+from keeper.chain.ranking import Ranking
+from keeper.chain.rpc import Rpc
+from keeper.chain.subscription import Subscription
+from keeper.chain.wire import Lacking, RateLimited, TimedOut, failed_execution
 from keeper.errors import ChainError, ConfigError, RpcError, WrongChain
 
 T = TypeVar("T")
+Work = Callable[[Rpc], Awaitable[T]]
+Answers = list[tuple[Provider, T]]
+Sleep = Callable[[float], Awaitable[None]]
 
-_REST_S: Final = 0.5
-_LONGEST_REST_S: Final = 30.0
+OUT_S: Final = 15.0  # how long one that is behind, on a fork or on another chain is dropped
+_HEDGE_S: Final = 1.0  # so late, another provider is asked besides
+_VERDICT_S: Final = 3.0  # for everybody to speak, where providers contradict each other
+_SHORT_PAUSE_S: Final = 5.0  # a pause that is waited out where nobody else is left to ask
 
 _log = structlog.get_logger("keeper.chain")
 
 
-class _Provider:
-    """One URL and, while it lasts, the connection to it."""
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something about providers that belongs in the record: what, whose label (empty: of all of them), and why.
 
-    def __init__(self, url: str, chain_id: int, timeout_s: float) -> None:
-        self.label: Final = label_of(url)
-        self.failures = 0
-        self.rests_until_s = 0.0
-        self._url: Final = url
-        self._chain_id: Final = chain_id
-        self._timeout_s: Final = timeout_s
-        self._lock: Final = asyncio.Lock()
-        self._rpc: Rpc | None = None
+    `head` is the last block that was handed out before.
+    """
 
-    async def rpc(self) -> Rpc:
-        """A live connection to the right chain. Raises `ChainError` or `WrongChain`."""
-        if self._rpc is not None and self._rpc.alive:
-            return self._rpc
-        async with self._lock:
-            if self._rpc is not None:
-                if self._rpc.alive:
-                    return self._rpc
-                await self._rpc.close()
-                self._rpc = None
-            rpc = await connect(self._url, self._timeout_s)
-            try:
-                await self._check(rpc)
-            except BaseException:
-                await rpc.close()
-                raise
-            self._rpc = rpc
-            return rpc
-
-    def holds(self, rpc: Rpc) -> bool:
-        """Whether `rpc` is this provider's present connection."""
-        return self._rpc is rpc
-
-    async def _check(self, rpc: Rpc) -> None:
-        with reading(self.label, "eth_chainId"):
-            served = quantity(await rpc.ask(TEXT, "eth_chainId"))
-        if served != self._chain_id:
-            raise WrongChain(
-                f"{self.label} serves chain {served} and chain.id is {self._chain_id}: correct one of them."
-            )
-
-    async def close(self) -> None:
-        if self._rpc is not None:
-            await self._rpc.close()
+    name: str
+    provider: str
+    detail: str
+    head: int
 
 
 class Pool:
     """The configured providers. Open with `Pool.open`; every method raises `ChainError` when none can answer."""
 
-    def __init__(self, providers: Sequence[_Provider], clock: Callable[[], float]) -> None:
-        self._providers: Final = providers
-        self._clock: Final = clock
-        self._preferred: _Provider | None = None
+    def __init__(
+        self, providers: Sequence[Provider], quorum: int, clock: Callable[[], float], sleep: Sleep
+    ) -> None:
+        self.providers: Final = providers
+        self.quorum: Final = quorum
+        self.clock: Final = clock
+        self.sleep: Final = sleep
+        self.ranking: Final = Ranking(providers)
+        self.listener: Callable[[Notice], None] | None = None
+        self.head = 0  # the number of the last head that was handed out
+        self._followed: Provider | None = None
+        self._subscription: Subscription | None = None
 
     @classmethod
     async def open(
-        cls, urls: Sequence[str], chain_id: int, timeout_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> Pool:
+        cls,
+        urls: Sequence[str],
+        chain_id: int,
+        timeout_s: float,
+        *,
+        quorum: int = 1,
+        max_requests_per_s: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+    ) -> Self:
         """Connect to all of them; one that answers is enough, one that serves another chain is `WrongChain`."""
         if not urls:
             raise ConfigError("chain.rpc_urls is empty: name at least one node.")
-        pool = cls([_Provider(url, chain_id, timeout_s) for url in urls], clock)
+        if not 1 <= quorum <= len(urls):
+            raise ConfigError(
+                f"chain.quorum is {quorum} with {len(urls)} chain.rpc_urls; it must be 1 to {len(urls)}."
+            )
+
+        def provider(url: str) -> Provider:
+            pace = None if max_requests_per_s is None else Pace(max_requests_per_s, clock, sleep)
+            return Provider(url, chain_id, timeout_s, pace)
+
+        pool = cls([provider(url) for url in urls], quorum, clock, sleep)
         answers = await asyncio.gather(
-            *(provider.rpc() for provider in pool._providers), return_exceptions=True
+            *(provider.rpc() for provider in pool.providers), return_exceptions=True
         )
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         fatal = [
@@ -100,19 +99,20 @@ class Pool:
         if fatal or len(failures) == len(answers):
             await pool.close()
             raise (
-                fatal[0] if fatal else _merged([error for error in failures if isinstance(error, ChainError)])
+                fatal[0] if fatal else merged([error for error in failures if isinstance(error, ChainError)])
             )
-        for provider, answer in zip(pool._providers, answers, strict=True):
+        for one, answer in zip(pool.providers, answers, strict=True):
             if isinstance(answer, ChainError):
-                pool._rest(provider, answer)
+                pool.hold_against(one, answer)
         return pool
 
     async def close(self) -> None:
-        """Drop every connection."""
-        for provider in self._providers:
-            await provider.close()
+        """Drop every connection, side by side: one that hangs must not hold up the others."""
+        await asyncio.gather(*(provider.close() for provider in self.providers))
 
-    async def run(self, work: Callable[[Rpc], Awaitable[T]], *, insist: bool = False) -> T:
+    # --- asking ---
+
+    async def run(self, work: Work[T], *, insist: bool = False) -> T:
         """Let the first provider that can do `work`.
 
         A failed provider is passed over for the next. So is one that refuses (it may lag, or lack the method),
@@ -121,84 +121,179 @@ class Pool:
         failures: list[ChainError] = []
         for provider in self._order():
             try:
-                return await self._attempt(provider, work)
+                answer = await self._attempt(provider, work)
             except (RpcError, Lacking) as error:
                 if insist or (isinstance(error, RpcError) and failed_execution(error)):
                     raise
                 failures.append(error)
             except ChainError as error:
-                self._rest(provider, error)
+                self.hold_against(provider, error)
                 failures.append(error)
-        raise _merged(failures)
+            else:
+                provider.answered()
+                return answer
+        raise merged(failures)
 
-    async def run_each(self, work: Callable[[Rpc], Awaitable[T]], count: int) -> list[T]:
-        """The answers of `count` different providers. Raises `ChainError` when fewer than that answer."""
-        order = self._order()
-        answers: list[T] = []
-        failures: list[ChainError] = []
-        while len(answers) < count and order:
-            asked, order = order[: count - len(answers)], order[count - len(answers) :]
-            for provider, answer in zip(
-                asked,
-                await asyncio.gather(
-                    *(self._attempt(provider, work) for provider in asked), return_exceptions=True
-                ),
-                strict=True,
-            ):
-                if isinstance(answer, ChainError):
-                    if not isinstance(answer, RpcError | Lacking):
-                        self._rest(provider, answer)
-                    failures.append(answer)
-                elif isinstance(answer, BaseException):
-                    raise answer
+    async def run_each(
+        self, work: Work[T], count: int, alike: Callable[[T, T], bool] | None = None
+    ) -> tuple[Answers[T], dict[Provider, ChainError]]:
+        """The answers of `count` providers, others in place of whoever fails or is late; and who failed.
+
+        Fewer where not so many answer, and those of all providers where they are not `alike`.
+        """
+        waiting = list(self._order())
+        asked: dict[asyncio.Task[T], tuple[Provider, float]] = {}
+        answers: Answers[T] = []
+        failures: dict[Provider, ChainError] = {}
+
+        def ask(number: int) -> None:
+            for provider in waiting[:number]:
+                asked[asyncio.create_task(self._attempt(provider, work))] = provider, self.clock()
+            del waiting[:number]
+
+        async def hear(timeout_s: float | None) -> None:
+            done, _ = await asyncio.wait(asked, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                provider, _ = asked.pop(task)
+                try:
+                    answers.append((provider, task.result()))
+                except ChainError as error:
+                    failures[provider] = error
+                    if not isinstance(error, RpcError | Lacking):
+                        self.hold_against(provider, error)
                 else:
-                    answers.append(answer)
-        if len(answers) < count:
-            raise ChainError(
-                f"{len(answers)} of the {count} providers that must agree answered: {_merged(failures)}"
-            )
-        return answers
+                    provider.answered()
 
-    async def survey(self, work: Callable[[Rpc], Awaitable[T]], timeout_s: float) -> list[T]:
-        """The answers of all providers that give one within `timeout_s`; the others are left out."""
+        try:
+            ask(count)
+            while asked and len(answers) < count:
+                await hear(_HEDGE_S if waiting else None)
+                late = sum(self.clock() - began_s >= _HEDGE_S for _, began_s in asked.values())
+                ask(max(count - len(answers) - (len(asked) - late), 0))
+            if alike is not None and not all(alike(answers[0][1], answer) for _, answer in answers):
+                ask(len(waiting))
+                until_s = time.monotonic() + _VERDICT_S
+                while asked and (left_s := until_s - time.monotonic()) > 0:
+                    await hear(left_s)
+        finally:
+            for task, (provider, began_s) in asked.items():
+                task.cancel()
+                if self.clock() - began_s >= _HEDGE_S:
+                    provider.rest(TimedOut(f"{provider.label} is much later than others."), self.clock())
+            await asyncio.gather(*asked, return_exceptions=True)
+        return answers, failures
 
-        async def asked(provider: _Provider) -> list[T]:
+    async def survey(
+        self, work: Work[T], timeout_s: float, *, check: bool = False
+    ) -> list[tuple[Provider, T | ChainError, float]]:
+        """What every provider answers within `timeout_s`, or its error, and how many seconds that took.
+
+        With `check` each is asked first whether it still serves the same chain.
+        """
+
+        async def asked(provider: Provider) -> tuple[Provider, T | ChainError, float]:
+            began_s = time.monotonic()
+            answer: T | ChainError
             try:
                 async with asyncio.timeout(timeout_s):
-                    return [await self._attempt(provider, work)]
-            except (ChainError, TimeoutError):
-                return []
+                    if check:
+                        await provider.check(await provider.rpc())
+                        began_s = time.monotonic()
+                    answer = await self._attempt(provider, work)
+            except TimeoutError:
+                answer = TimedOut(f"{provider.label} did not answer a survey in {timeout_s:g} s.")
+            except ChainError as error:
+                answer = error
+            return provider, answer, time.monotonic() - began_s
 
-        answers = await asyncio.gather(*(asked(provider) for provider in self._providers))
-        return [answer for found in answers for answer in found]
+        return await asyncio.gather(*(asked(provider) for provider in self.providers))
 
-    def prefer(self, rpc: Rpc) -> None:
-        """Ask the provider behind `rpc` before all others, unless it is at rest."""
-        self._preferred = next((provider for provider in self._providers if provider.holds(rpc)), None)
+    # --- whom to ask ---
+
+    def follow(self, rpc: Rpc, subscription: Subscription | None) -> None:
+        """Ask the provider behind `rpc` before all others while its heads are followed, unless it is at rest."""
+        self._followed = next((provider for provider in self.providers if provider.holds(rpc)), None)
+        self._subscription = subscription
+
+    @property
+    def followed(self) -> Provider | None:
+        """Whose heads are followed."""
+        return self._followed
+
+    @property
+    def best(self) -> Provider | None:
+        """The best ranked of those that nothing is held against."""
+        now_s = self.clock()
+        for provider in self.ranking.order:
+            if max(provider.dropped_until_s, provider.rests_until_s, provider.paused_until_s) <= now_s:
+                return provider
+        return None
+
+    def follows(self, rpc: Rpc) -> bool:
+        """Whether the provider behind `rpc` is the one whose heads are followed."""
+        return self._followed is not None and self._followed.holds(rpc)
+
+    def leave(self, why: str) -> None:
+        """Stop following the present provider: whoever waits for its next head is told at once."""
+        self._followed = None
+        if self._subscription is not None:
+            self._subscription.fail(why)
 
     def blame(self, rpc: Rpc, error: ChainError) -> None:
-        """Let the provider behind `rpc` rest: what it did is known better to whoever holds its subscription."""
-        for provider in self._providers:
+        """Hold `error` against the provider behind `rpc`, for whoever knows it only by its connection."""
+        for provider in self.providers:
             if provider.holds(rpc):
-                self._rest(provider, error)
+                self.hold_against(provider, error)
 
-    def _order(self) -> list[_Provider]:
-        """Who is asked first: of those not at rest the preferred one, then by place in the list; the others last."""
-        if len(self._providers) == 1:
-            return list(self._providers)
-        now_s = self._clock()
+    def hold_against(self, provider: Provider, error: ChainError) -> None:
+        """Let a provider that failed rest, or have the pause it asked for."""
+        if isinstance(error, RateLimited):
+            provider.pause(error, self.clock())
+            return
+        if isinstance(error, WrongChain):
+            self.drop(provider, str(error), OUT_S)
+        provider.rest(error, self.clock())
+
+    def condemn(self, provider: Provider, why: str) -> None:
+        """Drop a provider that lied, longer each time."""
+        self.drop(provider, why, provider.sentence_s())
+
+    def drop(self, provider: Provider, why: str, for_s: float) -> None:
+        """Ask a provider only where too few others are left, for so long at least, and follow it no more."""
+        now_s = self.clock()
+        if provider.dropped_until_s <= now_s:
+            self.note("provider_dropped", provider.label, why)
+        provider.dropped_until_s = max(provider.dropped_until_s, now_s + for_s)
+        if provider is self._followed:
+            self.leave(f"{provider.label} was dropped.")
+
+    def note(self, name: str, provider: str, detail: str) -> None:
+        """Log something about a provider and tell the listener."""
+        _log.warning(name, provider=provider, detail=detail)
+        if self.listener is not None:
+            self.listener(Notice(name, provider, detail, self.head))
+
+    def _order(self) -> Sequence[Provider]:
+        """Who is asked first: of those that may be asked whom we follow, then by rank; the dropped last of all."""
+        if len(self.providers) == 1:
+            return self.providers
+        now_s = self.clock()
         return sorted(
-            self._providers,
-            key=lambda provider: (max(provider.rests_until_s - now_s, 0.0), provider is not self._preferred),
+            self.ranking.order,
+            key=lambda provider: (
+                provider.dropped_until_s > now_s,
+                provider.wait_s(now_s),
+                provider is not self._followed,
+            ),
         )
 
-    def _rest(self, provider: _Provider, error: ChainError) -> None:
-        rest_s = min(_REST_S * 2.0**provider.failures, _LONGEST_REST_S)
-        provider.failures = min(provider.failures + 1, 10)
-        provider.rests_until_s = self._clock() + rest_s
-        _log.warning("provider_failed", provider=provider.label, error=str(error), rest_s=rest_s)
-
-    async def _attempt(self, provider: _Provider, work: Callable[[Rpc], Awaitable[T]]) -> T:
+    async def _attempt(self, provider: Provider, work: Work[T]) -> T:
+        if provider.paused_until_s:
+            pause_s = provider.paused_until_s - self.clock()
+            if pause_s > _SHORT_PAUSE_S:
+                raise RateLimited(f"{provider.label} asked not to be asked for {pause_s:.0f} s.", pause_s)
+            if pause_s > 0:
+                await self.sleep(pause_s)
         rpc = await provider.rpc()
         try:
             answer = await work(rpc)
@@ -207,13 +302,12 @@ class Pool:
                 raise
             # the connection died, perhaps of idleness: once more on a new one
             answer = await work(await provider.rpc())
-        if provider.failures:
-            provider.failures = 0
-            provider.rests_until_s = 0.0
+        if rpc.renewed:
+            await provider.recheck(rpc)  # another chain may have answered
         return answer
 
 
-def _merged(failures: Sequence[ChainError]) -> ChainError:
+def merged(failures: Sequence[ChainError]) -> ChainError:
     """One error for many: a refusal tells most, else every provider's failure in one message."""
     for error in failures:
         if isinstance(error, RpcError):

@@ -29,6 +29,12 @@ _FAILED_EXECUTION: Final = re.compile(
     re.IGNORECASE,
 )
 
+_RATE_LIMITED: Final = re.compile(
+    r"rate.?limit|too many requests|per second|throttl|capacity (limit|exceeded)|exceeded .*capacity",
+    re.IGNORECASE,
+)
+_TOO_MANY_REQUESTS: Final = 429  # HTTP's status, which some nodes use as a JSON-RPC code
+
 UNREADABLE: Final = (
     ValueError,
     RecursionError,
@@ -41,6 +47,14 @@ class Lacking(ChainError):
 
 class TimedOut(ChainError):
     """A node did not answer in time: what it was asked may be too much, or it may be gone."""
+
+
+class RateLimited(ChainError):
+    """A node wants to be asked less; `retry_after_s` is how long it asked to be left alone, where it said so."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Failure(msgspec.Struct):
@@ -147,12 +161,22 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, label: st
 
 
 def result_of(answer: Answer, method: str, label: str) -> msgspec.Raw:
-    """The undecoded result. Raises `RpcError` for an answered refusal, `ChainError` for an answer without content."""
+    """The undecoded result. Raises `RpcError` for an answered refusal, `RateLimited` for one that asks for patience,
+    `ChainError` for an answer without content.
+    """
     if answer.error is not None:
-        raise RpcError(method, answer.error.code, answer.error.message, revert_data(answer.error.data))
+        error = RpcError(method, answer.error.code, answer.error.message, revert_data(answer.error.data))
+        if _asks_for_less(error):
+            raise RateLimited(f"{label} limits how often it is asked: {error.message}.")
+        raise error
     if not answer.result:
         raise ChainError(f"{label} answered {method} with neither a result nor an error.")
     return answer.result
+
+
+def _asks_for_less(error: RpcError) -> bool:
+    limited = error.code == _TOO_MANY_REQUESTS or _RATE_LIMITED.search(error.message) is not None
+    return limited and not failed_execution(error)  # a contract may revert with such words
 
 
 def outcome_of(answer: Answer, method: str, label: str) -> msgspec.Raw | RpcError:

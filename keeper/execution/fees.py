@@ -1,50 +1,106 @@
 """What a transaction pays: the stated bidding rule and the gas limit.
 
-Rule: the tip is what the node suggests; the ceiling is twice the next base fee plus the tip, never above the
-operator's `max_fee_gwei`. Profit is judged at the price the next block will charge: its base fee plus the tip.
+Rule: the tip is what the middle transaction of recent blocks paid, and with every replacement one step further up
+(the 75th percentile, then the 90th); the ceiling is twice the next base fee plus the tip. A replacement pays at least
+an eighth more of both than what it replaces. Nothing pays more than the operator's `max_fee_gwei`, nor more than
+leaves the configured minimum of the profit its own trial measured.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
+from keeper.fixed import WAD, mul_div_up
 from keeper.guard import Fees
 from keeper.trial import next_base_fee
-from keeper.types import Gas, Head, Refusal, Wei
+from keeper.types import Gas, Head, Plan, Refusal, Trial, Wei
 
 _GAS_MARGIN_PERCENT: Final = 30
 _GAS_MARGIN_FLAT: Final = 60_000
 
 
-def inclusion_price(head: Head, tip_wei: Wei) -> Wei:
-    """What a unit of gas costs in the next block."""
-    return Wei(next_base_fee(head) + tip_wei)
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What a transaction offers per unit of gas."""
+
+    max_fee_wei: Wei
+    tip_wei: Wei
+
+    def price(self, base_fee_wei: Wei) -> int:
+        """What a block of this base fee would charge; below its base fee it cannot be mined."""
+        return min(self.max_fee_wei, base_fee_wei + self.tip_wei)
 
 
-def bid(head: Head, tip_wei: Wei, gas_used: Gas, max_fee_wei: Wei) -> Fees | Refusal:
-    """Fees for a transaction whose trial used `gas_used`.
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Prices of inclusion at one head. `tips_wei` rise with urgency; `most_fee_wei` is the operator's own limit."""
 
-    The gas limit carries a margin because a block that already touched the market makes the trial skip storage
-    writes (interest accrual) that inclusion a block later pays for.
-    """
-    price = inclusion_price(head, tip_wei)
-    if price > max_fee_wei:
-        return Refusal("clear", "fee_over_limit", {"inclusion_price_wei": price, "max_fee_wei": max_fee_wei})
-    ceiling = Wei(min(2 * next_base_fee(head) + tip_wei, max_fee_wei))
-    limit = Gas(gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT)
-    return Fees(max_fee_wei=ceiling, tip_wei=tip_wei, gas_limit=limit)
+    head: Head
+    tips_wei: tuple[Wei, ...]
+    most_fee_wei: Wei
+
+    def tip(self, urgency: int = 0) -> Wei:
+        """The tip for a transaction that was replaced so many times."""
+        return self.tips_wei[min(urgency, len(self.tips_wei) - 1)]
+
+    def price(self, urgency: int = 0) -> Wei:
+        """What a unit of gas costs in the next block."""
+        return Wei(next_base_fee(self.head) + self.tip(urgency))
+
+    def bid(
+        self, trial: Trial, affordable_wei: Wei, replaced: Offered | None = None, urgency: int = 0
+    ) -> Fees | Refusal:
+        """Fees for what was tried, or for replacing what offers `replaced`; `affordable_wei` is its profit's limit.
+
+        The gas limit carries a margin because a block that already touched the market makes the trial skip storage
+        writes (interest accrual) that inclusion a block later pays for.
+        """
+        tip_wei, least_wei = self.tip(urgency), self.price(urgency)
+        if replaced is not None:
+            tip_wei = max(tip_wei, _raised(replaced.tip_wei))
+            least_wei = max(least_wei, _raised(replaced.max_fee_wei))
+        if least_wei > self.most_fee_wei:
+            numbers = {"inclusion_price_wei": least_wei, "max_fee_wei": self.most_fee_wei}
+            return Refusal("clear", "fee_over_limit", numbers)
+        if least_wei > affordable_wei:
+            numbers = {"inclusion_price_wei": least_wei, "affordable_wei": affordable_wei}
+            return Refusal(
+                "clear",
+                "unprofitable",
+                numbers | {"profit_raw": trial.profit_raw, "tried_gas": trial.gas_used},
+            )
+        wanted_wei = max(2 * next_base_fee(self.head) + tip_wei, least_wei)
+        ceiling_wei = Wei(min(wanted_wei, self.most_fee_wei, affordable_wei))
+        return Fees(
+            max_fee_wei=ceiling_wei,
+            tip_wei=min(ceiling_wei, tip_wei),
+            gas_limit=Gas(trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT),
+        )
+
+    def cancellation(self, replaced: Offered, first_fee_wei: Wei) -> Offered:
+        """What takes a nonce back from a stuck transaction.
+
+        Both a quarter above what it offered, because nodes ask for more of both, and at least today's rule; but never
+        more than a quarter above the operator's limit, so that no wait makes a transfer of nothing dear. An older
+        limit, by which the plan's own `first_fee_wei` was offered, counts too.
+        """
+        wanted_wei = max(_dearer(replaced.max_fee_wei), 2 * next_base_fee(self.head) + self.tip())
+        ceiling_wei = min(wanted_wei, _dearer(max(self.most_fee_wei, first_fee_wei)))
+        return Offered(Wei(ceiling_wei), Wei(min(ceiling_wei, _dearer(max(replaced.tip_wei, self.tip())))))
 
 
-def cancel_fees(offered: tuple[Wei, Wei], head: Head, tip_wei: Wei, most_fee_wei: Wei) -> tuple[Wei, Wei]:
-    """Max fee and tip that replace a stuck transaction which `offered` its own.
+def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
+    """The most a unit of gas may cost if the minimum is to be left of what the trial earned, rounded down."""
+    scale = 10**plan.profit_token.decimals
+    room_raw = max(0, trial.profit_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
+    price_usd_e8 = scale * native_usd_e8 * max(1, trial.gas_used)
+    return Wei(room_raw * plan.profit_price_usd_e8 * WAD // price_usd_e8)
 
-    Both a quarter above what it offered, because nodes ask for more of both, and at least today's rule; but never
-    more than a quarter above `most_fee_wei`, so that no wait makes a transfer of nothing dear.
-    """
-    offered_fee_wei, offered_tip_wei = offered
-    wanted = max(_dearer(offered_fee_wei), 2 * next_base_fee(head) + tip_wei)
-    ceiling = min(wanted, _dearer(most_fee_wei))
-    return Wei(ceiling), Wei(min(ceiling, _dearer(max(offered_tip_wei, tip_wei))))
+
+def _raised(wei: Wei) -> Wei:
+    """By an eighth: Geth asks for a tenth more of both fees."""
+    return Wei(wei * 9 // 8 + 1)
 
 
 def _dearer(wei: int) -> int:

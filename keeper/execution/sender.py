@@ -1,34 +1,33 @@
-"""From a cleared plan to a settlement: record, sign, record, broadcast, account for.
+"""From a cleared plan to signed bytes on their way: record, sign, record, offer, and see it through.
 
-The order is the promise: the intent with its nonce is stored before the key is asked, the signed bytes before they
-are broadcast, and the receipt is the only thing that says "liquidated". What the treasury gained is read from the
-Liquidator's own event, never estimated.
+The order is the promise: the intent with its nonce is stored before the key is asked, and the signed bytes before
+anybody sees them. Nothing here waits between signing and storing, so that a stop finds either no signature or one on
+record. What is in flight is then replaced (`Sender.stuck`), offered again or taken back (`Sender.tend`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
-from keeper import abi
-from keeper.chain.client import Chain, Receipt
-from keeper.chain.simulation import SimCall
-from keeper.errors import ChainError, ExecutionError, RpcError
-from keeper.execution.fees import cancel_fees, inclusion_price
-from keeper.fixed import WAD, mul_div_up
+from keeper.chain.client import Chain
+from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
+from keeper.execution.fees import Market, Offered
+from keeper.execution.flights import Flight, Flights
+from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
+from keeper.execution.routes import Answer, PublicPool, Taken, Way
+from keeper.execution.settling import Rivals, Settling
 from keeper.guard import Clearance
 from keeper.keys import OperatorKey, calldata_of, tip_of
-from keeper.ledger import Ledger
 from keeper.prices import Price
-from keeper.store import Attempt, OpenTransaction, Store
-from keeper.trial import explain_revert
+from keeper.store import Attempt, OpenTransaction
+from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
-    Entry,
+    BlockTime,
     Gas,
     Hash,
     Head,
@@ -38,16 +37,15 @@ from keeper.types import (
     Settlement,
     Submission,
     Trial,
-    Wei,
     hex_of,
 )
 
-_LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
-_GRACE_BLOCKS: Final = (
-    2  # how long after its last block a transaction is given before its nonce is taken back
-)
+_PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
 _TRANSFER_GAS: Final = Gas(21_000)
-_REORG_BLOCKS: Final = 64  # an outcome this many blocks back is believed for good
+_STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
+Standing = Callable[[str], Refusal | None]
+# What an entry says of a replacement that differs from its plan's intent.
+_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,189 +58,146 @@ class Cleared:
     numbers: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A plan whose transaction must be replaced or taken back: what it offers, and how often it was signed."""
+
+    plan: Plan
+    offered: Offered
+    urgency: int
+    worst_case_wei: int
+
+
 class Sender:
-    """Owns the operator's nonces; everything in flight is in the store, so a restart knows it too."""
+    """Owns the operator's nonces; everything in flight is in the store, so a restart knows it too.
+
+    `way` is how plans leave, by default the public pool; with another one they are published after
+    `public_after_blocks` blocks, or never where that is None. Cancellations always go to the public pool.
+    """
 
     def __init__(
         self,
         chain: Chain,
         key: OperatorKey,
-        store: Store,
-        ledger: Ledger,
+        flights: Flights,
+        rivals: Rivals,
         liquidator: Address,
-        wall_clock: Callable[[], float],
         monotonic: Callable[[], float],
+        way: Way | None = None,
+        public_after_blocks: int | None = None,
     ) -> None:
         self._chain = chain
         self._key = key
-        self._store = store
-        self._ledger = ledger
+        self._flights = flights
+        self._settling = Settling(chain, flights, rivals, calldata_of)
         self._liquidator = liquidator
-        self._wall_clock = wall_clock
         self._monotonic = monotonic
+        self._pool = PublicPool(chain)
+        self._way: Way = way or self._pool
+        self._public_after_blocks = public_after_blocks
         self._next_nonce = 0
-        self._used_nonces = 0  # the operator's nonce on chain, as of the last settling
-        self._doubtful = True  # whether recent outcomes must be looked up again: at a start they must
-        self._open: dict[Hash, OpenTransaction] = {}
         self._released: set[Hash] = set()
-        self._not_taken: dict[Hash, str] = {}  # why the nodes last refused signed bytes
+        self._lacking_wei = 0  # what the operator could not pay for when it was last asked
         self._log = structlog.get_logger("keeper.sender")
-
-    @property
-    def operator(self) -> Address:
-        """The account that pays the gas."""
-        return self._key.address
 
     def in_flight(self, key: PositionKey) -> bool:
         """Whether a transaction for this position is signed and not accounted for."""
-        return any(transaction.key == key for transaction in self._open.values())
-
-    def given_up(self, plan_id: Hash) -> bool:
-        """Whether an earlier run reserved this very plan and died before signing it: a plan is reserved once."""
-        return plan_id in self._released
+        return self._flights.holds(key)
 
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""
-        return sum(transaction.worst_case_wei for transaction in self._open.values())
+        return self._flights.worst_case_wei()
 
-    async def recover(self) -> None:
+    def refuses(self, plan: Plan) -> Refusal | None:
+        """Why a cleared plan is not sent: the operator is out of gas, or an earlier run died on this very plan."""
+        if plan.plan_id in self._released:
+            return Refusal("send", "given_up", {"head": plan.at.number})
+        if self._lacking_wei:
+            return Refusal("send", "insufficient_funds", {"needed_wei": self._lacking_wei})
+        return None
+
+    async def recover(self, head: Head) -> None:
         """Take over what an earlier run left: nonces without a signature are freed, the rest is in flight."""
-        for transaction in self._store.open_transactions():
-            if transaction.sender != self.operator:
-                continue
-            if transaction.attempts:
-                self._open[transaction.plan_id] = transaction
-            else:
-                self._store.release(transaction.plan_id, self._now_s())
-                self._released.add(transaction.plan_id)
-        on_chain = await self._chain.nonce(self.operator, "latest")
-        claimed = self._store.highest_nonce(self.operator)
+        if self._flights.store.copied_at_s() is not None:
+            raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
+        self._released.update(self._flights.recover(head.number))
+        on_chain = await self._chain.nonce(self._key.address, "latest")
+        claimed = self._flights.store.highest_nonce(self._key.address)
         self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)
 
-    async def send(self, cleared: Sequence[Cleared]) -> list[Submission]:
-        """Record, sign, record and broadcast cleared liquidations, in this order.
+    async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
+        """Account for everything in flight that the chain has decided; see `Settling.settle`."""
+        self._flights.bury(head.number)
+        settlements = await self._settling.settle(head, native)
+        self._next_nonce = max(self._next_nonce, self._settling.used(self._key.address))
+        return settlements
 
-        A node that does not take the bytes is not an error of the plan: the transaction stays in flight until it is
-        mined or its nonce is taken back.
+    def doubt(self, above: int) -> None:
+        """The chain may have been reorganised above this block: nothing settled there is believed unseen."""
+        self._settling.doubt(above)
+
+    # --- signing and handing over ---
+
+    async def send(self, cleared: Sequence[Cleared]) -> list[Submission]:
+        """Record, sign, record and hand over cleared liquidations, in this order; one in flight is replaced.
+
+        A replacement takes the nonce of what it replaces, so that at most one of them is ever executed. A node that
+        does not take the bytes is not an error of the plan: it stays in flight until it is mined or taken back.
         """
         if not cleared:
             return []
-        at_s = self._now_s()
-        reserved = [self._reservation(one.plan, number, at_s) for number, one in enumerate(cleared)]
-        with self._store.transaction():
-            for one, transaction in zip(cleared, reserved, strict=True):
-                self._store.reserve(
-                    transaction.plan_id,
-                    transaction.nonce,
-                    sender=self.operator,
-                    key=transaction.key,
-                    at_s=at_s,
-                )
-                body = {"nonce": transaction.nonce, "liquidator": self._liquidator, **one.numbers}
-                self._note("intent", transaction, body, at_s)
-        self._next_nonce += len(cleared)
-        attempts = [
-            self._signed_plan(one, transaction, at_s)
-            for one, transaction in zip(cleared, reserved, strict=True)
+        head, at_s = cleared[0].trial.at, self._flights.now_s()
+        flights = self._reserved(cleared, head, at_s)
+        signed = [
+            (flight, self._signed_plan(one, flight, at_s), _renewed(one, flight))
+            for one, flight in zip(cleared, flights, strict=True)
         ]
-        self._record(list(zip(reserved, attempts, strict=True)))
+        self._flights.signed(signed, head.number)
         sent_s = self._monotonic()
-        await self._broadcast(
-            [(one.plan.plan_id, attempt) for one, attempt in zip(cleared, attempts, strict=True)]
-        )
+        await self._hand_over(flights, head)
         return [
             Submission(
-                one.plan.plan_id,
-                transaction.nonce,
+                flight.plan_id,
+                flight.nonce,
                 attempt.hash,
                 attempt.raw,
                 one.trial.last_block,
                 attempt.max_fee_wei,
                 sent_s,
             )
-            for one, transaction, attempt in zip(cleared, reserved, attempts, strict=True)
+            for one, (flight, attempt, _) in zip(cleared, signed, strict=True)
         ]
 
-    async def settle(
-        self, head: Head, native: Price | Refusal, tip_wei: Wei, most_fee_wei: Wei
-    ) -> list[Settlement]:
-        """Account for everything in flight that the chain has decided, and take back nonces that expired.
+    def _reserved(self, cleared: Sequence[Cleared], head: BlockTime, at_s: int) -> list[Flight]:
+        """The flight of each: the one it replaces, or a new one whose nonce is claimed and on record."""
+        flights: list[Flight] = []
+        nonce = self._next_nonce
+        with self._flights.store.transaction():
+            for one in cleared:
+                plan = one.plan
+                if plan.plan_id in self._flights:
+                    flights.append(self._flights[plan.plan_id])
+                    continue
+                transaction = OpenTransaction(
+                    plan.plan_id, self._key.address, nonce, plan.key, "reserved", at_s, ()
+                )
+                self._flights.store.reserve(
+                    plan.plan_id, nonce, sender=self._key.address, key=plan.key, at_s=at_s
+                )
+                flight = Flight(transaction, head.number, head.number, plan)
+                body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
+                self._flights.note("intent", flight, body | dict(one.numbers), at_s)
+                flights.append(flight)
+                nonce += 1
+        self._next_nonce = nonce
+        return flights
 
-        Without a price for gas nothing is settled yet: a booked loss must not be a guess. `most_fee_wei` is the most
-        the operator pays per gas.
-        """
-        if self._doubtful:
-            await self._reopen_orphaned(head)
-            self._doubtful = False
-        if isinstance(native, Refusal) or not self._open:
-            return []
-        # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
-        # for before its block, or of a node that lags, may be missing for a while.
-        used_before, self._used_nonces = (
-            self._used_nonces,
-            await self._chain.nonce(self.operator, "latest"),
-        )
-        self._next_nonce = max(self._next_nonce, self._used_nonces)
-        settlements: list[Settlement] = []
-        for transaction in list(self._open.values()):
-            mined = await self._mined(transaction)
-            if mined is not None and mined[1].block_number > head.number:
-                continue  # the book is still at `head`: it must not plan on a position that has moved since
-            if mined is not None:
-                attempt, receipt = mined
-                why = "" if receipt.status == 1 else await self._why(attempt, receipt)
-                settlements.append(self._close(transaction, attempt, receipt, native, why))
-            elif not self._expired(transaction, head):
-                continue
-            elif used_before > transaction.nonce:
-                self._lose(transaction)
-            elif self._used_nonces <= transaction.nonce:
-                await self._cancel(transaction, head, tip_wei, most_fee_wei)
-        return settlements
-
-    def doubt(self) -> None:
-        """The chain was reorganised: look at the blocks of recent outcomes again before anything else is settled."""
-        self._doubtful = True
-
-    async def _reopen_orphaned(self, head: Head) -> None:
-        """Take back every outcome whose block is gone; its nonce is in flight again, mined elsewhere or not at all.
-
-        Nothing is broadcast again: a node keeps what it orphaned, and what nobody kept expires and is cancelled, so
-        that a nonce is never left open below those that follow.
-        """
-        for transaction, settlement in self._store.settled_after(head.number - _REORG_BLOCKS, self.operator):
-            receipt = await self._chain.receipt(settlement.transaction_hash)
-            if receipt is None and await self._stands(settlement, head):
-                continue  # nodes may have a block and not its receipts yet
-            if receipt is not None and receipt.block_hash == settlement.block_hash:
-                continue
-            body = {
-                "tx": settlement.transaction_hash,
-                "block": settlement.block_number,
-                "block_hash": settlement.block_hash,
-            }
-            with self._store.transaction():
-                self._store.reopen(transaction.plan_id)
-                self._note("reorged", transaction, body, self._now_s())
-            self._open[transaction.plan_id] = replace(transaction, state="signed")
-            self._used_nonces = 0
-            self._log.warning("reorged", plan=transaction.plan_id, **body)
-
-    async def _stands(self, settlement: Settlement, head: Head) -> bool:
-        """Whether the block of an outcome is still on the chain."""
-        number = settlement.block_number
-        return number <= head.number and (await self._chain.block(number)).hash == settlement.block_hash
-
-    def _reservation(self, plan: Plan, number: int, at_s: int) -> OpenTransaction:
-        nonce = self._next_nonce + number
-        return OpenTransaction(plan.plan_id, self.operator, nonce, plan.key, "reserved", at_s, ())
-
-    def _signed_plan(self, one: Cleared, transaction: OpenTransaction, at_s: int) -> Attempt:
+    def _signed_plan(self, one: Cleared, flight: Flight, at_s: int) -> Attempt:
         fees = one.clearance.fees
-        signed = self._key.sign(self._liquidator, one.trial.calldata, transaction.nonce, fees, one.clearance)
+        signed = self._key.sign(self._liquidator, one.trial.calldata, flight.nonce, fees, one.clearance)
         return Attempt(
             signed.hash,
-            "plan",
+            "bump" if flight.transaction.attempts else "plan",
             signed.raw,
             fees.max_fee_wei,
             fees.gas_limit,
@@ -251,194 +206,209 @@ class Sender:
             None,
         )
 
-    def _record(self, signed: Sequence[tuple[OpenTransaction, Attempt]]) -> None:
-        """Keep signed bytes, on the disk, before anybody sees them."""
-        with self._store.transaction(durable=True):
-            for transaction, attempt in signed:
-                self._store.signed(
-                    transaction.plan_id,
-                    attempt.hash,
-                    attempt.raw,
-                    purpose="cancel" if attempt.purpose == "cancel" else "plan",
-                    max_fee_wei=attempt.max_fee_wei,
-                    gas_limit=attempt.gas_limit,
-                    last_block=attempt.last_block,
-                    at_s=attempt.signed_at_s,
-                )
-                body = {
-                    "tx": attempt.hash,
-                    "purpose": attempt.purpose,
-                    "nonce": transaction.nonce,
-                    "max_fee_wei": attempt.max_fee_wei,
-                    "gas_limit": attempt.gas_limit,
-                    "last_block": attempt.last_block,
-                }
-                self._note("signed", transaction, body, attempt.signed_at_s)
-        for transaction, attempt in signed:
-            attempts = (*transaction.attempts, attempt)
-            self._open[transaction.plan_id] = replace(transaction, state="signed", attempts=attempts)
+    async def _hand_over(self, flights: Sequence[Flight], head: BlockTime) -> None:
+        """Offer what was signed last, each by its way, and note what was answered."""
+        for way in dict.fromkeys(map(self._way_of, flights)):
+            mine = [flight for flight in flights if self._way_of(flight) is way]
+            offered = [flight.last for flight in mine]
+            answers = await way.offer(mine, head)
+            self._note_answers(list(zip(mine, offered, answers, strict=True)))
 
-    async def _broadcast(self, signed: Sequence[tuple[Hash, Attempt]]) -> None:
-        answers = await asyncio.gather(
-            *(self._chain.send_raw(attempt.raw) for _, attempt in signed), return_exceptions=True
-        )
-        at_s = self._now_s()
+    def _way_of(self, flight: Flight) -> Way:
+        return self._pool if flight.cancelling or flight.published else self._way
+
+    def _note_answers(self, answers: Sequence[tuple[Flight, Attempt, Answer]]) -> None:
         wrong: Hash | None = None
-        with self._store.transaction():
-            for (plan_id, attempt), answer in zip(signed, answers, strict=True):
-                transaction = self._open[plan_id]
-                if isinstance(answer, ChainError):
-                    code = answer.code if isinstance(answer, RpcError) else None
-                    body = {"tx": attempt.hash, "error": str(answer), "code": code}
-                    if self._not_taken.get(attempt.hash) != str(answer):
-                        self._not_taken[attempt.hash] = str(answer)
-                        self._note("not_taken", transaction, body, at_s)
-                        self._log.warning("not_taken", plan=plan_id, tx=attempt.hash, error=str(answer))
-                elif isinstance(answer, BaseException):
-                    raise answer
-                else:
-                    self._store.sent(attempt.hash, at_s)
-                    self._note("sent", transaction, {"tx": attempt.hash}, at_s)
-                    key = transaction.key
-                    self._log.info(
-                        "sent", protocol=key.protocol, account=key.account, plan=plan_id, tx=attempt.hash
-                    )
-                    attempts = tuple(
-                        replace(each, sent_at_s=at_s) if each.hash == attempt.hash else each
-                        for each in transaction.attempts
-                    )
-                    self._open[plan_id] = replace(transaction, attempts=attempts)
-                    wrong = wrong or (attempt.hash if answer != attempt.hash else None)
+        with self._flights.store.transaction():
+            for flight, attempt, answer in answers:
+                if isinstance(answer, Taken):
+                    self._note_taken(flight, attempt, answer)
+                    if answer.hash != attempt.hash:
+                        wrong = attempt.hash
+                elif answer is not None:
+                    self._note_refused(flight, attempt, answer)
         if wrong is not None:
             raise ExecutionError(
                 f"The node answered another hash for transaction {hex_of(wrong)}; stop using it."
             )
 
-    def _note(self, kind: str, transaction: OpenTransaction, body: Mapping[str, Any], at_s: int) -> None:
-        key = transaction.key
-        self._ledger.book(kind, transaction.plan_id, key.protocol, key.account, body, at_s)
-
-    async def _mined(self, transaction: OpenTransaction) -> tuple[Attempt, Receipt] | None:
-        for attempt in transaction.attempts:
-            receipt = await self._chain.receipt(attempt.hash)
-            if receipt is not None:
-                return attempt, receipt
-        return None
-
-    def _close(
-        self, transaction: OpenTransaction, attempt: Attempt, receipt: Receipt, native: Price, why: str
-    ) -> Settlement:
-        liquidated = attempt.purpose != "cancel" and receipt.status == 1
-        settlement = Settlement(
-            plan_id=transaction.plan_id,
-            transaction_hash=attempt.hash,
-            status=receipt.status,
-            block_number=receipt.block_number,
-            block_hash=receipt.block_hash,
-            gas_used=receipt.gas_used,
-            gas_cost_wei=Wei(receipt.gas_used * receipt.effective_gas_price_wei + receipt.l1_fee_wei),
-            profit_raw=self._profit_raw(transaction, receipt) if liquidated else 0,
-        )
-        kind = "settled" if liquidated else "cancelled" if attempt.purpose == "cancel" else "reverted"
-        # rounded up: gas is a cost
-        gas_cost_usd_e8 = mul_div_up(settlement.gas_cost_wei, native.usd_e8_up, WAD)
-        body: dict[str, Any] = {
-            "tx": attempt.hash,
-            "status": receipt.status,
-            "block": receipt.block_number,
-            "block_hash": receipt.block_hash,
-            "gas_used": receipt.gas_used,
-            "gas_cost_wei": settlement.gas_cost_wei,
-            "gas_cost_usd_e8": gas_cost_usd_e8,
-        }
-        if liquidated:
-            body |= self._gain(transaction, settlement.profit_raw)
-        else:
-            body |= {"loss_usd_e8": gas_cost_usd_e8, "error": why}
-        at_s = self._now_s()
-        key = transaction.key
-        with self._store.transaction():
-            self._store.settled(settlement, at_s)
-            self._note(kind, transaction, body, at_s)
-        del self._open[transaction.plan_id]
-        self._log.info(kind, protocol=key.protocol, account=key.account, plan=transaction.plan_id, **body)
-        return settlement
-
-    async def _why(self, attempt: Attempt, receipt: Receipt) -> str:
-        """The revert in words, by replaying the transaction on the state its block left behind."""
-        call = SimCall(self.operator, self._liquidator, calldata_of(attempt.raw), attempt.gas_limit)
-        try:
-            mined = await self._chain.block(receipt.block_hash)
-            [result] = await self._chain.simulate([call], mined, mined.timestamp_s + 1, mined.base_fee_wei)
-        except ChainError as error:
-            # nodes forget old states; the loss is certain without words for it, and must not wait for them
-            return f"unknown, it could not be replayed: {error}"
-        return explain_revert(result.output) if result.status != 1 else "out of date: it would succeed now"
-
-    def _profit_raw(self, transaction: OpenTransaction, receipt: Receipt) -> int:
-        # the Liquidator it was built for: another may be configured by now
-        liquidator = abi.address(self._intent(transaction).body["liquidator"])
-        for log in receipt.logs:
-            if log.address == liquidator and log.topics[0] == _LIQUIDATED.topic:
-                event = _LIQUIDATED.decode(log)
-                if event["planId"] == transaction.plan_id:
-                    profit: int = event["profit"]
-                    return profit
-        raise ExecutionError(
-            f"Transaction 0x{receipt.transaction_hash.hex()} succeeded without a Liquidated event for its plan; "
-            "what it was sent to is not our Liquidator."
+    def _note_taken(self, flight: Flight, attempt: Attempt, taken: Taken) -> None:
+        flight.complaint = None
+        via = ["public"] if flight.published else list(taken.via)
+        what = (attempt.hash, "published" if flight.published else "taken")
+        if what in flight.told:
+            return  # offered again, and said before
+        flight.told.add(what)
+        body: dict[str, Any] = {"via": via} if via else {}
+        if taken.failed:
+            body["failed"] = dict(taken.failed)
+        self._flights.sent(flight, attempt, body)
+        key = flight.key
+        self._log.info(
+            "sent", protocol=key.protocol, account=key.account, plan=flight.plan_id, tx=attempt.hash, **body
         )
 
-    def _gain(self, transaction: OpenTransaction, profit_raw: int) -> dict[str, Any]:
-        """Realised beside expected; token and price are those of the intent, which a restart can read again."""
-        intent = self._intent(transaction)
-        price_usd_e8 = int(intent.body["profit_price_usd_e8"])
-        decimals = int(intent.body["profit_decimals"])
-        return {
-            "profit_token": abi.address(intent.body["profit_token"]),
-            "profit_decimals": decimals,
-            "profit_raw": profit_raw,
-            "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
-            "expected_profit_raw": int(intent.body["expected_profit_raw"]),
-        }
-
-    def _intent(self, transaction: OpenTransaction) -> Entry:
-        [intent] = self._ledger.entries(1, kind="intent", plan=transaction.plan_id)
-        return intent
-
-    def _lose(self, transaction: OpenTransaction) -> None:
-        """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
-        at_s = self._now_s()
-        with self._store.transaction():
-            self._store.dropped(transaction.plan_id, at_s)
-            self._note("dropped", transaction, {"nonce": transaction.nonce}, at_s)
-        del self._open[transaction.plan_id]
-        self._log.error("dropped", nonce=transaction.nonce, plan=transaction.plan_id)
-
-    async def _cancel(
-        self, transaction: OpenTransaction, head: Head, tip_wei: Wei, most_fee_wei: Wei
-    ) -> None:
-        """Take the nonce back with a transfer of nothing to ourselves, dearer each time one was taken but not mined."""
-        first, last = transaction.attempts[0], transaction.attempts[-1]
-        offered = (last.max_fee_wei, tip_of(last.raw))
-        most_wei = max(most_fee_wei, first.max_fee_wei)
-        max_fee_wei, cancel_tip_wei = cancel_fees(offered, head, tip_wei, most_wei)
-        untaken = last.sent_at_s is None and last.max_fee_wei >= inclusion_price(head, tip_wei)
-        if last.purpose == "cancel" and (untaken or max_fee_wei <= last.max_fee_wei):
-            # no node has it (the operator may be out of gas), or it is as dear as it may get: offer it again
-            await self._broadcast([(transaction.plan_id, last)])
+    def _note_refused(self, flight: Flight, attempt: Attempt, error: ChainError) -> None:
+        complaint = complaint_of(error)
+        if complaint is Complaint.KNOWN:
+            self._note_taken(flight, attempt, Taken(attempt.hash))
             return
-        signed = self._key.sign_cancel(transaction.nonce, max_fee_wei, cancel_tip_wei)
-        # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
-        attempt = Attempt(
-            signed.hash, "cancel", signed.raw, max_fee_wei, _TRANSFER_GAS, head.number, self._now_s(), None
-        )
-        self._record([(transaction, attempt)])
-        await self._broadcast([(transaction.plan_id, attempt)])
+        flight.complaint = complaint
+        if CONSEQUENCES[complaint] is Consequence.REFILL:
+            self._lacking_wei = attempt.worst_case_wei
+        if (attempt.hash, str(error)) in flight.told:
+            return
+        flight.told.add((attempt.hash, str(error)))
+        code = error.code if isinstance(error, RpcError) else None
+        body = {"tx": attempt.hash, "error": str(error), "code": code, "complaint": complaint.value}
+        self._flights.note("not_taken", flight, body, self._flights.now_s())
+        self._log.warning("not_taken", plan=flight.plan_id, **body)
 
-    def _expired(self, transaction: OpenTransaction, head: Head) -> bool:
-        last_block = transaction.attempts[-1].last_block
-        return last_block is None or head.number > last_block + _GRACE_BLOCKS
+    # --- seeing it through ---
 
-    def _now_s(self) -> int:
-        return int(self._wall_clock())
+    def stuck(self, market: Market, standing: Standing) -> list[Stuck]:
+        """What was refused as too cheap, or not mined for two blocks while it offers less than inclusion now costs.
+
+        Lowest nonce first. The caller tries and clears each afresh and sends it again, or gives it up; `standing` says
+        why nothing of a protocol may be signed at this head, and then nothing of it is replaced.
+        """
+        self._note_late()
+        found = [
+            self._too_cheap(flight, market)
+            for flight in self._unmined()
+            if not flight.cancelling
+            and not _doomed(flight, market.head, stop := standing(flight.key.protocol))
+            and stop is None
+        ]
+        return [each for each in found if each is not None]
+
+    def give_up(self, plan_id: Hash) -> None:
+        """What is stuck was not cleared to be replaced: its nonce is to be taken back."""
+        self._flights[plan_id].given_up = True
+
+    async def tend(self, head: Head, market: Market, standing: Standing) -> None:
+        """Look after what is in flight, not mined and not signed at this very head.
+
+        - Given up, expired, refused for good, or of a protocol that is paused or halted: its nonce is taken back.
+        - Not taken, or not mined for two blocks though its fee suffices, since nodes forget: offered again. On
+          another way than the public pool, published once `public_after_blocks` have passed.
+
+        What nobody knows whether it may be signed now (`standing`) waits.
+        """
+        await self._count_funds()
+        back: list[tuple[Flight, Offered]] = []
+        again: list[Flight] = []
+        for flight in self._unmined():
+            if flight.signed_at == head.number:
+                continue
+            stop = standing(flight.key.protocol)
+            if flight.cancelling or _doomed(flight, head, stop):
+                offered = self._cancellation(flight, market)
+                if offered is not None:
+                    back.append((flight, offered))
+                elif flight.last.sent_at_s is None or flight.expired(head.number):
+                    again.append(flight)
+            elif stop is None and self._worth_offering(flight, head):
+                again.append(flight)
+        await self._take_back(back, again, head)
+
+    def _unmined(self) -> list[Flight]:
+        used = self._settling.used(self._key.address)
+        return [flight for flight in self._flights.own() if flight.nonce >= used]
+
+    def _note_late(self) -> None:
+        late = [(self._flights.owner_of(of), answer) for of, answer in self._way.late()]
+        # who refuses what another has by now changes nothing
+        said = [
+            (flight, flight.last, answer)
+            for flight, answer in late
+            if flight is not None and (isinstance(answer, Taken) or flight.last.sent_at_s is None)
+        ]
+        if said:
+            self._note_answers(said)
+
+    async def _take_back(
+        self, back: Sequence[tuple[Flight, Offered]], again: Sequence[Flight], head: Head
+    ) -> None:
+        """Replace each by a transfer of nothing to ourselves, and offer `again` what needs no new signature."""
+        at, at_s = BlockTime(head.number, head.hash, head.timestamp_s), self._flights.now_s()
+        self._way.withdraw([flight for flight, _ in back if not flight.cancelling], at)
+        signed: list[tuple[Flight, Attempt, Mapping[str, Any]]] = []
+        for flight, offered in back:
+            raw = self._key.sign_cancel(flight.nonce, offered.max_fee_wei, offered.tip_wei)
+            # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
+            attempt = Attempt(
+                raw.hash, "cancel", raw.raw, offered.max_fee_wei, _TRANSFER_GAS, head.number, at_s, None
+            )
+            signed.append((flight, attempt, {}))
+        if signed:
+            self._flights.signed(signed, head.number)
+        if signed or again:
+            await self._hand_over([*(flight for flight, _ in back), *again], at)
+
+    def _cancellation(self, flight: Flight, market: Market) -> Offered | None:
+        """What takes its nonce back, dearer each time one was taken but not mined; None to leave it as it is."""
+        last = flight.last
+        offered = market.cancellation(_offered(flight), flight.first_fee_wei)
+        if not flight.cancelling:
+            return offered
+        if offered.max_fee_wei <= last.max_fee_wei:
+            return None  # as dear as it may get
+        if flight.consequence is Consequence.REPLACE:
+            return offered
+        # no node has it (the operator may be out of gas): dearer would not help
+        untaken = last.sent_at_s is None and last.max_fee_wei >= market.price()
+        return offered if flight.expired(market.head.number) and not untaken else None
+
+    def _too_cheap(self, flight: Flight, market: Market) -> Stuck | None:
+        """How it is stuck; None where it is not, or is of an earlier run, whose plans are not remembered."""
+        refused = flight.consequence is Consequence.REPLACE
+        waited = market.head.number - flight.signed_at >= _PATIENCE_BLOCKS
+        if flight.plan is None or not (refused or waited):
+            return None
+        offered, urgency = _offered(flight), len(flight.transaction.attempts)
+        if not refused and offered.price(next_base_fee(market.head)) >= market.price(urgency):
+            return None
+        return Stuck(flight.plan, offered, urgency, flight.transaction.worst_case_wei)
+
+    def _worth_offering(self, flight: Flight, head: Head) -> bool:
+        """Whether to offer the same bytes again, perhaps to the public pool from now on."""
+        if flight.last.last_block is None or head.number >= flight.last.last_block:
+            return False  # it could only be mined to revert
+        after = self._public_after_blocks
+        if not flight.published and self._way is not self._pool and after is not None:
+            flight.published = head.number - flight.offered_at >= after
+            if flight.published:
+                self._log.warning("published", plan=flight.plan_id, tx=flight.last.hash, after_blocks=after)
+                return True
+        untaken = flight.last.sent_at_s is None and flight.consequence is not Consequence.WAIT
+        waited = head.number - flight.signed_at >= _PATIENCE_BLOCKS
+        return untaken or waited or self._way_of(flight).renews
+
+    async def _count_funds(self) -> None:
+        """Whether the operator can pay again for what it could not."""
+        if self._lacking_wei:
+            needed_wei = max(self._lacking_wei, self._flights.worst_case_wei())
+            if await self._chain.balance(self._key.address) >= needed_wei:
+                self._lacking_wei = 0
+
+
+def _doomed(flight: Flight, head: Head, stop: Refusal | None) -> bool:
+    return (
+        flight.given_up
+        or flight.expired(head.number)
+        or flight.consequence is Consequence.CANCEL
+        or (stop is not None and stop.reason in _STOPPED)
+    )
+
+
+def _offered(flight: Flight) -> Offered:
+    return Offered(flight.last.max_fee_wei, tip_of(flight.last.raw))
+
+
+def _renewed(one: Cleared, flight: Flight) -> Mapping[str, Any]:
+    """What the entry of a replacement says beside its fees; a plan's first transaction has an intent that does."""
+    if not flight.transaction.attempts:
+        return {}
+    at = one.trial.at
+    return {"block": at.number, "block_hash": at.hash, **{name: one.numbers[name] for name in _RENEWED}}

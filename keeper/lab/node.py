@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from keeper.abi import Abi
-from keeper.chain.rpc import Request, Rpc, connect
+from keeper.chain.rpc import Request, Rpc
+from keeper.chain.transports import connect
 from keeper.errors import ChainError, ExecutionError, RpcError
 from keeper.types import Address, BlockNumber, BlockTime, Call, Gas, Hash, Log, Wei, hex_of
 

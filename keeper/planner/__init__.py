@@ -204,6 +204,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         flash=size.flash,
         calls=size.calls,
         legs=best.legs,
+        quotes=best.quotes,
         tokens=tokens_of([*pair, ctx.profit_token.address, *approved]),
         profit_token=ctx.profit_token,
         expected_profit_raw=best.gross_raw,

@@ -74,6 +74,7 @@ class Candidate:
     size: Size
     recipe: Recipe
     legs: tuple[SwapLeg, ...]
+    quotes: tuple[Quote, ...]
     gross_raw: int
     assured_raw: int
     gas: int
@@ -141,6 +142,7 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     assured = dict(held)  # the same, with every leg at its limit
     used: set[tuple[int, Address, int, Address]] = set()
     legs: list[SwapLeg] = []
+    quotes: list[Quote] = []
     gas = ctx.plan_gas
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
@@ -177,6 +179,7 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
         held[token_out] += quote.amount_out_raw
         used |= _hops((venue, quote.path))
         legs.append(venue.swap_leg(quote, whole_balance=True, limit_raw=limit_raw))
+        quotes.append(quote)
         gas += _leg_gas(quote)
     gross_raw = held[profit]
     came_raw, went_raw = size.outcome.seize_raw, size.outcome.repay_raw
@@ -189,6 +192,7 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
         size=size,
         recipe=recipe,
         legs=tuple(legs),
+        quotes=tuple(quotes),
         gross_raw=gross_raw,
         assured_raw=max(assured[profit], 0),
         gas=gas,

@@ -117,7 +117,7 @@ async def check_money(
         found.bad("native price", detail, "Set it to a Chainlink-style aggregator of the native coin in USD.")
 
     balance_wei = await chain.balance(operator)
-    tip_wei = await chain.suggested_tip()
+    tip_wei, *_ = await chain.suggested_tips()
     price_wei = min(2 * next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
     cost_wei = max(1, _LIQUIDATION_GAS * price_wei)
     detail = (
@@ -135,13 +135,13 @@ async def check_money(
 
 
 def check_quorum(found: Findings, settings: Settings) -> None:
-    """How many nodes are believed about the pause."""
+    """How many nodes must agree before anything is believed."""
     quorum, nodes = settings.chain.quorum, len(settings.chain.rpc_urls)
-    detail = f"{quorum} of {nodes} nodes must agree on the pause."
+    detail = f"{quorum} of {nodes} nodes must agree on every head and everything read at it."
     if quorum == 1:
         detail = (
-            "chain.quorum is 1: a single node is believed about the pause, and if it lies only the Liquidator, which "
-            "asks PauseGuard itself, stands in the way."
+            "chain.quorum is 1: one provider is believed. If it lies about the pause, only the Liquidator, which asks "
+            "PauseGuard itself, stands in the way."
         )
         found.warn(
             "quorum", detail, "Add independent nodes to chain.rpc_urls and set chain.quorum to 2 or more."

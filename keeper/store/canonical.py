@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from sqlalchemy import Row
@@ -21,11 +22,14 @@ from keeper.log import MAX_EXACT_JSON_INT, secrets
 from keeper.types import hex_of
 
 GENESIS: Final = bytes(32)  # the hash before the first entry
+_ENCODER: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)  # made once: entries are booked while a liquidation waits
 
 
 def canonical(value: Any) -> str:
     """Canonical JSON of plain JSON types without floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def digest(
@@ -39,16 +43,19 @@ def digest(
     body: Mapping[str, Any],
 ) -> bytes:
     """The hash of an entry whose plain body is `body`."""
-    entry = {
-        "seq": seq,
-        "at_s": at_s,
-        "kind": kind,
-        "plan_id": plan_id,
-        "protocol": protocol,
-        "account": account,
-        "body": body,
-    }
-    return hashlib.sha256(prev_hash + canonical(entry).encode("ascii")).digest()
+    return sealed(prev_hash, seq, at_s, kind, plan_id, protocol, account, canonical(body))
+
+
+def sealed(
+    prev_hash: bytes, seq: int, at_s: int, kind: str, plan_id: str, protocol: str, account: str, body: str
+) -> bytes:
+    """The hash of an entry whose body is already written down: its canonical JSON, spelt out key by key."""
+    account, kind, plan_id, protocol = map(encode_basestring_ascii, (account, kind, plan_id, protocol))
+    entry = (
+        f'{{"account":{account},"at_s":{at_s},"body":{body},"kind":{kind},"plan_id":{plan_id},'
+        f'"protocol":{protocol},"seq":{seq}}}'
+    )
+    return hashlib.sha256(prev_hash + entry.encode("ascii")).digest()
 
 
 def recomputed(row: Row[Any], previous: bytes) -> bytes | None:
@@ -57,7 +64,7 @@ def recomputed(row: Row[Any], previous: bytes) -> bytes | None:
         body = json.loads(row.body)
         if canonical(body) != row.body or row.prev_hash != previous.hex():
             return None
-        return digest(previous, row.seq, row.at_s, row.kind, row.plan_id, row.protocol, row.account, body)
+        return sealed(previous, row.seq, row.at_s, row.kind, row.plan_id, row.protocol, row.account, row.body)
     except (ValueError, TypeError, RecursionError):
         return None  # an altered body need not be JSON at all
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
@@ -22,7 +23,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from keeper.errors import ConfigError, LedgerError
-from keeper.store.schema import SCHEMA_VERSION, meta, metadata
+from keeper.store.schema import SCHEMA_VERSION, alembic_version, meta, metadata
 
 _BUSY_TIMEOUT_MS: Final = 2_000
 
@@ -49,23 +50,27 @@ class Database:
 
     @classmethod
     def open(cls, url: str, *, chain_id: int | None = None, read_only: bool = False) -> Self:
-        """Open `sqlite:///path`, creating it (mode 0600) for a writer.
+        """Open `sqlite:///path`; see `open_file`. Raises `ConfigError` for another kind of URL."""
+        return cls.open_file(sqlite_path(url), chain_id=chain_id, read_only=read_only)
 
-        Raises `ConfigError` for another kind of URL; `LedgerError` when another process writes to it, when it belongs
-        to another chain or schema, or when it is missing or damaged.
+    @classmethod
+    def open_file(cls, path: Path, *, chain_id: int | None = None, read_only: bool = False) -> Self:
+        """Open a file, creating it (mode 0600) for a writer, who also brings an older schema up to date.
+
+        Raises `LedgerError` when another process writes to it, when it belongs to another chain or a newer schema, or
+        when it is missing or damaged.
         """
-        path = sqlite_path(url)
         if read_only and not path.exists():
             raise LedgerError(
                 f"There is no record at {path} yet; start the keeper once, or correct store.url."
             )
         with ExitStack() as undo:
             if not read_only:
-                undo.callback(os.close, _take_lock(path))
+                undo.enter_context(writing_alone(path))
                 _create_private(path)
             engine = _engine(path, read_only)
             undo.callback(engine.dispose)
-            with _in_our_words(path, "open"):
+            with in_our_words(path, "open"):
                 self = cls(path, engine.connect())
             undo.callback(self._connection.close)
             self._prepare(chain_id, read_only)
@@ -102,7 +107,7 @@ class Database:
             raise LedgerError(
                 f"A durable step on {self.path} was begun inside one that is not; make the outer durable."
             )
-        with _in_our_words(self.path, "write to"):
+        with in_our_words(self.path, "write to"):
             if outermost:
                 self._owner, self._doomed, self._durable = task, False, durable
                 self._flush_on_commit(durable)
@@ -144,23 +149,38 @@ class Database:
                 f"A step of a transaction on {self.path} failed and was hidden; nothing was stored."
             )
 
+    def copied_at_s(self) -> int | None:
+        """Since when this file is a copy, so that the chain may know transactions it does not; None for an original."""
+        with self.transaction() as connection:
+            copied_at_s: int | None = connection.execute(select(meta.c.copied_at_s)).scalar_one()
+        return copied_at_s
+
+    def mark_copied(self, at_s: int | None) -> None:
+        """Say that this file is a copy, or (None) that the chain has nothing any more that it does not know."""
+        with self.transaction() as connection:
+            connection.execute(meta.update().values(copied_at_s=at_s))
+
     def _prepare(self, chain_id: int | None, read_only: bool) -> None:
         with self.transaction() as connection:
             tables = inspect(connection).get_table_names()
             if not tables and not read_only:
                 metadata.create_all(connection)
+                connection.execute(alembic_version.insert().values(version_num=str(SCHEMA_VERSION)))
                 connection.execute(
                     meta.insert().values(id=1, schema_version=SCHEMA_VERSION, chain_id=chain_id)
                 )
                 return
-            row = connection.execute(select(meta)).one_or_none() if meta.name in tables else None
+            row = connection.execute(_IDENTITY).one_or_none() if meta.name in tables else None
             if row is None:
-                raise LedgerError(f"{self.path} is a database but not a keeper's record; correct store.url.")
+                raise LedgerError(f"{self.path} is a database but not a keeper's record; name another file.")
+            if row.schema_version < SCHEMA_VERSION and not read_only:
+                from keeper.store.migrations import upgrade  # noqa: PLC0415 - alembic takes a quarter second to import
+
+                upgrade(connection)
+                row = connection.execute(_IDENTITY).one()
             if row.schema_version != SCHEMA_VERSION:
-                age = "newer" if row.schema_version > SCHEMA_VERSION else "older"
                 raise LedgerError(
-                    f"{self.path} has schema version {row.schema_version}, {age} than the {SCHEMA_VERSION} this "
-                    f"keeper writes; use the keeper version that wrote it, or point store.url at a new file."
+                    f"{self.path} has schema version {row.schema_version}, {_age(row.schema_version)}"
                 )
             if chain_id is not None and row.chain_id is None and not read_only:
                 connection.execute(meta.update().values(chain_id=chain_id))
@@ -169,6 +189,21 @@ class Database:
                     f"{self.path} is the record of chain {row.chain_id}, not of chain {chain_id}; "
                     f"point store.url at another file or correct chain.id."
                 )
+
+
+# What every schema since the first has.
+_IDENTITY: Final = select(meta.c.schema_version, meta.c.chain_id)
+
+
+def _age(version: int) -> str:
+    if version > SCHEMA_VERSION:
+        return (
+            f"newer than the {SCHEMA_VERSION} this keeper writes; use the keeper version that wrote it, or point "
+            "store.url at a new file."
+        )
+    return (
+        f"older than the {SCHEMA_VERSION} this keeper writes; start the keeper on it once, which upgrades it."
+    )
 
 
 def sqlite_path(url: str) -> Path:
@@ -189,8 +224,14 @@ def sqlite_path(url: str) -> Path:
 
 def _engine(path: Path, read_only: bool) -> Engine:
     # One connection for one thread; hide_parameters keeps signed bytes out of error messages.
+    place = URL.create("sqlite", database=str(path))
+    if read_only and not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+        # a closed record where nothing can be written: SQLite would want to make a journal there even to read
+        place = URL.create(
+            "sqlite", database=f"file:{quote(str(path.absolute()))}", query={"immutable": "1", "uri": "true"}
+        )
     engine = create_engine(
-        URL.create("sqlite", database=str(path)),
+        place,
         connect_args={"check_same_thread": True, "timeout": _BUSY_TIMEOUT_MS / 1000, "isolation_level": None},
         poolclass=StaticPool,
         hide_parameters=True,
@@ -200,6 +241,8 @@ def _engine(path: Path, read_only: bool) -> Engine:
     def _pragmas(connection: Any, _record: object) -> None:
         if read_only:
             connection.execute("PRAGMA query_only = ON")
+            # who reads a damaged record must be told which entry it is, not that it is no UTF-8
+            connection.text_factory = lambda text: text.decode(errors="replace")
         else:
             [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
@@ -217,23 +260,27 @@ def _engine(path: Path, read_only: bool) -> Engine:
     return engine
 
 
-def _take_lock(path: Path) -> int:
+@contextmanager
+def writing_alone(path: Path) -> Iterator[None]:
+    """Hold the writer's lock on a file. Raises `LedgerError` while another process holds it."""
     lock_path = path.with_name(path.name + ".lock")
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise LedgerError(f"{lock_path} cannot be written ({error.strerror}); correct store.url.") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise LedgerError(
+                f"Another keeper (process {holder}) is writing to {path}; stop it, or give this one another store.url."
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
         os.close(lock)
-        raise LedgerError(
-            f"Another keeper (process {holder}) is writing to {path}; stop it, or give this one another store.url."
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
 
 
 def _create_private(path: Path) -> None:
@@ -246,7 +293,8 @@ def _create_private(path: Path) -> None:
 
 
 @contextmanager
-def _in_our_words(path: Path, verb: str) -> Iterator[None]:
+def in_our_words(path: Path, verb: str) -> Iterator[None]:
+    """Turn whatever the database raises into a `LedgerError` that names the file and what was tried."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:

@@ -19,24 +19,36 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
+    String,
     Table,
     Text,
     event,
 )
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 metadata: Final = MetaData()
 
-# One row: which schema this is, and the one chain the record is about.
+# One row: which schema this is, the one chain the record is about, and since when it is a copy of a record that went on
+# without it.
 meta: Final = Table(
     "meta",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("schema_version", Integer, nullable=False),
     Column("chain_id", BigInteger),
+    Column("copied_at_s", BigInteger),
     CheckConstraint("id = 1", name="one_row"),
+)
+
+# Alembic's own mark: the last migration this schema contains. Written here too, so that only an upgrade needs alembic.
+alembic_version: Final = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
 entries: Final = Table(
@@ -56,12 +68,31 @@ entries: Final = Table(
     Index("entries_by_plan", "plan_id", "seq"),
 )
 
+# Heads of the Merkle tree over `entries`: its size and root, and the roots of its complete subtrees, so that the next
+# head costs only what is new. Hexadecimal text.
+heads: Final = Table(
+    "heads",
+    metadata,
+    Column("size", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("at_s", BigInteger, nullable=False),
+    Column("root", Text, nullable=False),
+    Column("peaks", Text, nullable=False),
+)
+
 cursors: Final = Table(
     "cursors",
     metadata,
     Column("protocol", Text, primary_key=True),
     Column("block_number", BigInteger, nullable=False),
     Column("block_hash", LargeBinary, nullable=False),
+)
+
+# The last blocks that were followed, oldest forgotten: where a reorganisation left them is looked for here.
+blocks: Final = Table(
+    "blocks",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
 )
 
 # A million rows are normal here, so the key is the row: no second copy in an index.
@@ -124,18 +155,30 @@ transactions: Final = Table(
     CheckConstraint("purpose IN ('plan', 'bump', 'cancel')", name="known_purpose"),
 )
 
-# INSERT OR REPLACE removes a row without firing a DELETE trigger, hence the third: only the next seq that links to
-# the newest hash may come in.
-_APPEND_ONLY: Final = (
-    """CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries
+# INSERT OR REPLACE removes a row without firing a DELETE trigger, hence the third of each: only the next seq that links
+# to the newest hash may come in, and only a larger head.
+_APPEND_ONLY: Final = {
+    entries: (
+        """CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: UPDATE refused'); END""",
-    """CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries
+        """CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: DELETE refused'); END""",
-    """CREATE TRIGGER entries_only_next BEFORE INSERT ON entries
+        """CREATE TRIGGER entries_only_next BEFORE INSERT ON entries
     WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM entries)
       OR NEW.prev_hash <> coalesce((SELECT hash FROM entries ORDER BY seq DESC LIMIT 1), NEW.prev_hash)
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: only the next entry may be added'); END""",
-)
-for _trigger in _APPEND_ONLY:
-    _statement = DDL(_trigger)  # type: ignore[no-untyped-call]  # SQLAlchemy left DDL.__init__ unannotated
-    event.listen(entries, "after_create", _statement.execute_if(dialect="sqlite"))
+    ),
+    heads: (
+        """CREATE TRIGGER heads_no_update BEFORE UPDATE ON heads
+    BEGIN SELECT RAISE(ABORT, 'heads are append-only: UPDATE refused'); END""",
+        """CREATE TRIGGER heads_no_delete BEFORE DELETE ON heads
+    BEGIN SELECT RAISE(ABORT, 'heads are append-only: DELETE refused'); END""",
+        """CREATE TRIGGER heads_only_larger BEFORE INSERT ON heads
+    WHEN NEW.size <= (SELECT max(size) FROM heads)
+    BEGIN SELECT RAISE(ABORT, 'heads are append-only: only a larger one may be added'); END""",
+    ),
+}
+for _table, _triggers in _APPEND_ONLY.items():
+    for _trigger in _triggers:
+        _statement = DDL(_trigger)  # type: ignore[no-untyped-call]  # SQLAlchemy left DDL.__init__ unannotated
+        event.listen(_table, "after_create", _statement.execute_if(dialect="sqlite"))

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Table, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import Connection, Row, Table, and_, bindparam, desc, func, literal_column, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keeper.errors import LedgerError
 from keeper.store.database import Database
-from keeper.store.schema import accounts, cursors, intents, transactions
+from keeper.store.schema import accounts, blocks, cursors, intents, transactions
 from keeper.types import Address, BlockNumber, Gas, Hash, PositionKey, Settlement, Wei, hex_of
 
 Purpose = Literal["plan", "bump", "cancel"]
@@ -62,7 +62,7 @@ class Attempt:
     """One signed transaction; `last_block` is None for a cancellation, `sent_at_s` until it was handed to a node."""
 
     hash: Hash
-    purpose: str
+    purpose: Purpose
     raw: bytes
     max_fee_wei: Wei
     gas_limit: Gas
@@ -111,6 +111,32 @@ class Store(Database):
         with self.transaction() as connection:
             insert = _insert(connection, cursors).values(protocol=protocol, **place)
             connection.execute(insert.on_conflict_do_update(index_elements=["protocol"], set_=place))
+
+    def blocks(self) -> list[Cursor]:
+        """The followed blocks that are remembered, oldest first."""
+        with self.transaction() as connection:
+            rows = connection.execute(select(blocks).order_by(blocks.c.number))
+            return [Cursor(BlockNumber(row.number), Hash(row.hash)) for row in rows]
+
+    def keep_blocks(self, followed: Sequence[Cursor], first: BlockNumber, last: BlockNumber) -> None:
+        """Remember followed blocks, and of all only those from `first` to `last`."""
+        with self.transaction() as connection:
+            if followed:
+                insert = _insert(connection, blocks)
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["number"], set_={"hash": insert.excluded.hash}
+                    ),
+                    [{"number": block.number, "hash": block.hash} for block in followed],
+                )
+            connection.execute(blocks.delete().where(or_(blocks.c.number < first, blocks.c.number > last)))
+
+    def newest_cursor(self) -> Cursor | None:
+        """The last block that was worked through, or None before any was."""
+        query = select(cursors).order_by(desc(cursors.c.block_number)).limit(1)
+        with self.transaction() as connection:
+            row = connection.execute(query).one_or_none()
+        return Cursor(BlockNumber(row.block_number), Hash(row.block_hash)) if row else None
 
     def accounts(self, protocol: str) -> set[PositionKey]:
         """Every account ever seen in a protocol."""
@@ -271,13 +297,11 @@ class Store(Database):
         with self.transaction() as connection:
             return [self._open(connection, row) for row in connection.execute(query).all()]
 
-    def settled_after(self, number: int, sender: Address) -> list[tuple[OpenTransaction, Settlement]]:
-        """A sender's plans that were settled in a block above `number`, as they were before, with how they ended."""
-        query = select(intents).where(
-            intents.c.state == "settled", intents.c.sender == sender, intents.c.block_number > number
-        )
+    def settled_after(self, number: int) -> list[tuple[OpenTransaction, Settlement]]:
+        """Plans that were settled in a block above `number`, as they were before, with how they ended."""
+        query = select(intents).where(intents.c.state == "settled", intents.c.block_number > number)
         with self.transaction() as connection:
-            rows = connection.execute(query.order_by(intents.c.nonce)).all()
+            rows = connection.execute(query.order_by(intents.c.sender, intents.c.nonce)).all()
             return [(self._open(connection, row), _settlement(row)) for row in rows]
 
     def highest_nonce(self, sender: Address) -> int | None:
@@ -288,6 +312,11 @@ class Store(Database):
         with self.transaction() as connection:
             nonce: int | None = connection.execute(query).scalar_one()
         return nonce
+
+    def senders(self) -> set[Address]:
+        """Everybody who ever claimed a nonce: the operators, past and present."""
+        with self.transaction() as connection:
+            return set(connection.execute(select(intents.c.sender).distinct()).scalars())
 
     def in_flight_wei(self) -> int:
         """The most gas everything open can still cost."""

@@ -12,10 +12,12 @@ import pytest
 from eth_account import Account
 from typer.testing import CliRunner
 
-from keeper.chain.rpc import connect
+from keeper.chain.transports import connect
 from keeper.cli import app
 from keeper.errors import ChainError, ConfigError, RpcError
+from keeper.execution.flights import Flights
 from keeper.execution.sender import Sender
+from keeper.execution.settling import Settling
 from keeper.lab.actors import account, actor
 from keeper.lab.chainlink import set_price
 from keeper.lab.chaos import session
@@ -27,7 +29,7 @@ from keeper.lab.chaos.stage import Stage, open_stage
 from keeper.lab.world import Lab
 from keeper.ledger import Ledger
 from keeper.store import Store
-from keeper.types import Hash
+from keeper.types import Hash, Head
 
 _GWEI = 10**9
 FALL = Event("price", 1, 9_000, "WETH")
@@ -241,14 +243,14 @@ async def test_a_broadcast_before_the_record_is_found(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A keeper that hands bytes to a node before they are on record breaks a promise, and the witness says which."""
-    record = Sender._record
+    record = Flights.signed
 
-    def hasty(self: Sender, signed: Any) -> None:
-        for _, attempt in signed:
+    def hasty(self: Flights, signed: Any, head: Any) -> None:
+        for _, attempt, _ in signed:
             stage.proxy.watch(attempt.raw) if stage.proxy.watch else None
-        record(self, signed)
+        record(self, signed, head)
 
-    monkeypatch.setattr(Sender, "_record", hasty)
+    monkeypatch.setattr(Flights, "signed", hasty)
     played = await play(stage, Script(4, (), (FALL,)), tmp_path / "run")
     assert {breach.invariant for breach in played.breaches} == {"recorded_first"}
 
@@ -257,8 +259,8 @@ async def test_a_profit_that_is_not_the_treasurys_is_found(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A unit too much in the ledger differs from the treasury and from the chain."""
-    gained = Sender._profit_raw
-    monkeypatch.setattr(Sender, "_profit_raw", lambda self, *of: gained(self, *of) + 1)
+    gained = Settling._profit_raw
+    monkeypatch.setattr(Settling, "_profit_raw", lambda self, *of: gained(self, *of) + 1)
     played = await play(stage, Script(4, (), (FALL,)), tmp_path / "run")
     assert {breach.invariant for breach in played.breaches} == {"profit", "books"}
 
@@ -268,8 +270,8 @@ async def test_what_is_forgotten_at_a_death_is_found(
 ) -> None:
     """A keeper that does not take over what was in flight leaves it open and its accounts alone."""
 
-    async def forget(self: Sender) -> None:
-        self._next_nonce = await self._chain.nonce(self.operator, "pending")
+    async def forget(self: Sender, head: Head) -> None:
+        self._next_nonce = await self._chain.nonce(self._key.address, "pending")
 
     monkeypatch.setattr(Sender, "recover", forget)
     death = Event("kill", 1, 1, "broadcast, not noted")
@@ -325,8 +327,8 @@ def test_the_command_ends_with_one_when_a_promise_is_broken(
         "ok   no plan is executed twice" in ran.output and "1 of 1 verdicts without a finding" in ran.output
     )
     monkeypatch.setattr(session, "script_of", lambda _: Script(4, (), (FALL,)))
-    gained = Sender._profit_raw
-    monkeypatch.setattr(Sender, "_profit_raw", lambda self, *of: gained(self, *of) + 1)
+    gained = Settling._profit_raw
+    monkeypatch.setattr(Settling, "_profit_raw", lambda self, *of: gained(self, *of) + 1)
     ran = CliRunner().invoke(app, command)
     assert ran.exit_code == 1
     assert "FAIL booked gross profit is what the treasury gained" in ran.output

@@ -107,13 +107,14 @@ async def open_again(lab: Lab, rig: Rig, *, sign: bool = True) -> AsyncIterator[
     settings = assembly.settings(rig.config)
     async with assembly.open_parts(settings) as parts:
         head = await parts.chain.head()
+        line: Line | None = None
         with Store.open(settings.store.url, chain_id=settings.chain.id) as store:
             engine, watch = await assembly.engine(
                 parts,
                 store,
                 assembly.operator_key(settings),
                 sign=sign,
-                wall_clock=lambda: float(line.head.timestamp_s),
+                wall_clock=lambda: float((line.head if line else head).timestamp_s),
             )
             line = Line(lab, rig, parts, engine, watch, Ledger(store), store, head)
             await engine.start(head)

@@ -134,6 +134,9 @@ class Gateway:
     def __init__(self, port: int, path: str) -> None:
         self.port = 0
         self.open = True
+        self.watch: Callable[[bytes], None] | None = (
+            None  # is shown what clients send, before it is passed on
+        )
         self.accepted = 0
         self._node_port = port
         self._path = path.encode()
@@ -153,15 +156,24 @@ class Gateway:
         node_reader, node_writer = await asyncio.open_connection("127.0.0.1", self._node_port)
         self._writers |= {writer, node_writer}
         try:
-            await asyncio.gather(self._pass(reader, node_writer), self._pass(node_reader, writer))
+            await asyncio.gather(
+                self._pass(reader, node_writer, self.watch), self._pass(node_reader, writer, None)
+            )
         finally:
             self._writers -= {writer, node_writer}
             for one in (writer, node_writer):
                 one.close()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        watch: Callable[[bytes], None] | None,
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while chunk := await reader.read(65_536):
+                if watch is not None:
+                    watch(chunk)
                 writer.write(chunk.replace(b" " + self._path + b" HTTP/1.1", b" / HTTP/1.1"))
                 await writer.drain()
         if not writer.transport.is_closing():

@@ -127,7 +127,7 @@ async def test_two_nodes_that_must_agree_are_no_warning(ready: Ready) -> None:
     urls = (ready.lab.anvil.url, ready.lab.anvil.ws_url)
     checks = await ready.checks(ready.changed("chain", quorum=2, rpc_urls=urls))
     assert checks["quorum"].ok
-    assert checks["quorum"].detail == "2 of 2 nodes must agree on the pause."
+    assert checks["quorum"].detail == "2 of 2 nodes must agree on every head and everything read at it."
 
 
 # --- chain -----------------------------------------------------------------------------------------------------------

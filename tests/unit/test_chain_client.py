@@ -293,20 +293,6 @@ async def test_an_aggregate_that_is_not_one_is_a_chain_error(stack: AsyncExitSta
         await chain.read(asking(Call(POOL, b"\x01")), AT)
 
 
-async def test_quorum_reads_stop_at_disagreement(stack: AsyncExitStack, tmp_path: Path) -> None:
-    """q providers must return the same bytes; only reads that ask for it pay for it."""
-    first, second, third = (CallNode(tmp_path / name, 100) for name in "abc")
-    chain = await chain_of(stack, first, second, third, quorum=2)
-    call = Call(POOL, b"\x01")
-    assert await chain.read(asking(call), AT, quorum=True) == [call.data]
-    assert [node.asked("eth_call") for node in (first, second, third)] == [1, 1, 0]
-    assert await chain.read(asking(call), AT) == [call.data]
-    assert [node.asked("eth_call") for node in (first, second, third)] == [2, 1, 0]
-    second.gas = 0
-    with pytest.raises(ChainError, match="2 providers disagree about the state at block 0x5555"):
-        await chain.read(asking(call), AT, quorum=True)
-
-
 # --- opening ---
 
 
@@ -358,6 +344,7 @@ RECEIPT = {
     "status": "0x1",
     "blockNumber": "0x64",
     "blockHash": "0x" + AT.hex(),
+    "transactionIndex": "0x4",
     "gasUsed": "0x5208",
     "effectiveGasPrice": "0x77359400",
     "logs": [log(100, 3)],
@@ -371,7 +358,7 @@ async def test_receipts_are_exact_or_errors(stack: AsyncExitStack, tmp_path: Pat
     chain = await chain_of(stack, node)
     receipt = await chain.receipt(Hash(b"\x66" * 32))
     assert receipt is not None
-    assert (receipt.status, receipt.block_number, receipt.gas_used) == (1, 100, 21_000)
+    assert (receipt.status, receipt.block_number, receipt.index, receipt.gas_used) == (1, 100, 4, 21_000)
     assert (receipt.effective_gas_price_wei, receipt.l1_fee_wei) == (2_000_000_000, 9)
     assert [entry.index for entry in receipt.logs] == [3]
     node.methods["eth_getTransactionReceipt"] = lambda _: {k: v for k, v in RECEIPT.items() if k != "l1Fee"}
@@ -386,15 +373,20 @@ async def test_receipts_are_exact_or_errors(stack: AsyncExitStack, tmp_path: Pat
 
 
 async def test_the_tip_is_what_recent_blocks_paid(stack: AsyncExitStack, tmp_path: Path) -> None:
-    """The median over blocks with transactions; where there were none, the node's own suggestion."""
-    fees = {"gasUsedRatio": [0.5, 0.0, 0.9, 0.1], "reward": [["0x5"], ["0x0"], ["0x9"], ["0x7"]]}
+    """Medians over blocks with transactions, rising; where there were none, the node's own suggestion."""
+    paid = [["0x5", "0x6", "0x20"], ["0x0"] * 3, ["0x9"] * 3, ["0x7", "0x8", "0x9"]]
+    fees = {"gasUsedRatio": [0.5, 0.0, 0.9, 0.1], "reward": paid}
     node = ScriptedNode(
         tmp_path, {"eth_feeHistory": lambda *_: fees, "eth_maxPriorityFeePerGas": lambda: "0x3b9aca00"}
     )
     chain = await chain_of(stack, node)
-    assert await chain.suggested_tip() == 7
+    assert await chain.suggested_tips() == (7, 8, 9)
+    assert node.requests[-1][1][2] == [50, 75, 90]
     fees["gasUsedRatio"] = [0.0] * 4
-    assert await chain.suggested_tip() == 10**9
+    assert await chain.suggested_tips() == (10**9,)
+    fees |= {"gasUsedRatio": [0.5, 0.5], "reward": [["0x5", "0x6", "0x7"], ["0x5"]]}
+    with pytest.raises(ChainError, match="what is not an answer"):
+        await chain.suggested_tips()
 
 
 async def test_without_eth_simulate_transactions_are_tried_one_by_one(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from keeper.chain.heads import follow, latest
-from keeper.chain.pool import Pool
-from keeper.errors import WrongChain
+from keeper.chain.blocks import latest
+from keeper.chain.heads import follow
+from keeper.chain.pool import Notice, Pool
 from tests.scripted_node import HangUp, Refuse, ScriptedNode
 
 
@@ -234,15 +234,23 @@ async def test_a_malformed_header_is_not_a_head(nodes: list[HeadNode]) -> None:
     await pool.close()
 
 
-async def test_another_chain_ends_the_stream(nodes: list[HeadNode]) -> None:
-    """A provider that returns as another chain is a configuration error, not something to wait for."""
+async def test_another_chain_is_waited_out(nodes: list[HeadNode]) -> None:
+    """A provider that returns as another chain gives no head and is dropped; once it is itself again, heads go on."""
     pool = await Pool.open([nodes[0].ws_url], 31337, 1)
+    notices: list[Notice] = []
+    pool.listener = notices.append
     async with aclosing(follow(pool, Naps())) as heads:
         await anext(heads)
-        nodes[0].methods["eth_chainId"] = lambda: "0x1"
+        good, nodes[0].methods["eth_chainId"] = nodes[0].methods["eth_chainId"], lambda: "0x1"
         await nodes[0].hang_up()
-        with pytest.raises(WrongChain):
-            await anext(heads)
+        nodes[0].newest = block(9)
+        coming = asyncio.ensure_future(anext(heads))
+        await asyncio.sleep(0.1)
+        assert not coming.done()
+        nodes[0].methods["eth_chainId"] = good
+        assert (await coming).number == 9
+    assert [notice.name for notice in notices] == ["provider_dropped", "no_heads", "heads_resumed"]
+    assert notices[0].provider == nodes[0].ws_url and "serves chain 1" in notices[0].detail
     await pool.close()
 
 

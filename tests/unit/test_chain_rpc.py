@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from keeper.chain.rpc import connect, label_of
+from keeper.chain.rpc import label_of
+from keeper.chain.transports import connect
 from keeper.errors import ChainError, RpcError
 from tests.scripted_node import HangUp, Literal, Refuse, ScriptedNode, Silence
 
@@ -254,14 +255,14 @@ async def test_an_unreachable_node_is_named_without_its_key(url: str) -> None:
 async def test_http_errors_say_their_status(node: ScriptedNode) -> None:
     """A status without JSON-RPC is a `ChainError`; JSON-RPC inside an error status is read as such."""
     rpc = await connect(node.url)
-    node.methods["limited"] = lambda: Literal("slow down", 429)
-    with pytest.raises(ChainError, match="HTTP status 429"):
-        await rpc.request("limited")
-    node.methods["limited"] = lambda: Literal(
-        '{"jsonrpc":"2.0","id":{id},"error":{"code":-32005,"message":"limit"}}', 429
+    node.methods["broken"] = lambda: Literal("out of order", 502)
+    with pytest.raises(ChainError, match="HTTP status 502"):
+        await rpc.request("broken")
+    node.methods["broken"] = lambda: Literal(
+        '{"jsonrpc":"2.0","id":{id},"error":{"code":-32005,"message":"limit"}}', 400
     )
     with pytest.raises(RpcError, match="limit") as caught:
-        await rpc.request("limited")
+        await rpc.request("broken")
     assert caught.value.code == -32005
     await rpc.close()
 

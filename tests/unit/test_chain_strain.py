@@ -37,12 +37,12 @@ async def test_a_quorum_waits_for_the_later_node(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         nodes = CallNode(tmp_path / "a", 100), LateNode(tmp_path / "b", 2)
         chain = await chain_of(stack, *nodes, quorum=2)
-        assert await chain.read(asking(call), AT, quorum=True) == [call.data]
+        assert await chain.read(asking(call), AT) == [call.data]
     async with AsyncExitStack() as stack:
         nodes = CallNode(tmp_path / "c", 100), LateNode(tmp_path / "d", 99)
         chain = await chain_of(stack, *nodes, quorum=2)
         with pytest.raises(ChainError, match="1 of the 2 providers"):
-            await chain.read(asking(call), AT, quorum=True)
+            await chain.read(asking(call), AT)
 
 
 @pytest.mark.parametrize("word", ["MemoryOOG", "OutOfGas", "PrecompileOOG"])

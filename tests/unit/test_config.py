@@ -102,7 +102,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     read = _load(tmp_path)
     assert read.chain.id == 31337
     assert read.chain.rpc_urls == ("http://127.0.0.1:8545",)
-    assert (read.chain.quorum, read.chain.max_head_age_s) == (1, 26)
+    assert (read.chain.quorum, read.chain.max_requests_per_s, read.chain.max_head_age_s) == (1, 0, 26)
     assert read.profit.token == TOKEN
     assert (read.profit.min_profit_usd_e8, read.profit.max_slippage_bps) == (5 * 10**8, 100)
     assert read.limits.max_fee_wei == 200 * 10**9
@@ -137,7 +137,7 @@ def test_the_example_is_complete_and_loads() -> None:
 def test_the_environment_example_names_every_key() -> None:
     """.env.example holds the secret and an override for every key, and nothing that would be refused."""
     text = (ROOT / ".env.example").read_text()
-    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY):
+    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY, config.RELAY_KEY):
         assert re.search(rf"^#?{name}=$", text, re.MULTILINE)
     missing = [
         name
@@ -319,17 +319,42 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         (
             "[profit]",
             '[send]\nroute = "private"\n[profit]',
-            'send.route: "private" is not available in this version',
-        ),
-        (
-            "[profit]",
-            '[send]\nroute = "bundle"\n[profit]',
-            'send.route: "bundle" is not available in this version',
+            'send.relays: the route "private" needs at least one',
         ),
         (
             "[profit]",
             '[send]\nroute = "pubic"\n[profit]',
-            'send.route: "pubic" is not a route; set route = "public"',
+            "send.route: \"pubic\" should be 'public', 'private' or",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["wss://canary"]\n[profit]',
+            "send.relays: a relay must be an http:// or https:// URL.",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["https://r", "https://r"]\n[profit]',
+            "send.relays: a relay is listed twice",
+        ),
+        (
+            "[profit]",
+            '[send]\nfallback = "public"\n[profit]',
+            'send.fallback: the route "public" has no fallback',
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "private"\nrelays = ["https://r"]\nrefund_percent = 5\n[profit]',
+            "send.refund_percent: only bundles are refunded",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["https://r"]\nrefund_percent = 100\n[profit]',
+            "send.refund_percent: 100 should be less than or equal to 99",
+        ),
+        (
+            "[profit]",
+            '[send]\nroute = "bundle"\nrelays = ["https://r"]\nfallback_after_blocks = 0\n[profit]',
+            "send.fallback_after_blocks: 0 should be greater",
         ),
         ("[profit]", '[send]\nrelays = ["https://r"]\n[profit]', "send.relays: relays are not used"),
         (
@@ -557,7 +582,29 @@ def test_values_of_the_env_file_are_taken_literally(tmp_path: Path) -> None:
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
-SECRETS = {config.PRIVATE_KEY: Settings.private_key, config.DEPLOYER_KEY: Settings.deployer_key}
+SECRETS = {
+    config.PRIVATE_KEY: Settings.private_key,
+    config.DEPLOYER_KEY: Settings.deployer_key,
+    config.RELAY_KEY: Settings.relay_key,
+}
+
+
+@pytest.mark.parametrize("other", [config.PRIVATE_KEY, config.DEPLOYER_KEY])
+def test_the_relay_key_is_no_other_key(tmp_path: Path, other: str) -> None:
+    """Relays must not learn to know the operator, nor may a key without worth be one with: however it is written."""
+    with pytest.raises(ConfigError, match=r"KEEPER_RELAY_KEY.*a key of their own") as caught:
+        _load(tmp_path, GOOD, environ={config.RELAY_KEY: "0x" + KEY.upper(), other: KEY})
+    assert KEY not in str(caught.value)
+
+
+def test_relays_are_hidden_and_need_their_key(tmp_path: Path) -> None:
+    """A relay's URL may carry a key: neither repr nor a log shows it; without the relay key there is one sentence."""
+    send = '[send]\nroute = "bundle"\nrelays = ["https://relay.example/canary-api-key-0456"]\n[profit]'
+    read = _load(tmp_path, GOOD.replace("[profit]", send))
+    assert "canary" not in repr(read) + str(read.send)
+    assert "canary" not in log.secrets.scrub(f"POST {read.send.relays[0]}")
+    with pytest.raises(ConfigError, match="KEEPER_RELAY_KEY"):
+        read.relay_key()
 
 
 @pytest.mark.parametrize("name", SECRETS)

@@ -157,6 +157,19 @@ def test_readers_neither_lock_nor_write(tmp_path: Path, store: Store) -> None:
         assert reader.cursor("aave") == Cursor(BlockNumber(9), _hash(9))
 
 
+def test_a_closed_record_can_be_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder on a read-only medium no journal is made, not even while the record is open."""
+    with Store.open(_url(tmp_path)) as store:
+        store.set_cursor("aave", BlockNumber(7), _hash(7))
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("keeper.store.database.os.access", lambda path, mode: path != tmp_path)
+    with Store.open(_url(tmp_path), read_only=True) as reader:
+        assert reader.cursor("aave") == Cursor(BlockNumber(7), _hash(7))
+        assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_reader_creates_nothing(tmp_path: Path) -> None:
     """Reading a record that does not exist is an error, and still none exists afterwards."""
     with pytest.raises(LedgerError, match="no record"):
@@ -318,6 +331,26 @@ def test_accounts_and_cursors_survive_a_restart(tmp_path: Path) -> None:
         assert store.accounts("unknown") == set()
         assert store.cursor("aave") == Cursor(BlockNumber(4), _hash(4))
         assert store.cursor("morpho") is None
+
+
+def test_followed_blocks_are_remembered_within_bounds(tmp_path: Path) -> None:
+    """They come back oldest first; another branch replaces its numbers, and what is outside the bounds is forgotten."""
+    with Store.open(_url(tmp_path)) as store:
+        store.keep_blocks(
+            [Cursor(BlockNumber(number), _hash(number)) for number in range(1, 8)],
+            BlockNumber(3),
+            BlockNumber(7),
+        )
+        # a reorganisation: 5 is another block, 6 and 7 are gone
+        store.keep_blocks([Cursor(BlockNumber(5), _hash(50))], BlockNumber(3), BlockNumber(5))
+    with Store.open(_url(tmp_path)) as store:
+        assert store.blocks() == [
+            Cursor(BlockNumber(3), _hash(3)),
+            Cursor(BlockNumber(4), _hash(4)),
+            Cursor(BlockNumber(5), _hash(50)),
+        ]
+        store.keep_blocks([], BlockNumber(4), BlockNumber(4))
+        assert store.blocks() == [Cursor(BlockNumber(4), _hash(4))]
 
 
 # --- nonces and signatures -------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from typing import Any, Final
 import msgspec
 from aiohttp import WSMsgType, web
 
-from keeper.chain.rpc import Rpc, connect
+from keeper.chain.rpc import Rpc
 from keeper.chain.subscription import Subscription
+from keeper.chain.transports import connect
 from keeper.errors import RpcError
 from keeper.lab.anvil import HOST
 from keeper.lab.chaos.faults import BLOCK, NOTICE, POOL, Fault, Kind

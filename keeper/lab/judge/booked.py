@@ -68,7 +68,10 @@ async def examine(evidence: Evidence, terms: Terms) -> Books:
         events=events,
         swept=[log for log in own_logs if log.topics[0] == _SWEPT.topic],
         sent=sent,
-        nonce=max((await evidence.nonces(operators)).values(), default=0),
+        nonces={
+            checksum(operator).lower(): nonce
+            for operator, nonce in (await evidence.nonces(operators)).items()
+        },
     )
     explained = await explain(case, evidence)
     in_flight, unaccounted = _unaccounted(case)
@@ -146,11 +149,12 @@ def _twice(case: Case) -> Iterable[Difference]:
         for plan_id, count in counts.items():
             if count > 1:
                 yield Difference(check, f"one plan, {count} times", plan_id=plan_id)
-    plans: defaultdict[int | None, dict[str, Entry]] = defaultdict(dict)
+    operators = case.operators()
+    plans: defaultdict[tuple[str, int | None], dict[str, Entry]] = defaultdict(dict)
     for entry in case.of_kind("signed"):
         if entry.word("purpose") != "cancel":
-            plans[entry.integer("nonce")].setdefault(entry.plan_id, entry)
-    for nonce, users in plans.items():
+            plans[operators[entry.plan_id], entry.integer("nonce")].setdefault(entry.plan_id, entry)
+    for (_, nonce), users in plans.items():
         for entry in list(users.values())[1:]:
             yield about(entry, "nonce_reused", f"nonce {nonce} was signed for another plan before")
 
@@ -159,6 +163,7 @@ def _unaccounted(case: Case) -> tuple[int, list[Difference]]:
     """How many signed transactions may still be mined, and those that cannot and have no outcome."""
     concluded = {entry.plan_id for entry in case.outcomes}
     signed = {entry.transaction for entry in case.of_kind("signed")}
+    operators, most = case.operators(), max(case.nonces.values(), default=0)
     in_flight = 0
     lost = [
         about(entry, "sent_unsigned", "it was sent and no signed entry says so")
@@ -170,7 +175,7 @@ def _unaccounted(case: Case) -> tuple[int, list[Difference]]:
             continue
         mined = entry.transaction in case.receipts
         nonce = entry.integer("nonce")
-        if mined or nonce is None or nonce < case.nonce:
+        if mined or nonce is None or nonce < case.nonces.get(operators[entry.plan_id], most):
             why = "was mined" if mined else "can no longer be mined, its nonce is used"
             lost.append(about(entry, "unaccounted", f"it {why} and the ledger has no outcome of its plan"))
         else:

@@ -28,7 +28,10 @@ class Liquidated:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Both sides, gathered. `outcomes` are those of the ledger that were not undone by a reorganisation."""
+    """Both sides, gathered. `outcomes` are those of the ledger that were not undone by a reorganisation.
+
+    `nonces` are how many transactions each operator had mined, by its address in lower case.
+    """
 
     terms: Terms
     entries: Sequence[Entry]
@@ -37,7 +40,13 @@ class Case:
     events: Sequence[Liquidated]
     swept: Sequence[Log]
     sent: Sequence[Sent]
-    nonce: int
+    nonces: Mapping[str, int]
+
+    def operators(self) -> Mapping[str, str]:
+        """Who each plan was signed by, as its intent says; plans without one are the newest operator's."""
+        named = {entry.plan_id: entry.word("operator") for entry in self.of_kind("intent")}
+        newest = next(reversed(named.values()), "")
+        return {entry.plan_id: named.get(entry.plan_id, newest) for entry in self.entries}
 
     def of_kind(self, *kinds: str) -> list[Entry]:
         """Entries of some kinds, in order."""

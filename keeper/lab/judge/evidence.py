@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from keeper.abi import Function, checksum
-from keeper.chain.rpc import Request, Rpc, connect
+from keeper.chain.rpc import Request, Rpc
+from keeper.chain.transports import connect
 from keeper.chain.wire import failed_execution
 from keeper.errors import AdapterError, ChainError, RpcError
 from keeper.types import Address, BlockNumber, Call, Gas, Hash, Log, hex_of

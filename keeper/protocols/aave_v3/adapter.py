@@ -12,7 +12,13 @@ from keeper.errors import AdapterError
 from keeper.protocols.aave_v3.health import judge, liquidation_price
 from keeper.protocols.aave_v3.market import ATOKEN, ORACLE, POOL, PROVIDER, Market, load_market
 from keeper.protocols.aave_v3.marks import MarksReader
-from keeper.protocols.aave_v3.options import LIQUIDATION_CALL_SELECTOR, calls_of, find_options, outcome_of
+from keeper.protocols.aave_v3.options import (
+    LIQUIDATION_CALL_SELECTOR,
+    account_of,
+    calls_of,
+    find_options,
+    outcome_of,
+)
 from keeper.protocols.aave_v3.positions import read_positions, rows_of
 from keeper.seams import Reads, Touched, just
 from keeper.types import (
@@ -20,6 +26,7 @@ from keeper.types import (
     Address,
     BlockTime,
     Filters,
+    Hash,
     Health,
     Log,
     Marks,
@@ -77,6 +84,7 @@ _RELOADING: Final = {
     ORACLE: ("AssetSourceUpdated", "FallbackOracleUpdated"),
 }
 _TOUCHING_TOPICS: Final = {POOL.event(name).topic: places for name, places in _TOUCHING.items()}
+_LIQUIDATED_TOPIC: Final = POOL.event("LiquidationCall").topic
 _TRANSFER_TOPIC: Final = ATOKEN.event("Transfer").topic
 _RELOADING_TOPICS: Final = frozenset(
     interface.event(name).topic for interface, names in _RELOADING.items() for name in names
@@ -161,7 +169,8 @@ class AaveV3:
         for log in logs:
             topic = log.topics[0] if log.topics else None
             if log.address == market.pool and topic in _TOUCHING_TOPICS:
-                accounts.update(log.topics[place][12:] for place in _TOUCHING_TOPICS[topic])
+                places = (place for place in _TOUCHING_TOPICS[topic] if place < len(log.topics))
+                accounts.update(log.topics[place][12:] for place in places)
             elif topic == _TRANSFER_TOPIC and log.address in self._a_tokens:
                 accounts.update(party[12:] for party in log.topics[1:3])
             elif topic in _RELOADING_TOPICS and log.address in governing:
@@ -169,6 +178,14 @@ class AaveV3:
         accounts.discard(ZERO_ADDRESS)
         keys = (PositionKey(self.name, self.market, Address(account)) for account in accounts)
         return Touched(frozenset(keys), reload)
+
+    def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
+        """The pool's LiquidationCall events: the account is their third indexed value."""
+        return [
+            (PositionKey(self.name, self.market, Address(log.topics[3][12:])), log.transaction_hash)
+            for log in logs
+            if log.address == self.loaded.pool and log.topics[:1] == (_LIQUIDATED_TOPIC,)
+        ]
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Aave lists no accounts on chain."""
@@ -218,3 +235,7 @@ class AaveV3:
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """Pool.liquidationCall for the underlying token; at the maximum it offers a basis point more than is owed."""
         return calls_of(option, repay_raw)
+
+    def account_of(self, calldata: bytes) -> Address | None:
+        """Whose liquidation this Pool.liquidationCall is; None for anything else."""
+        return account_of(calldata)

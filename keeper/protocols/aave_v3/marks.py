@@ -51,7 +51,8 @@ _UNPRICED: Final = 1e200
 class ReserveState:
     """A reserve as of one timestamp.
 
-    `price` is 0 where the oracle has none. `price_age_s` is None where nobody tells it; `stale` says it is too old.
+    `price` is 0 where the oracle has none. `price_age_s` and `round_id` are None where nobody tells them; `stale` says
+    that the price is too old.
     `liquidity_raw` is what the reserve can pay out, None where the pool does not count it.
     """
 
@@ -62,6 +63,7 @@ class ReserveState:
     price: int
     price_age_s: int | None
     stale: bool
+    round_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,11 @@ class AaveMarks:
         if group and state.config.category == group:
             return self.category_prices.get(group) or state.price
         return state.price
+
+    def round_of(self, reserve_id: int, price: int) -> int | None:
+        """The oracle round a price is of; None where nobody tells it, or where it is an e-mode's own price."""
+        state = self.state(reserve_id)
+        return state.round_id if price == state.price else None
 
     def liquidation_debt_price(self, reserve_id: int, group: int) -> int:
         """What a liquidation prices debt at: until 3.1 an e-mode's own price, whatever the debt's category
@@ -187,7 +194,7 @@ class MarksReader:
         market, count, timed = self._market, len(self._reserves), self._timed
         results = yield self._calls
         rounds = results[1 + 2 * count : 1 + 2 * count + len(timed)]
-        ages = {reserve.id: _age_s(result, at) for reserve, result in zip(timed, rounds, strict=True)}
+        told = {reserve.id: _round(result, at) for reserve, result in zip(timed, rounds, strict=True)}
         if isinstance(results[0], Reverted):
             singles = yield [_PRICE.call(market.oracle, asset) for asset in self._assets]
             prices: Sequence[int] = [0 if isinstance(one, Reverted) else _PRICE.one(one) for one in singles]
@@ -205,7 +212,7 @@ class MarksReader:
                     f"{reserve.token.symbol} was updated at {row[6]}, after the timestamp {at.timestamp_s} asked for."
                 )
             config = ReserveConfig(row[0])
-            age_s = ages.get(reserve.id)
+            round_id, age_s = told.get(reserve.id, (None, None))
             states[reserve.id] = ReserveState(
                 config=config,
                 liquidity_index_ray=liquidity_index_ray(row[1], row[2], elapsed_s),
@@ -213,7 +220,8 @@ class MarksReader:
                 liquidity_raw=liquidity_of(market, config, results[1 + count + index]),
                 price=prices[index],
                 price_age_s=age_s,
-                stale=reserve.id in ages and (age_s is None or age_s > (self._max_price_age_s or 0)),
+                stale=reserve.id in told and (age_s is None or age_s > (self._max_price_age_s or 0)),
+                round_id=round_id,
             )
         known = [state for state in states if state is not None]
         if known and not any(state.price and not state.stale for state in known):
@@ -256,9 +264,9 @@ def liquidity_of(market: Market, config: ReserveConfig, result: Result) -> int |
     return int(answered(_VIRTUAL_BALANCE, result))
 
 
-def _age_s(result: Result, at: BlockTime) -> int | None:
-    """How old a feed's answer is, None if it no longer tells."""
+def _round(result: Result, at: BlockTime) -> tuple[int | None, int | None]:
+    """A feed's round and how old its answer is in seconds, None where it does not tell any more."""
     if isinstance(result, Reverted):
-        return None
-    updated_s = LATEST_ROUND.decode(result)[3]
-    return max(at.timestamp_s - updated_s, 0) if updated_s else None
+        return None, None
+    round_id, _, _, updated_s, _ = LATEST_ROUND.decode(result)
+    return round_id, max(at.timestamp_s - updated_s, 0) if updated_s else None

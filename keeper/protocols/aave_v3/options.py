@@ -71,6 +71,14 @@ def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
     return [ProtocolCall(choice.pool, option.repay_token.address, offered, data)]
 
 
+def account_of(calldata: bytes) -> Address | None:
+    """The account a Pool.liquidationCall is about; None for anything else."""
+    if calldata[:4] != LIQUIDATION_CALL_SELECTOR:
+        return None
+    _, _, account, _, _ = _LIQUIDATION_CALL.decode_input(calldata)
+    return Address(account)
+
+
 def _option(
     health: Health, health_factor_wad: int, marks: AaveMarks, debt: Side, collateral: Side
 ) -> Option | Refusal:
@@ -123,6 +131,8 @@ def _option(
         repay_price_base=pair.debt_price,
         seize_price_base=pair.collateral_price,
         detail=_Choice(market.pool, pair, takes_all),
+        repay_round=marks.round_of(owed.id, pair.debt_price),
+        seize_round=marks.round_of(held.id, pair.collateral_price),
     )
 
 

@@ -8,30 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
 from keeper import abi, assembly
 from keeper.assembly import Parts
+from keeper.commands.shapes import SCHEMA, account_of, entry_of
 from keeper.config import Settings, write_contracts
+from keeper.daemon import book_notices, run_once
 from keeper.daemon import run as run_daemon
-from keeper.daemon import run_once
 from keeper.engine import Engine, View
 from keeper.errors import ConfigError
 from keeper.guard import PauseState, read_scopes
 from keeper.installation import Build, missing_setup
-from keeper.ledger import Booked, Ledger
+from keeper.ledger import Ledger
 from keeper.log import plain
 from keeper.preflight import Check, preflight, require
 from keeper.seams import Adapter
 from keeper.store import Store, sqlite_path
-from keeper.trial import describe
 from keeper.types import Address, BlockTime, Head, Health, Marks, PositionKey, Refusal, hex_of
 from keeper.watch import Watch
-
-SCHEMA: Final = 1
-
 
 Builds = Mapping[str, Build]  # our two contracts by name, as built
 
@@ -44,11 +41,16 @@ async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        for check in require(await _checks(parts, key.address, builds)):
+        standing = require(await _checks(parts, key.address, builds))
+        for check in standing:
             structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
         with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
             engine, _ = await assembly.engine(parts, store, key, sign=not dry_run)
             ledger = Ledger(store)
+            for check in standing:
+                body = {"name": check.name, "detail": check.detail}
+                ledger.book("warning", None, "", None, body, int(time.time()))
+            book_notices(parts.chain, ledger, time.time)
             if resume:
                 ledger.book("resume", None, "", None, {"reverts_cleared": True}, int(time.time()))
             if once:
@@ -94,7 +96,7 @@ async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any
 
 async def explain(config: Path, account_text: str) -> dict[str, Any]:
     """Every stage's answer for one account now, and its history of refusals."""
-    account = _account(account_text)
+    account = account_of(account_text)
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
@@ -108,7 +110,7 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
                 await _stages(engine, watch, adapter, view, head, account)
                 for adapter in watch.adapters.values()
             ]
-            history = [_entry(entry) for entry in Ledger(store).entries(50, account=account)]
+            history = [entry_of(entry) for entry in Ledger(store).entries(50, account=account)]
     return {
         "schema": SCHEMA,
         "account": abi.checksum(account),
@@ -158,9 +160,9 @@ async def deploy(
     deployment = await create(
         configured,
         assembly.deployer_key(configured),
-        _account(safe),
-        _account(treasury),
-        [_account(guardian) for guardian in guardians],
+        account_of(safe),
+        account_of(treasury),
+        [account_of(guardian) for guardian in guardians],
         unpause_delay_s,
         builds,
     )
@@ -224,15 +226,6 @@ async def pause_status(config: Path) -> dict[str, Any]:
     return {"schema": SCHEMA, "block": _block(head), "halt_file_present": halted, "scopes": scopes}
 
 
-def ledger_list(config: Path, *, limit: int, kind: str | None, account: str | None) -> dict[str, Any]:
-    """Entries, newest first; works beside a running daemon."""
-    configured = assembly.settings(config)
-    who = _account(account) if account else None
-    with Store.open(configured.store.url, read_only=True) as store:
-        entries = Ledger(store).entries(limit, kind=kind, account=who)
-        return {"schema": SCHEMA, "entries": [_entry(entry) for entry in entries]}
-
-
 async def _stages(
     engine: Engine, watch: Watch, adapter: Adapter, view: View, head: Head, account: Address
 ) -> dict[str, Any]:
@@ -269,7 +262,7 @@ async def _stages(
         else:
             pair = {"repay": option.repay_token.symbol, "seize": option.seize_token.symbol}
             say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw})
-    standing = engine.standing(view, adapter.name, head)
+    standing = engine.standing(view, head, adapter.name)
     if standing is not None:
         say(standing.stage, standing.reason, standing.numbers)
     plan = await engine.ask(engine.plan(health, view, head, thorough=True), head)
@@ -285,7 +278,7 @@ async def _stages(
     [trial] = await engine.attempt([plan], view.pause, head)
     if isinstance(trial, Refusal):
         return say(trial.stage, trial.reason, trial.numbers)
-    say("trial", "pays", describe(plan, trial))
+    say("trial", "pays", engine.describe(plan, trial, view))
     clearance = engine.clear(plan, trial, view, head)
     if isinstance(clearance, Refusal):
         return say(clearance.stage, clearance.reason, clearance.numbers)
@@ -302,6 +295,8 @@ def _write(path: Path, text: str) -> None:
 
 
 async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:
+    if parts.settings.send.relays:
+        parts.settings.relay_key()  # raises where it is missing
     return await preflight(
         parts.chain,
         parts.settings,
@@ -349,25 +344,3 @@ def _block(head: Head) -> dict[str, Any]:
 
 def _refusal(refusal: Refusal) -> dict[str, Any]:
     return {"stage": refusal.stage, "reason": refusal.reason, "numbers": plain(refusal.numbers)}
-
-
-def _entry(entry: Booked) -> dict[str, Any]:
-    return {
-        "seq": entry.seq,
-        "at_s": entry.at_s,
-        "kind": entry.kind,
-        "plan_id": entry.plan_id or None,
-        "protocol": entry.protocol or None,
-        "account": entry.account or None,
-        "body": entry.body,
-        "hash": hex_of(entry.hash),
-    }
-
-
-def _account(text: str) -> Address:
-    try:
-        return abi.address(text)
-    except ValueError:
-        raise ConfigError(
-            f"{text} is not an account; write 0x and 40 hex digits, in lower case or with their checksum."
-        ) from None

@@ -1,0 +1,215 @@
+"""What is in flight: every claimed nonce that is not accounted for, in memory as in the store.
+
+A restart knows it all again but the plan itself; a transaction of an earlier run is therefore never replaced, only
+followed and, once it has expired, taken back. One that a former operator key signed can not even be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import structlog
+
+from keeper import abi
+from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence
+from keeper.ledger import Ledger
+from keeper.store import Attempt, OpenTransaction, Store
+from keeper.types import Address, BlockNumber, Hash, Plan, PositionKey, Wei
+
+_GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given to show up
+
+
+@dataclass(slots=True)
+class Flight:
+    """One claimed nonce. `signed_at` is the head its last attempt was signed at, `offered_at` that of its first.
+
+    `complaint` is why the last attempt was not taken, None where it was or nobody has answered; `published` whether
+    it went to the public pool though the way out is another; `given_up` that its nonce is to be taken back; `dead`
+    that it can neither succeed nor be taken back.
+    """
+
+    transaction: OpenTransaction
+    signed_at: BlockNumber
+    offered_at: BlockNumber
+    plan: Plan | None = None
+    complaint: Complaint | None = None
+    published: bool = False
+    given_up: bool = False
+    dead: bool = False
+    told: set[tuple[Hash, str]] = field(default_factory=set)  # what was answered that is on record
+
+    @property
+    def plan_id(self) -> Hash:
+        """Whose nonce it is."""
+        return self.transaction.plan_id
+
+    @property
+    def key(self) -> PositionKey:
+        """Which position it liquidates."""
+        return self.transaction.key
+
+    @property
+    def nonce(self) -> int:
+        """The claimed nonce."""
+        return self.transaction.nonce
+
+    @property
+    def last(self) -> Attempt:
+        """What was signed last."""
+        return self.transaction.attempts[-1]
+
+    @property
+    def first_fee_wei(self) -> Wei:
+        """What its plan's own transaction may pay per gas."""
+        return self.transaction.attempts[0].max_fee_wei
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether its nonce is being taken back."""
+        return self.last.purpose == "cancel"
+
+    @property
+    def consequence(self) -> Consequence | None:
+        """What follows from the last complaint."""
+        return CONSEQUENCES[self.complaint] if self.complaint is not None else None
+
+    def expired(self, number: int) -> bool:
+        """Whether, at block `number`, what was signed last should have been mined long ago."""
+        last_block = self.last.last_block
+        return last_block is None or number > last_block + _GRACE_BLOCKS
+
+
+class Flights:
+    """Everything in flight, by plan. The one place that writes of it to store and ledger together."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, operator: Address, wall_clock: Callable[[], float]
+    ) -> None:
+        self.operator: Final = operator
+        self.store: Final = store
+        self.ledger: Final = ledger
+        self._wall_clock = wall_clock
+        self._flights: dict[Hash, Flight] = {}
+        self._log = structlog.get_logger("keeper.sender")
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights.values()))
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, plan_id: Hash) -> bool:
+        return plan_id in self._flights
+
+    def __getitem__(self, plan_id: Hash) -> Flight:
+        return self._flights[plan_id]
+
+    def own(self) -> list[Flight]:
+        """Those of the present operator, lowest nonce first."""
+        mine = [flight for flight in self if flight.transaction.sender == self.operator]
+        return sorted(mine, key=lambda flight: flight.nonce)
+
+    def owner_of(self, transaction_hash: Hash) -> Flight | None:
+        """The flight whose last attempt has this hash."""
+        return next((flight for flight in self if flight.last.hash == transaction_hash), None)
+
+    def bury(self, number: int) -> None:
+        """Give up on what another key signed and has expired by block `number`; its receipt is still looked for."""
+        for flight in self._flights.values():
+            flight.dead = flight.transaction.sender != self.operator and flight.expired(number)
+
+    def holds(self, key: PositionKey) -> bool:
+        """Whether something that may still succeed, or whose nonce is being taken back, is about this position."""
+        return any(flight.key == key and not flight.dead for flight in self)
+
+    def worst_case_wei(self) -> int:
+        """The most gas all of it can still cost."""
+        return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
+
+    def recover(self, head: BlockNumber) -> list[Hash]:
+        """Take over what an earlier run left; the plans it died on before signing are freed and returned."""
+        released: list[Hash] = []
+        strangers: dict[Address, int] = {}
+        for transaction in self.store.open_transactions():
+            if not transaction.attempts:
+                self.store.release(transaction.plan_id, self.now_s())
+                released.append(transaction.plan_id)
+                continue
+            self._flights[transaction.plan_id] = Flight(transaction, head, head)
+            if transaction.sender != self.operator:
+                strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
+        for sender, count in strangers.items():
+            detail = (
+                f"{count} transactions of the former operator {abi.checksum(sender)} are in flight: they are followed "
+                "and booked, but cannot be replaced or cancelled without its key."
+            )
+            self._log.warning("former_operator", operator=sender, in_flight=count)
+            self.ledger.book("warning", None, "", None, {"detail": detail}, self.now_s())
+        return released
+
+    def signed(
+        self,
+        signed: Sequence[tuple[Flight, Attempt, Mapping[str, Any]]],
+        head: BlockNumber,
+    ) -> None:
+        """Keep signed bytes, on the disk, before anybody sees them; with each what else its entry should say."""
+        with self.store.transaction(durable=True):
+            for flight, attempt, numbers in signed:
+                self.store.signed(
+                    flight.plan_id,
+                    attempt.hash,
+                    attempt.raw,
+                    purpose=attempt.purpose,
+                    max_fee_wei=attempt.max_fee_wei,
+                    gas_limit=attempt.gas_limit,
+                    last_block=attempt.last_block,
+                    at_s=attempt.signed_at_s,
+                )
+                body = {
+                    "tx": attempt.hash,
+                    "purpose": attempt.purpose,
+                    "nonce": flight.nonce,
+                    "max_fee_wei": attempt.max_fee_wei,
+                    "gas_limit": attempt.gas_limit,
+                    "last_block": attempt.last_block,
+                    **numbers,
+                }
+                self.note("signed", flight, body, attempt.signed_at_s)
+        for flight, attempt, _ in signed:
+            attempts = (*flight.transaction.attempts, attempt)
+            flight.transaction = replace(flight.transaction, state="signed", attempts=attempts)
+            flight.signed_at, flight.complaint = head, None
+            self._flights[flight.plan_id] = flight
+
+    def sent(self, flight: Flight, attempt: Attempt, body: Mapping[str, Any]) -> None:
+        """Note that somebody has an attempt."""
+        at_s = self.now_s()
+        self.store.sent(attempt.hash, at_s)
+        self.note("sent", flight, {"tx": attempt.hash, **body}, at_s)
+        attempts = tuple(
+            replace(each, sent_at_s=at_s) if each.hash == attempt.hash else each
+            for each in flight.transaction.attempts
+        )
+        flight.transaction = replace(flight.transaction, attempts=attempts)
+
+    def reopen(self, transaction: OpenTransaction, body: Mapping[str, Any], head: BlockNumber) -> None:
+        """Take an outcome back whose block is gone."""
+        flight = Flight(replace(transaction, state="signed"), head, head)
+        with self.store.transaction():
+            self.store.reopen(flight.plan_id)
+            self.note("reorged", flight, body, self.now_s())
+        self._flights[flight.plan_id] = flight
+
+    def close(self, flight: Flight) -> None:
+        """Forget what is accounted for."""
+        del self._flights[flight.plan_id]
+
+    def note(self, kind: str, flight: Flight, body: Mapping[str, Any], at_s: int) -> None:
+        """Book an entry about one."""
+        self.ledger.book(kind, flight.plan_id, flight.key.protocol, flight.key.account, body, at_s)
+
+    def now_s(self) -> int:
+        """Whole seconds of the wall's clock."""
+        return int(self._wall_clock())

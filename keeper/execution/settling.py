@@ -1,0 +1,239 @@
+"""From receipts to outcomes: what the chain decided about everything in flight, booked once.
+
+A receipt is the only thing that says "liquidated", and what the treasury gained is read from the Liquidator's own
+event, never estimated. A revert is a lost race where somebody else liquidated the account after the trial and before
+us, and what they left behind can have been why; anything else that reverted is ours to explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import structlog
+
+from keeper import abi
+from keeper.chain.client import Chain, Receipt
+from keeper.chain.simulation import SimCall
+from keeper.errors import ChainError, ExecutionError
+from keeper.execution.flights import Flight, Flights
+from keeper.fixed import WAD, mul_div_up
+from keeper.prices import Price
+from keeper.store import Attempt
+from keeper.trial import explain_revert
+from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, Wei, hex_of
+
+Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
+
+_LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
+# How a plan fails whatever others do to the position: these are never a race.
+_UNRACED: Final = (
+    *("PlanExpired", "ScopePaused", "EpochMismatch", "NotOperator", "StaleFeed", "FeedMissing"),
+    *("TargetNotAllowed", "RouterNotAllowed", "FlashSourceNotAllowed", "TokenNotListed"),
+)
+
+
+class Settling:
+    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position."""
+
+    def __init__(
+        self, chain: Chain, flights: Flights, rivals: Rivals, calldata_of: Callable[[bytes], bytes]
+    ) -> None:
+        self._chain = chain
+        self._flights = flights
+        self._rivals = rivals
+        self._calldata_of = calldata_of
+        self._used: dict[Address, int] = {}  # nonces used on chain, by sender, as of the last settling
+        self._doubted_above: int | None = None  # outcomes in blocks above must be looked up again
+        self._log = structlog.get_logger("keeper.sender")
+
+    def doubt(self, above: int) -> None:
+        """The chain may have been reorganised above this block: look at outcomes there again before all else."""
+        self._doubted_above = above if self._doubted_above is None else min(self._doubted_above, above)
+
+    def used(self, sender: Address) -> int:
+        """How many nonces of `sender` were used on chain at the last settling."""
+        return self._used.get(sender, 0)
+
+    async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
+        """Account for everything in flight that the chain has decided.
+
+        Without a price for gas nothing is booked yet: a booked loss must not be a guess.
+        """
+        if self._doubted_above is not None:
+            await self._reopen_orphaned(self._doubted_above, head)
+            self._doubted_above = None
+        if not len(self._flights):
+            return []
+        # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
+        # for before its block, or of a node that lags, may be missing for a while.
+        used_before, self._used = self._used, {}
+        for sender in {flight.transaction.sender for flight in self._flights}:
+            self._used[sender] = await self._chain.nonce(sender, "latest")
+        settlements: list[Settlement] = []
+        for flight in self._flights:
+            mined = await self._mined(flight)
+            if mined is None:
+                if used_before.get(flight.transaction.sender, 0) > flight.nonce and flight.expired(
+                    head.number
+                ):
+                    self._lose(flight)
+            elif mined[1].block_number <= head.number and not isinstance(native, Refusal):
+                # else the book is still at `head`: it must not plan on a position that has moved since
+                settlements.append(await self._close(flight, *mined, native))
+        return settlements
+
+    async def _reopen_orphaned(self, above: int, head: Head) -> None:
+        """Take back every outcome whose block is gone; its nonce is in flight again, mined elsewhere or not at all.
+
+        Nothing is broadcast again here: a node keeps what it orphaned, and what nobody kept is offered again or
+        expires and is cancelled, so that a nonce is never left open below those that follow.
+        """
+        for transaction, settlement in self._flights.store.settled_after(above):
+            receipt = await self._chain.receipt(settlement.transaction_hash)
+            if receipt is not None and receipt.block_hash == settlement.block_hash:
+                continue
+            body = {
+                "tx": settlement.transaction_hash,
+                "block": settlement.block_number,
+                "block_hash": settlement.block_hash,
+            }
+            self._flights.reopen(transaction, body, head.number)
+            self._used.clear()
+            self._log.warning("reorged", plan=transaction.plan_id, **body)
+
+    async def _mined(self, flight: Flight) -> tuple[Attempt, Receipt] | None:
+        for attempt in flight.transaction.attempts:
+            receipt = await self._chain.receipt(attempt.hash)
+            if receipt is not None:
+                return attempt, receipt
+        return None
+
+    async def _close(self, flight: Flight, attempt: Attempt, receipt: Receipt, native: Price) -> Settlement:
+        liquidated = attempt.purpose != "cancel" and receipt.status == 1
+        settlement = Settlement(
+            plan_id=flight.plan_id,
+            transaction_hash=attempt.hash,
+            status=receipt.status,
+            block_number=receipt.block_number,
+            block_hash=receipt.block_hash,
+            gas_used=receipt.gas_used,
+            gas_cost_wei=Wei(receipt.gas_used * receipt.effective_gas_price_wei + receipt.l1_fee_wei),
+            profit_raw=self._profit_raw(flight, receipt) if liquidated else 0,
+        )
+        # rounded up: gas is a cost
+        gas_cost_usd_e8 = mul_div_up(settlement.gas_cost_wei, native.usd_e8_up, WAD)
+        body: dict[str, Any] = {
+            "tx": attempt.hash,
+            "status": receipt.status,
+            "block": receipt.block_number,
+            "block_hash": receipt.block_hash,
+            "gas_used": receipt.gas_used,
+            "gas_cost_wei": settlement.gas_cost_wei,
+            "gas_cost_usd_e8": gas_cost_usd_e8,
+        }
+        if liquidated:
+            kind = "settled"
+            body |= self._gain(flight, attempt, settlement.profit_raw)
+        else:
+            kind, why = await self._why(flight, attempt, receipt)
+            body |= {"loss_usd_e8": gas_cost_usd_e8, **why}
+        at_s = self._flights.now_s()
+        with self._flights.store.transaction():
+            self._flights.store.settled(settlement, at_s)
+            self._flights.note(kind, flight, body, at_s)
+        self._flights.close(flight)
+        key = flight.key
+        self._log.info(kind, protocol=key.protocol, account=key.account, plan=flight.plan_id, **body)
+        return settlement
+
+    async def _why(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> tuple[str, dict[str, Any]]:
+        """The kind of an outcome that liquidated nothing, and what else there is to say of it."""
+        if attempt.purpose == "cancel":
+            return "cancelled", {"error": "" if receipt.status == 1 else "the transfer reverted"}
+        error = await self._replayed(flight, attempt, receipt)
+        if error.partition("(")[0] in _UNRACED:
+            return "reverted", {"error": error}
+        try:
+            rival = await self._rival(flight, attempt, receipt)
+        except ChainError as failure:
+            # the loss is certain without knowing to whom, and must not wait for nodes that forget
+            return "reverted", {"error": error, "rival_unknown": str(failure)}
+        if rival is None:
+            return "reverted", {"error": error}
+        return "lost_race", {"error": error, "rival_tx": rival}
+
+    async def _rival(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> Hash | None:
+        """Who liquidated the account after the trial of what was mined and before it; the first of several."""
+        own = {each.hash for each in flight.transaction.attempts}
+        tried_at = int(self._terms(flight, attempt)["block"])
+        for transaction in await self._rivals(flight.key, tried_at + 1, receipt.block_number):
+            theirs = await self._chain.receipt(transaction) if transaction not in own else None
+            if theirs is not None and (theirs.block_number, theirs.index) < (
+                receipt.block_number,
+                receipt.index,
+            ):
+                return transaction
+        return None
+
+    async def _replayed(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> str:
+        """The revert in words, by replaying the transaction on the state its block left behind."""
+        to = self._liquidator(flight)
+        call = SimCall(flight.transaction.sender, to, self._calldata_of(attempt.raw), attempt.gas_limit)
+        try:
+            mined = await self._chain.block(receipt.block_hash)
+            [result] = await self._chain.simulate([call], mined, mined.timestamp_s + 1, mined.base_fee_wei)
+        except ChainError as error:
+            # nodes forget old states; the loss is certain without words for it, and must not wait for them
+            return f"unknown, it could not be replayed: {error}"
+        return explain_revert(result.output) if result.status != 1 else "out of date: it would succeed now"
+
+    def _profit_raw(self, flight: Flight, receipt: Receipt) -> int:
+        liquidator = self._liquidator(flight)
+        for log in receipt.logs:
+            if log.address == liquidator and log.topics[0] == _LIQUIDATED.topic:
+                event = _LIQUIDATED.decode(log)
+                if event["planId"] == flight.plan_id:
+                    profit: int = event["profit"]
+                    return profit
+        raise ExecutionError(
+            f"Transaction 0x{receipt.transaction_hash.hex()} succeeded without a Liquidated event for its plan; "
+            "what it was sent to is not our Liquidator."
+        )
+
+    def _gain(self, flight: Flight, attempt: Attempt, profit_raw: int) -> dict[str, Any]:
+        """Realised beside expected, by what was booked before it was sent, which a restart can read again."""
+        terms = self._terms(flight, attempt)
+        decimals = int(terms["profit_decimals"])
+        gain = {
+            "profit_token": abi.address(terms["profit_token"]),
+            "profit_decimals": decimals,
+            "profit_raw": profit_raw,
+        }
+        if terms.get("recovered"):  # what was expected of it, and at which price, is lost
+            return gain
+        price_usd_e8 = int(terms["profit_price_usd_e8"])
+        return gain | {
+            "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
+            "expected_profit_raw": int(terms["expected_profit_raw"]),
+        }
+
+    def _liquidator(self, flight: Flight) -> Address:
+        """The Liquidator it was built for: another may be configured by now."""
+        return abi.address(self._terms(flight, flight.last)["liquidator"])
+
+    def _terms(self, flight: Flight, attempt: Attempt) -> dict[str, Any]:
+        """The plan's intent, and over it what is on record of the attempt: a replacement was tried afresh."""
+        [intent] = self._flights.ledger.entries(1, kind="intent", plan=flight.plan_id)
+        signed = self._flights.ledger.entries(None, kind="signed", plan=flight.plan_id)
+        own = next((each.body for each in signed if each.body["tx"] == hex_of(attempt.hash)), {})
+        return {**intent.body, **own}
+
+    def _lose(self, flight: Flight) -> None:
+        """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
+        at_s = self._flights.now_s()
+        with self._flights.store.transaction():
+            self._flights.store.dropped(flight.plan_id, at_s)
+            self._flights.note("dropped", flight, {"nonce": flight.nonce}, at_s)
+        self._flights.close(flight)
+        self._log.error("dropped", nonce=flight.nonce, plan=flight.plan_id)

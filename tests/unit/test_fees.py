@@ -1,0 +1,111 @@
+"""The bidding rule: what is offered first, what a replacement adds, and where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keeper.execution.fees import Market, Offered, affordable_wei
+from keeper.guard import Fees
+from keeper.trial import next_base_fee
+from keeper.types import Gas, Refusal, Wei
+from tests.unit.test_guard import HEAD, PLAN, TRIAL
+
+GWEI = 10**9
+PLENTY = Wei(10**30)
+MARKET = Market(
+    replace(HEAD, base_fee_wei=Wei(10 * GWEI)), (Wei(1), Wei(2 * GWEI), Wei(5 * GWEI)), Wei(200 * GWEI)
+)
+BASE = next_base_fee(MARKET.head)
+FEES = st.integers(0, 2**60).map(Wei)
+
+
+def _bid(affordable: Wei = PLENTY, replaced: Offered | None = None, urgency: int = 0) -> Fees:
+    answer = MARKET.bid(TRIAL, affordable, replaced, urgency)
+    assert isinstance(answer, Fees)
+    return answer
+
+
+def test_the_first_offer_is_the_stated_rule() -> None:
+    """Twice the next base fee plus the middle tip; the gas limit carries its margin."""
+    fees = _bid()
+    assert (fees.max_fee_wei, fees.tip_wei) == (2 * BASE + 1, 1)
+    assert fees.gas_limit == TRIAL.gas_used * 130 // 100 + 60_000
+
+
+def test_tips_rise_with_every_replacement_and_stop_at_the_highest() -> None:
+    """The first replacement tips by the 75th percentile, all later ones by the 90th."""
+    assert [_bid(urgency=number).tip_wei for number in range(4)] == [1, 2 * GWEI, 5 * GWEI, 5 * GWEI]
+
+
+@given(FEES, FEES, st.integers(0, 5), FEES)
+def test_a_replacement_pays_an_eighth_more_of_both_or_is_refused(
+    fee: Wei, tip: Wei, urgency: int, affordable: Wei
+) -> None:
+    """Whatever it replaces: both fees rise by 12.5 % at least, and neither limit is ever passed."""
+    old = Offered(fee, Wei(min(fee, tip)))
+    answer = MARKET.bid(TRIAL, affordable, old, urgency)
+    if isinstance(answer, Refusal):
+        least = max(MARKET.price(urgency), fee * 9 // 8 + 1)
+        assert least > min(affordable, MARKET.most_fee_wei)
+        assert answer.reason == ("fee_over_limit" if least > MARKET.most_fee_wei else "unprofitable")
+        return
+    assert 8 * answer.max_fee_wei >= 9 * old.max_fee_wei
+    assert 8 * answer.tip_wei >= 9 * old.tip_wei
+    assert answer.tip_wei <= answer.max_fee_wei <= min(affordable, MARKET.most_fee_wei)
+    assert answer.max_fee_wei >= MARKET.price(urgency)
+
+
+def test_fees_stop_at_what_the_profit_allows() -> None:
+    """Between inclusion and the rule's ceiling the profit decides; below inclusion nothing is offered."""
+    inclusion = MARKET.price()
+    assert _bid(Wei(inclusion + 7)).max_fee_wei == inclusion + 7
+    answer = MARKET.bid(TRIAL, Wei(inclusion - 1))
+    assert isinstance(answer, Refusal) and answer.reason == "unprofitable"
+
+
+@given(st.integers(1, 10**12), st.integers(0, 10**11), st.integers(1, 10**13), st.integers(1, 10**10))
+def test_what_a_plan_can_afford_leaves_its_minimum(
+    profit_raw: int, minimum_usd_e8: int, native_usd_e8: int, price_usd_e8: int
+) -> None:
+    """At the affordable price the trial's gas leaves the minimum profit; one wei more per gas does not."""
+    one, tried = replace(PLAN, profit_price_usd_e8=price_usd_e8), replace(TRIAL, profit_raw=profit_raw)
+    affordable = affordable_wei(one, tried, minimum_usd_e8, native_usd_e8)
+    scale = 10**one.profit_token.decimals
+    minimum_raw = -(-minimum_usd_e8 * scale // price_usd_e8)
+
+    def left_raw(price_wei: int) -> Fraction:
+        return profit_raw - Fraction(
+            price_wei * tried.gas_used * native_usd_e8 * scale, 10**18 * price_usd_e8
+        )
+
+    if profit_raw <= minimum_raw:
+        assert affordable == 0
+    else:
+        assert left_raw(affordable) >= minimum_raw > left_raw(affordable + 1)
+
+
+@given(FEES, FEES, FEES)
+def test_a_cancellation_is_dearer_but_bounded(fee: Wei, tip: Wei, first: Wei) -> None:
+    """A quarter above what it replaces as long as that is within a quarter of the operator's own limit."""
+    old = Offered(fee, Wei(min(fee, tip)))
+    offered = MARKET.cancellation(old, first)
+    most = max(MARKET.most_fee_wei, first) * 5 // 4 + 1
+    assert offered.tip_wei <= offered.max_fee_wei <= most
+    if fee * 5 // 4 + 1 <= most:
+        assert 8 * offered.max_fee_wei >= 9 * fee and 8 * offered.tip_wei >= 9 * old.tip_wei
+
+
+def test_what_a_block_charges_is_capped_by_the_ceiling() -> None:
+    """Base fee plus tip, or the ceiling where that is lower."""
+    offered = Offered(Wei(100), Wei(10))
+    assert [offered.price(Wei(base)) for base in (50, 95, 200)] == [60, 100, 100]
+
+
+def test_gas_limits_are_whole_numbers_of_gas() -> None:
+    """The margin is rounded down and added to a flat one."""
+    fees = MARKET.bid(replace(TRIAL, gas_used=Gas(7)), PLENTY)
+    assert isinstance(fees, Fees) and fees.gas_limit == 60_009
