@@ -17,6 +17,7 @@ import structlog
 
 from keeper.book import Book
 from keeper.chain.client import Chain
+from keeper.errors import ChainError
 from keeper.seams import Adapter
 from keeper.store import Cursor, Store
 from keeper.types import BlockNumber, Filters, Hash, Head, Log, Marks, PositionKey, Refusal
@@ -181,12 +182,18 @@ class Watch:
         self._cursor = min(self._cursor, self.common)
 
     async def _remember_before(self, head: Head) -> None:
-        """Know some blocks before the first head too: it may be orphaned as well."""
+        """Know some blocks before the first head too: it may be orphaned as well.
+
+        One that no node has any more is left out; a reorganisation then leads further back than it must.
+        """
         last = self._followed[-1].at.number if self._followed else -1
         numbers = [head.number - 2**power for power in reversed(range(10))]
-        before = [BlockNumber(number) for number in numbers if number > last]
-        for block in await asyncio.gather(*map(self._chain.block, before)):
-            self._remember(block, None)
+        asked = [self._chain.block(BlockNumber(number)) for number in numbers if number > last]
+        for block in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(block, Head):
+                self._remember(block, None)
+            elif not isinstance(block, ChainError):
+                raise block
 
     def _remember(self, head: Head, touched: frozenset[PositionKey] | None) -> None:
         block = Cursor(head.number, head.hash)

@@ -282,7 +282,11 @@ class Chain:
 
     async def sent_in(self, sender: Address, number: int) -> list[Sent]:
         """What `sender` sent in the block with this number, with the bytes it signed."""
-        return await self._pool.run(lambda rpc: sent_in(rpc, sender, number))
+
+        async def work(rpc: Rpc) -> list[Sent]:
+            return await sent_in(rpc, sender, number)
+
+        return await self._believed(work, pinned=False)
 
     async def suggested_tips(self) -> tuple[Wei, ...]:
         """Medians over recent blocks of what the middle transaction paid above the base fee, then rarer ones, rising.

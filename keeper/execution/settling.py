@@ -216,7 +216,7 @@ class Settling:
             "profit_decimals": decimals,
             "profit_raw": profit_raw,
         }
-        if terms.get("recovered"):  # what was expected of it, and at which price, is lost
+        if "expected_profit_raw" not in terms:  # recovered: what was expected, and at which price, is lost
             return gain
         price_usd_e8 = int(terms["profit_price_usd_e8"])
         return gain | {

@@ -196,10 +196,13 @@ async def test_a_dry_run_signs_nothing_and_a_run_does(rigged: tuple[Lab, Rig], t
         keeper(folder, "ledger", "list", "--json"),
         keeper(folder, "ledger", "list", "--kind", "settled", "--account", checksum(WHO), "--limit", "1"),
     )
-    assert [each["kind"] for each in listed.document["entries"]][::-1] == [
+    kinds = [each["kind"] for each in listed.document["entries"]][::-1]
+    assert [kind for kind in kinds if kind != "warning"] == [
         *("refusal", "intent", "signed", "sent"),
         "settled",
     ]
+    quorum = [each for each in _booked(folder, "warning") if each.body["name"] == "quorum"]
+    assert len(quorum) == 3, "each run begins with the standing warning of a quorum of one"
     assert {"seq", "at_s", "kind", "plan_id", "protocol", "account", "body", "hash"} == set(
         listed.document["entries"][0]
     )

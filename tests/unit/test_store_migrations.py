@@ -172,6 +172,8 @@ def test_an_old_record_is_brought_up_to_date_in_place(old: Path) -> None:
         [claim] = store.open_transactions()
         assert (claim.nonce, claim.sender, len(claim.attempts)) == (5, Address(b"\x0a" * 20), 1)
         assert _rows(old) == before
+        followed = {(block.number, block.hash) for block in store.blocks()}
+        assert followed == {(number, block_hash) for _, number, block_hash in before["cursors"]} != set()
         ledger.book("warning", None, "", None, {"detail": "n3"}, 4)
         head = ledger.checkpoint(5)
         assert head is not None and head.size == 4 and heads.prove(store, 2).head == head

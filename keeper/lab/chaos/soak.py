@@ -35,6 +35,7 @@ _FALL, _MOVE, _FAULT, _BASE_FEE, _PAUSE, _PROCESS = 0.05, 0.05, 0.08, 0.02, 0.00
 # Every refusal a soak may book, and why it is right. Anything else is a finding.
 EXPECTED: Final[Mapping[tuple[str, str], str]] = {
     ("clear", "paused"): "a guardian paused, for a block or a few",
+    ("follow", "head_lost"): "the node failed a read of that head, or answered nonsense",
     ("clear", "stale_head"): "the wall clock was put ahead, or the head held back",
 }
 

@@ -50,5 +50,7 @@ def upgrade() -> None:
         ),
         sa.Column("hash", sa.LargeBinary, nullable=False),
     )
+    # else the first start would find no block that it shares with the chain, and read all logs again
+    op.execute("INSERT INTO blocks SELECT DISTINCT block_number, block_hash FROM cursors")
     op.add_column("meta", sa.Column("copied_at_s", sa.BigInteger))
     op.execute("UPDATE meta SET schema_version = 2")
