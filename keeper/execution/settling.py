@@ -25,6 +25,7 @@ from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, 
 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
 
+_MISSED_BLOCKS: Final = 32  # how long a receipt may be missing though the nonce is used
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
 # How a plan fails whatever others do to the position: these are never a race.
 _UNRACED: Final = (
@@ -44,6 +45,9 @@ class Settling:
         self._rivals = rivals
         self._calldata_of = calldata_of
         self._used: dict[Address, int] = {}  # nonces used on chain, by sender, as of the last settling
+        self._missed: dict[
+            Hash, int
+        ] = {}  # the head at which a plan's nonce was first used without a receipt
         self._doubted_above: int | None = None  # outcomes in blocks above must be looked up again
         self._log = structlog.get_logger("keeper.sender")
 
@@ -65,19 +69,14 @@ class Settling:
             self._doubted_above = None
         if not len(self._flights):
             return []
-        # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
-        # for before its block, or of a node that lags, may be missing for a while.
-        used_before, self._used = self._used, {}
+        self._used = {}
         for sender in {flight.transaction.sender for flight in self._flights}:
             self._used[sender] = await self._chain.nonce(sender, "latest")
         settlements: list[Settlement] = []
         for flight in self._flights:
             mined = await self._mined(flight)
             if mined is None:
-                if used_before.get(flight.transaction.sender, 0) > flight.nonce and flight.expired(
-                    head.number
-                ):
-                    self._lose(flight)
+                self._miss(flight, head)
             elif mined[1].block_number <= head.number and not isinstance(native, Refusal):
                 # else the book is still at `head`: it must not plan on a position that has moved since
                 settlements.append(await self._close(flight, *mined, native))
@@ -91,6 +90,8 @@ class Settling:
         """
         for transaction, settlement in self._flights.store.settled_after(above):
             receipt = await self._chain.receipt(settlement.transaction_hash)
+            if receipt is None and await self._stands(settlement, head):
+                continue  # a node may have a block and not its receipts yet
             if receipt is not None and receipt.block_hash == settlement.block_hash:
                 continue
             body = {
@@ -99,8 +100,12 @@ class Settling:
                 "block_hash": settlement.block_hash,
             }
             self._flights.reopen(transaction, body, head.number)
-            self._used.clear()
             self._log.warning("reorged", plan=transaction.plan_id, **body)
+
+    async def _stands(self, settlement: Settlement, head: Head) -> bool:
+        """Whether the block of an outcome is still on the chain."""
+        number = settlement.block_number
+        return number <= head.number and (await self._chain.block(number)).hash == settlement.block_hash
 
     async def _mined(self, flight: Flight) -> tuple[Attempt, Receipt] | None:
         for attempt in flight.transaction.attempts:
@@ -143,6 +148,7 @@ class Settling:
             self._flights.store.settled(settlement, at_s)
             self._flights.note(kind, flight, body, at_s)
         self._flights.close(flight)
+        self._missed.pop(flight.plan_id, None)
         key = flight.key
         self._log.info(kind, protocol=key.protocol, account=key.account, plan=flight.plan_id, **body)
         return settlement
@@ -229,6 +235,13 @@ class Settling:
         own = next((each.body for each in signed if each.body["tx"] == hex_of(attempt.hash)), {})
         return {**intent.body, **own}
 
+    def _miss(self, flight: Flight, head: Head) -> None:
+        """Lose a nonce that has been used for long without a receipt: a node that lags shows one after a while."""
+        if self.used(flight.transaction.sender) <= flight.nonce:
+            self._missed.pop(flight.plan_id, None)
+        elif head.number >= self._missed.setdefault(flight.plan_id, head.number) + _MISSED_BLOCKS:
+            self._lose(flight)
+
     def _lose(self, flight: Flight) -> None:
         """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
         at_s = self._flights.now_s()
@@ -236,4 +249,5 @@ class Settling:
             self._flights.store.dropped(flight.plan_id, at_s)
             self._flights.note("dropped", flight, {"nonce": flight.nonce}, at_s)
         self._flights.close(flight)
+        del self._missed[flight.plan_id]
         self._log.error("dropped", nonce=flight.nonce, plan=flight.plan_id)

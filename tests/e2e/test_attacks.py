@@ -16,7 +16,7 @@ from keeper.keys import OperatorKey, tip_of
 from keeper.lab.actors import account
 from keeper.lab.artifacts import chainlink
 from keeper.lab.chainlink import set_price
-from keeper.lab.node import Contract
+from keeper.lab.node import Contract, Tx
 from keeper.lab.positions import PositionSpec, open_position, open_positions
 from keeper.lab.safe import execute
 from keeper.lab.world import BASE_FEE_WEI, Lab
@@ -152,6 +152,25 @@ async def test_mined_between_two_questions_is_not_lost(
         await line.step()
         assert not line.booked("dropped")
         assert len(line.booked("cancelled")) == 1
+
+
+async def test_a_nonce_that_somebody_took_is_lost_only_after_long(lab: Lab, tmp_path: Path) -> None:
+    """Somebody with the key was first: for 32 blocks a late receipt is waited for, then the account is taken anew."""
+    await _open(lab)
+    async with open_line(lab, tmp_path) as line:
+        await _fallen(line, lab)
+        assert len((await line.step()).sent) == 1
+        await lab.node.drop_pending()
+        await line.pend(Tx(lab.world.cast.operator.address, WHO, gas=21_000))
+        await lab.node.mine()
+        for _ in range(32):
+            await line.step()
+            assert not line.booked("dropped")
+            await lab.node.mine()
+        await line.step()
+        assert len(line.booked("dropped")) == 1
+        await lab.node.mine()
+        assert [each.status for each in (await line.step()).settled] == [1]
 
 
 async def test_a_death_before_signing_does_not_forbid_the_same_plan(
