@@ -159,7 +159,12 @@ class Engine:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
         report = StepReport(head)
         # the look first: it is what the node takes longer for
-        view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head))
+        view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head), return_exceptions=True)
+        # only now: whichever failed, the other must not go on beside the next step
+        if isinstance(view, BaseException):
+            raise view
+        if isinstance(logs, BaseException):
+            raise logs
         if self._sender and self._watch.orphaned:
             self._sender.doubt(self._watch.common)
         if await self._watch.absorb(logs, head):

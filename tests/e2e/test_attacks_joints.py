@@ -1,0 +1,110 @@
+"""Attempts at what lies between the parts: reorganisations, replacements, relays, restarts and limits at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from keeper.engine import Engine
+from keeper.errors import ChainError
+from keeper.fixed import WAD
+from keeper.lab.actors import account
+from keeper.lab.chainlink import set_price
+from keeper.lab.positions import PositionSpec, open_positions
+from keeper.lab.rig import Rig, Terms, make_rig
+from keeper.lab.world import Lab
+from keeper.watch import Watch
+from tests.conftest import OpenLab
+from tests.e2e.line import Line, open_again
+
+ETHER = 10**18
+GWEI = 10**9
+_E8 = 10**8
+WHO, OTHER = account(1), account(2)
+
+
+async def _open(lab: Lab, *who: bytes) -> None:
+    specs = [PositionSpec(one, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100) for one in who]
+    await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], specs)
+
+
+async def _fall(lab: Lab) -> None:
+    """The price falls, and transactions wait for the test to mine them."""
+    await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
+    await lab.node.mine_on_demand()
+
+
+@dataclass(slots=True)
+class Settled:
+    """A chain of the test's own with a liquidation that was booked, and the keeper that booked it."""
+
+    lab: Lab
+    rig: Rig
+    line: Line
+    before_raw: int
+
+    async def stands(self, line: Line) -> None:
+        """What is booked is what the treasury has, nothing is left open, and the account was helped once."""
+        profit = self.lab.world.tokens["USDC"].address
+        assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - self.before_raw
+        assert not line.store.open_transactions()
+
+
+@asynccontextmanager
+async def _settled(lab: Lab, folder: Path) -> AsyncIterator[Settled]:
+    await _open(lab, WHO)
+    rig = await make_rig(lab, folder, Terms(max_head_age_s=3_600))
+    async with open_again(lab, rig) as line:
+        before_raw = await line.treasury_raw()
+        await _fall(lab)
+        assert len((await line.step()).sent) == 1
+        await lab.node.mine()
+        assert len((await line.step()).settled) == 1
+        yield Settled(lab, rig, line, before_raw)
+
+
+@pytest.mark.parametrize("what", ["logs", "look"])
+async def test_a_head_lost_while_a_reorg_is_noticed_takes_outcomes_back(
+    fresh_lab: OpenLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The head that shows the reorganisation is lost; the next one takes the orphaned outcome back all the same."""
+    lab = await fresh_lab(clock="steady")
+    async with _settled(lab, tmp_path) as before:
+        line = before.line
+        await lab.node.rpc.request("anvil_reorg", 1, [])
+        await lab.node.mine()
+
+        async def failing(*_: object) -> None:
+            raise ChainError("The node is gone.")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(*((Watch, "logs") if what == "logs" else (Engine, "look")), failing)
+            with pytest.raises(ChainError):
+                await line.step()
+        await lab.node.mine()
+        await line.step()
+        assert len(line.booked("reorged")) == 1
+        for blocks in (39, 1, 1, 1):
+            await lab.node.mine(blocks)
+            await line.step()
+        await before.stands(line)
+
+
+async def test_a_death_before_the_first_settling_takes_outcomes_back(
+    fresh_lab: OpenLab, tmp_path: Path
+) -> None:
+    """The chain is reorganised while the keeper is down, and it dies after it started and before its first head."""
+    lab = await fresh_lab(clock="steady")
+    async with _settled(lab, tmp_path) as before:
+        pass
+    await lab.node.rpc.request("anvil_reorg", 1, [])
+    await lab.node.mine()
+    async with open_again(lab, before.rig):
+        pass
+    async with open_again(lab, before.rig) as line:
+        await line.step()
+        assert len(line.booked("reorged")) == 1
