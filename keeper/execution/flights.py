@@ -61,9 +61,10 @@ class Flight:
         return self.transaction.attempts[-1]
 
     @property
-    def first_fee_wei(self) -> Wei:
-        """What its plan's own transaction may pay per gas."""
-        return self.transaction.attempts[0].max_fee_wei
+    def plan_fee_wei(self) -> Wei:
+        """The most its plan's transaction, or what replaced that, may pay per gas."""
+        fees = [attempt.max_fee_wei for attempt in self.transaction.attempts if attempt.purpose != "cancel"]
+        return max(fees, default=self.last.max_fee_wei)
 
     @property
     def cancelling(self) -> bool:

@@ -349,7 +349,7 @@ class Sender:
     def _cancellation(self, flight: Flight, market: Market) -> Offered | None:
         """What takes its nonce back, dearer each time one was taken but not mined; None to leave it as it is."""
         last = flight.last
-        offered = market.cancellation(_offered(flight), flight.first_fee_wei)
+        offered = market.cancellation(_offered(flight), flight.plan_fee_wei)
         if not flight.cancelling:
             return offered
         if offered.max_fee_wei <= last.max_fee_wei:

@@ -16,10 +16,10 @@ from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
-from keeper.lab.world import Lab
+from keeper.lab.world import BASE_FEE_WEI, Lab
 from keeper.watch import Watch
 from tests.conftest import OpenLab
-from tests.e2e.line import Line, open_again
+from tests.e2e.line import Line, open_again, open_line
 
 ETHER = 10**18
 GWEI = 10**9
@@ -108,3 +108,30 @@ async def test_a_death_before_the_first_settling_takes_outcomes_back(
     async with open_again(lab, before.rig) as line:
         await line.step()
         assert len(line.booked("reorged")) == 1
+
+
+async def test_a_lower_fee_limit_does_not_undercut_what_is_in_flight(lab: Lab, tmp_path: Path) -> None:
+    """Replaced dearer, then started again under a lower `max_fee_gwei`: what takes it back outbids it, once."""
+    await _open(lab, WHO)
+    async with open_line(lab, tmp_path) as line:
+        assert (await line.step()).liquidatable == 0
+        await _fall(lab)
+        assert len((await line.step()).sent) == 1
+        for _ in range(2):
+            await lab.node.set_base_fee(60 * GWEI)
+            await lab.node.mine()
+        await lab.node.set_base_fee(60 * GWEI)
+        assert len((await line.step()).replaced) == 1
+    text = line.rig.config.read_text()
+    line.rig.config.write_text(text.replace("max_fee_gwei = 200.0", "max_fee_gwei = 10.0"))
+    await lab.node.drop_pending()
+    await lab.node.set_base_fee(BASE_FEE_WEI)
+    await lab.node.mine(45)
+    for _ in range(2):
+        await lab.node.drop_pending()
+        async with open_again(lab, line.rig) as again:
+            await lab.node.mine()
+            await again.step()
+            [stuck] = again.store.open_transactions()
+            _, bump, cancel = stuck.attempts
+            assert cancel.purpose == "cancel" and 10 * cancel.max_fee_wei >= 11 * bump.max_fee_wei
