@@ -17,6 +17,7 @@ from keeper.lab.chainlink import set_price
 from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import BASE_FEE_WEI, Lab
+from keeper.types import Address
 from keeper.watch import Watch
 from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again, open_line
@@ -27,7 +28,7 @@ _E8 = 10**8
 WHO, OTHER = account(1), account(2)
 
 
-async def _open(lab: Lab, *who: bytes) -> None:
+async def _open(lab: Lab, *who: Address) -> None:
     specs = [PositionSpec(one, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100) for one in who]
     await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], specs)
 
@@ -82,7 +83,7 @@ async def test_a_head_lost_while_a_reorg_is_noticed_takes_outcomes_back(
             raise ChainError("The node is gone.")
 
         with monkeypatch.context() as broken:
-            broken.setattr(*((Watch, "logs") if what == "logs" else (Engine, "look")), failing)
+            broken.setattr(Watch if what == "logs" else Engine, what, failing)
             with pytest.raises(ChainError):
                 await line.step()
         await lab.node.mine()
@@ -105,6 +106,20 @@ async def test_a_death_before_the_first_settling_takes_outcomes_back(
     await lab.node.mine()
     async with open_again(lab, before.rig):
         pass
+    async with open_again(lab, before.rig) as line:
+        await line.step()
+        assert len(line.booked("reorged")) == 1
+
+
+async def test_a_dry_run_hides_no_reorganisation(fresh_lab: OpenLab, tmp_path: Path) -> None:
+    """A dry run in between follows the new branch; the run after it takes the orphaned outcome back all the same."""
+    lab = await fresh_lab(clock="steady")
+    async with _settled(lab, tmp_path) as before:
+        pass
+    await lab.node.rpc.request("anvil_reorg", 1, [])
+    await lab.node.mine()
+    async with open_again(lab, before.rig, sign=False) as dry:
+        await dry.step()
     async with open_again(lab, before.rig) as line:
         await line.step()
         assert len(line.booked("reorged")) == 1
