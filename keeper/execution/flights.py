@@ -129,14 +129,12 @@ class Flights:
         """The most gas all of it can still cost."""
         return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
 
-    def recover(self, head: BlockNumber) -> list[Hash]:
-        """Take over what an earlier run left; the plans it died on before signing are freed and returned."""
-        released: list[Hash] = []
+    def recover(self, head: BlockNumber) -> None:
+        """Take over what an earlier run left; the nonces of plans it died on before signing are freed."""
         strangers: dict[Address, int] = {}
         for transaction in self.store.open_transactions():
             if not transaction.attempts:
                 self.store.release(transaction.plan_id, self.now_s())
-                released.append(transaction.plan_id)
                 continue
             self._flights[transaction.plan_id] = Flight(transaction, head, head)
             if transaction.sender != self.operator:
@@ -148,7 +146,6 @@ class Flights:
             )
             self._log.warning("former_operator", operator=sender, in_flight=count)
             self.ledger.book("warning", None, "", None, {"detail": detail}, self.now_s())
-        return released
 
     def signed(
         self,

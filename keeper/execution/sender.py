@@ -120,7 +120,8 @@ class Sender:
         """Take over what an earlier run left: nonces without a signature are freed, the rest is in flight."""
         if self._flights.store.copied_at_s() is not None:
             raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
-        self._released.update(self._flights.recover(head.number))
+        self._flights.recover(head.number)
+        self._released = self._flights.store.released()
         on_chain = await self._chain.nonce(self._key.address, "latest")
         claimed = self._flights.store.highest_nonce(self._key.address)
         self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)

@@ -12,6 +12,7 @@ import pytest
 from keeper.engine import Engine
 from keeper.errors import ChainError
 from keeper.fixed import WAD
+from keeper.keys import OperatorKey
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.positions import PositionSpec, open_positions
@@ -150,3 +151,28 @@ async def test_a_lower_fee_limit_does_not_undercut_what_is_in_flight(lab: Lab, t
             [stuck] = again.store.open_transactions()
             _, bump, cancel = stuck.attempts
             assert cancel.purpose == "cancel" and 10 * cancel.max_fee_wei >= 11 * bump.max_fee_wei
+
+
+async def test_two_deaths_before_signing_in_one_block(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started a third time at the same head: the plan it died on is still not tried, and that ends nothing."""
+    await _open(lab, WHO)
+    async with open_line(lab, tmp_path) as line:
+        assert (await line.step()).liquidatable == 0
+        await _fall(lab)
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OperatorKey, "sign", die)
+            with pytest.raises(KeyboardInterrupt):
+                await line.step()
+    async with open_again(lab, line.rig):
+        pass
+    async with open_again(lab, line.rig) as again:
+        report = await again.step()
+        assert again.refusals(report, WHO) == [("send", "given_up")]
+        await lab.node.mine()
+        assert len((await again.step()).sent) == 1
