@@ -394,7 +394,9 @@ class Engine:
             return Refusal("send", "dry_run", self.describe(plan, trial, view))
         if stuck is None:
             self._learn_gas(plan, trial)
-        return self._sender.refuses(plan) or Cleared(plan, trial, clearance, self.describe(plan, trial, view))
+        return self._sender.refuses(plan, clearance.fees) or Cleared(
+            plan, trial, clearance, self.describe(plan, trial, view)
+        )
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())

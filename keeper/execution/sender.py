@@ -20,7 +20,7 @@ from keeper.execution.flights import Flight, Flights
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
-from keeper.guard import Clearance
+from keeper.guard import Clearance, Fees
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
@@ -98,6 +98,7 @@ class Sender:
         self._next_nonce = 0
         self._released: set[Hash] = set()
         self._lacking_wei = 0  # what the operator could not pay for when it was last asked
+        self._funds_wei = 0  # what it had when that was last counted; nothing until then
         self._log = structlog.get_logger("keeper.sender")
 
     def in_flight(self, key: PositionKey) -> bool:
@@ -108,12 +109,15 @@ class Sender:
         """The most gas everything in flight can still cost."""
         return self._flights.worst_case_wei()
 
-    def refuses(self, plan: Plan) -> Refusal | None:
+    def refuses(self, plan: Plan, fees: Fees) -> Refusal | None:
         """Why a cleared plan is not sent: the operator is out of gas, or an earlier run died on this very plan."""
         if plan.plan_id in self._released:
             return Refusal("send", "given_up", {"head": plan.at.number})
         if self._lacking_wei:
-            return Refusal("send", "insufficient_funds", {"needed_wei": self._lacking_wei})
+            others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
+            needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
+            if needed_wei > self._funds_wei:
+                return Refusal("send", "insufficient_funds", {"needed_wei": needed_wei})
         return None
 
     async def recover(self, head: Head) -> None:
@@ -256,7 +260,7 @@ class Sender:
             return
         flight.complaint = complaint
         if CONSEQUENCES[complaint] is Consequence.REFILL:
-            self._lacking_wei = attempt.worst_case_wei
+            self._lacking_wei, self._funds_wei = attempt.worst_case_wei, 0
         if (attempt.hash, str(error)) in flight.told:
             return
         flight.told.add((attempt.hash, str(error)))
@@ -387,10 +391,10 @@ class Sender:
         return untaken or waited or self._way_of(flight).renews
 
     async def _count_funds(self) -> None:
-        """Whether the operator can pay again for what it could not."""
+        """What the operator can pay for, and whether it can pay again for what it could not."""
         if self._lacking_wei:
-            needed_wei = max(self._lacking_wei, self._flights.worst_case_wei())
-            if await self._chain.balance(self._key.address) >= needed_wei:
+            self._funds_wei = await self._chain.balance(self._key.address)
+            if self._funds_wei >= max(self._lacking_wei, self._flights.worst_case_wei()):
                 self._lacking_wei = 0
 
 

@@ -176,3 +176,23 @@ async def test_two_deaths_before_signing_in_one_block(
         assert again.refusals(report, WHO) == [("send", "given_up")]
         await lab.node.mine()
         assert len((await again.step()).sent) == 1
+
+
+async def test_what_can_be_paid_for_is_sent_though_a_dearer_one_could_not(lab: Lab, tmp_path: Path) -> None:
+    """Gas was dear when the operator ran short; it is cheap again, and what is left pays for the next liquidation."""
+    await _open(lab, WHO)
+    async with open_line(lab, tmp_path) as line:
+        assert (await line.step()).liquidatable == 0
+        await lab.node.set_base_fee(60 * GWEI)
+        await _fall(lab)
+        await lab.node.set_base_fee(60 * GWEI)
+        await lab.node.mine()
+        await lab.node.set_base_fee(60 * GWEI)
+        await lab.node.set_balances([lab.world.cast.operator.address], 3 * ETHER // 100)
+        assert len((await line.step()).sent) == 1
+        assert [entry.body["complaint"] for entry in line.booked("not_taken")] == ["insufficient_funds"]
+        for _ in range(8):
+            await lab.node.set_base_fee(BASE_FEE_WEI)
+            await lab.node.mine(20)
+            await line.step()
+        assert line.booked("settled"), line.booked("refusal")[-1].body
