@@ -15,7 +15,7 @@ import structlog
 from keeper import abi
 from keeper.chain.client import Chain, Receipt
 from keeper.chain.simulation import SimCall
-from keeper.errors import ChainError, ExecutionError
+from keeper.errors import ChainError, ExecutionError, NoQuorum, RpcError
 from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
 from keeper.prices import Price
@@ -77,7 +77,7 @@ class Settling:
                 if used_before.get(flight.transaction.sender, 0) > flight.nonce and flight.expired(
                     head.number
                 ):
-                    self._lose(flight)
+                    await self._lose(flight, head)
             elif mined[1].block_number <= head.number and not isinstance(native, Refusal):
                 # else the book is still at `head`: it must not plan on a position that has moved since
                 settlements.append(await self._close(flight, *mined, native))
@@ -229,11 +229,39 @@ class Settling:
         own = next((each.body for each in signed if each.body["tx"] == hex_of(attempt.hash)), {})
         return {**intent.body, **own}
 
-    def _lose(self, flight: Flight) -> None:
-        """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
+    async def _lose(self, flight: Flight, head: Head) -> None:
+        """Close it if its nonce went to a transaction that is not ours: somebody else holds the key, or the store is
+        stale. Where it went to one of ours only the receipt is missing, because nodes index late.
+        """
+        body: dict[str, Any] = {"nonce": flight.nonce}
+        try:
+            taker = await self._taker(flight, head)
+        except ChainError as error:
+            if not (isinstance(error, RpcError) or (isinstance(error, NoQuorum) and error.lacked)):
+                raise
+            # nodes forget old states: nobody can tell any more, and whoever went on asking would handle no head
+            body["error"] = str(error)
+        else:
+            if taker is None or taker in {attempt.hash for attempt in flight.transaction.attempts}:
+                return
+            body["tx"] = taker
         at_s = self._flights.now_s()
         with self._flights.store.transaction():
             self._flights.store.dropped(flight.plan_id, at_s)
-            self._flights.note("dropped", flight, {"nonce": flight.nonce}, at_s)
+            self._flights.note("dropped", flight, body, at_s)
         self._flights.close(flight)
-        self._log.error("dropped", nonce=flight.nonce, plan=flight.plan_id)
+        self._log.error("dropped", plan=flight.plan_id, **body)
+
+    async def _taker(self, flight: Flight, head: Head) -> Hash | None:
+        """Which transaction used its nonce, by halving the blocks since it was planned; None for the moment."""
+        sender, low, high = flight.transaction.sender, self._planned_at(flight), int(head.number)
+        while high - low > 1:
+            middle = (low + high) // 2
+            used = await self._chain.nonce(sender, hex(middle))
+            low, high = (low, middle) if used > flight.nonce else (middle, high)
+        found = await self._chain.sent_in(sender, high)
+        return next((sent.hash for sent in found if sent.nonce == flight.nonce), None)
+
+    def _planned_at(self, flight: Flight) -> int:
+        [intent] = self._flights.ledger.entries(1, kind="intent", plan=flight.plan_id)
+        return int(intent.body.get("block", 0))

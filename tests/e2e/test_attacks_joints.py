@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from keeper.chain.client import Chain
 from keeper.engine import Engine
 from keeper.errors import ChainError
 from keeper.fixed import WAD
 from keeper.keys import OperatorKey
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
+from keeper.lab.node import Tx
 from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import BASE_FEE_WEI, Lab
@@ -196,3 +198,38 @@ async def test_what_can_be_paid_for_is_sent_though_a_dearer_one_could_not(lab: L
             await lab.node.mine(20)
             await line.step()
         assert line.booked("settled"), line.booked("refusal")[-1].body
+
+
+@pytest.mark.parametrize("whose", ["ours", "a stranger's"])
+async def test_a_receipt_that_comes_late_is_not_a_nonce_lost(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """Receipts are missing for longer than the transaction lives: who used the nonce is looked up, never inferred."""
+    await _open(lab, WHO)
+    async with open_line(lab, tmp_path) as line:
+        operator = lab.world.cast.operator.address
+        before_raw = await line.treasury_raw()
+        assert (await line.step()).liquidatable == 0
+        await _fall(lab)
+        assert len((await line.step()).sent) == 1
+        if whose != "ours":
+            await lab.node.drop_pending()
+            await line.pend(Tx(operator, operator, b"", 21_000))
+        await lab.node.mine()
+
+        async def missing(*_: object) -> None:
+            return None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Chain, "receipt", missing)
+            for blocks in (1, 45, 1, 1):
+                await line.step()
+                await lab.node.mine(blocks)
+            await line.step()
+        await line.step()
+        gained_raw = await line.treasury_raw() - before_raw
+        assert line.ledger.gross_profit_raw(lab.world.tokens["USDC"].address) == gained_raw
+        assert len(line.booked("settled")) == 1, (
+            "a stranger's stands in the way of one plan, not of the account"
+        )
+        assert len(line.booked("dropped")) == (whose != "ours")
