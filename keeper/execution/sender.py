@@ -95,7 +95,8 @@ class Sender:
         self._pool = PublicPool(chain)
         self._way: Way = way or self._pool
         self._public_after_blocks = public_after_blocks
-        self._next_nonce = 0
+        self._used_nonces = 0  # on chain, as it was last told: a wrong answer must not outlast the next
+        self._claimed_nonces = 0  # on record
         self._released: set[Hash] = set()
         self._lacking_wei = 0  # what the operator could not pay for when it was last asked
         self._funds_wei = 0  # what it had when that was last counted; nothing until then
@@ -126,15 +127,15 @@ class Sender:
             raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
         self._flights.recover(head.number)
         self._released = self._flights.store.released()
-        on_chain = await self._chain.nonce(self._key.address, "latest")
+        self._used_nonces = await self._chain.nonce(self._key.address, "latest")
         claimed = self._flights.store.highest_nonce(self._key.address)
-        self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)
+        self._claimed_nonces = 0 if claimed is None else claimed + 1
 
     async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
         """Account for everything in flight that the chain has decided; see `Settling.settle`."""
         self._flights.bury(head.number)
         settlements = await self._settling.settle(head, native)
-        self._next_nonce = max(self._next_nonce, self._settling.used(self._key.address))
+        self._used_nonces = self._settling.used(self._key.address) or self._used_nonces
         return settlements
 
     def doubt(self, above: int) -> None:
@@ -176,7 +177,7 @@ class Sender:
     def _reserved(self, cleared: Sequence[Cleared], head: BlockTime, at_s: int) -> list[Flight]:
         """The flight of each: the one it replaces, or a new one whose nonce is claimed and on record."""
         flights: list[Flight] = []
-        nonce = self._next_nonce
+        nonce = max(self._used_nonces, self._claimed_nonces)
         with self._flights.store.transaction():
             for one in cleared:
                 plan = one.plan
@@ -194,7 +195,7 @@ class Sender:
                 self._flights.note("intent", flight, body | dict(one.numbers), at_s)
                 flights.append(flight)
                 nonce += 1
-        self._next_nonce = nonce
+        self._claimed_nonces = nonce
         return flights
 
     def _signed_plan(self, one: Cleared, flight: Flight, at_s: int) -> Attempt:

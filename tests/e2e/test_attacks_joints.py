@@ -233,3 +233,28 @@ async def test_a_receipt_that_comes_late_is_not_a_nonce_lost(
             "a stranger's stands in the way of one plan, not of the account"
         )
         assert len(line.booked("dropped")) == (whose != "ours")
+
+
+async def test_one_wrong_nonce_leaves_no_gap(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node once says that more nonces were used than were: the next transaction takes the one that is next."""
+    await _open(lab, WHO)
+    async with open_line(lab, tmp_path) as line:
+        assert (await line.step()).liquidatable == 0
+        await _fall(lab)
+        [first] = (await line.step()).sent
+        nonce = Chain.nonce
+
+        async def more(chain: Chain, who: Address, tag: str = "latest") -> int:
+            return 3 + await nonce(chain, who, tag)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Chain, "nonce", more)
+            await line.step()
+        await lab.node.mine()
+        assert len((await line.step()).settled) == 1
+        await lab.node.mine_each_transaction()
+        await set_price(lab.node, lab.world.feeds["WETH"], 1_500 * _E8)
+        [second] = (await line.step()).sent
+        assert second.nonce == first.nonce + 1
