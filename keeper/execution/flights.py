@@ -136,7 +136,8 @@ class Flights:
             if not transaction.attempts:
                 self.store.release(transaction.plan_id, self.now_s())
                 continue
-            self._flights[transaction.plan_id] = Flight(transaction, head, head)
+            # as of the head before: what was signed at this one is left alone, and a run may be of one head only
+            self._flights[transaction.plan_id] = Flight(transaction, BlockNumber(head - 1), head)
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
         for sender, count in strangers.items():

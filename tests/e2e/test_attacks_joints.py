@@ -258,3 +258,20 @@ async def test_one_wrong_nonce_leaves_no_gap(
         await set_price(lab.node, lab.world.feeds["WETH"], 1_500 * _E8)
         [second] = (await line.step()).sent
         assert second.nonce == first.nonce + 1
+
+
+async def test_runs_of_one_head_each_take_back_what_expired(lab: Lab, tmp_path: Path) -> None:
+    """Started for a single head again and again: a transaction that was lost does not hold its account for ever."""
+    await _open(lab, WHO)
+    async with open_line(lab, tmp_path) as line:
+        assert (await line.step()).liquidatable == 0
+        await _fall(lab)
+        assert len((await line.step()).sent) == 1
+    await lab.node.drop_pending()
+    await lab.node.mine(45)
+    for _ in range(4):
+        async with open_again(lab, line.rig) as once:
+            await once.step()
+        await lab.node.mine()
+    async with open_again(lab, line.rig) as once:
+        assert len(once.booked("cancelled")) == 1
