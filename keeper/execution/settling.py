@@ -93,6 +93,11 @@ class Settling:
             receipt = await self._chain.receipt(settlement.transaction_hash)
             if receipt is not None and receipt.block_hash == settlement.block_hash:
                 continue
+            number = settlement.block_number
+            # nodes index receipts late, and forget old ones: the block tells as well
+            known = receipt is None and number <= head.number
+            if known and (await self._chain.block(number)).hash == settlement.block_hash:
+                continue
             body = {
                 "tx": settlement.transaction_hash,
                 "block": settlement.block_number,

@@ -275,3 +275,22 @@ async def test_runs_of_one_head_each_take_back_what_expired(lab: Lab, tmp_path: 
         await lab.node.mine()
     async with open_again(lab, line.rig) as once:
         assert len(once.booked("cancelled")) == 1
+
+
+async def test_an_outcome_whose_receipt_is_forgotten_stands(
+    fresh_lab: OpenLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old record remembers no blocks, so every outcome is doubted; those whose block is there are not taken back."""
+    lab = await fresh_lab(clock="steady")
+    async with _settled(lab, tmp_path) as before:
+        with before.line.store.transaction() as connection:
+            connection.exec_driver_sql("DELETE FROM blocks")
+
+    async def forgotten(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(Chain, "receipt", forgotten)
+    async with open_again(lab, before.rig) as line:
+        await line.step()
+        assert not line.booked("reorged")
+        await before.stands(line)
