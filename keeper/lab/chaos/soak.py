@@ -36,6 +36,7 @@ _FALL, _MOVE, _FAULT, _BASE_FEE, _PAUSE, _PROCESS = 0.05, 0.05, 0.08, 0.02, 0.00
 EXPECTED: Final[Mapping[tuple[str, str], str]] = {
     ("clear", "paused"): "a guardian paused, for a block or a few",
     ("follow", "head_lost"): "the node failed a read of that head, or answered nonsense",
+    ("follow", "no_heads"): "the connection that announces heads was cut, or went silent",
     ("clear", "stale_head"): "the wall clock was put ahead, or the head held back",
 }
 
