@@ -21,7 +21,7 @@ from keeper.fixed import WAD
 from keeper.lab.aave import Version
 from keeper.lab.actors import account
 from keeper.lab.anvil import Anvil
-from keeper.lab.chainlink import latest, set_price
+from keeper.lab.chainlink import latest, set_price, set_prices
 from keeper.lab.chaos.faults import Event
 from keeper.lab.chaos.proxy import Proxy, open_proxy
 from keeper.lab.node import ETHER, Contract, Node
@@ -101,6 +101,13 @@ class Stage:
         """A feed reports a price, in a block of its own."""
         async with self._mined_at_once():
             await set_price(self.lab.node, self.lab.world.feeds[symbol], price_e8)
+
+    async def heartbeat(self) -> None:
+        """Every feed reports what it said last, as feeds do now and then."""
+        node = self.lab.node
+        async with self.proxy.held():
+            prices = {feed: (await latest(node, feed)).price_raw for feed in self.lab.world.feeds.values()}
+            await set_prices(node, prices)
 
     async def fall(self, first: int, count: int, bps: int) -> None:
         """New borrowers, numbered from `first`, just healthy at the first price, and then a price of `bps` of it."""
