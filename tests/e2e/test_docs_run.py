@@ -68,7 +68,7 @@ async def test_the_readme_can_be_followed(fresh_lab: OpenLab, tmp_path: Path) ->
         if daemon is not None and daemon.returncode is None:
             daemon.kill()
             await daemon.wait()
-    assert ran == ["deploy", "doctor", "scan", "run", "run", "pause", "explain", "ledger"]
+    assert ran == ["deploy", "doctor", "scan", "run", "run", "pause", "explain", "ledger", "ledger"]
 
 
 async def _execute_setup(lab: Lab, path: Path) -> None:
