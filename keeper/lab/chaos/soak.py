@@ -24,7 +24,7 @@ from keeper.lab.chaos.witness import Breach
 from keeper.lab.judge.record import read_record
 
 _PACE_S: Final = 0.04
-_HEARTBEAT_EVERY: Final = 1_000  # blocks, or three hours, after which every feed reports
+_HEARTBEAT_EVERY: Final = 500  # blocks, or less than two hours
 _SAMPLE_EVERY: Final = 10  # blocks
 _WARM_UP: Final = 4  # the first one in so many samples is from while caches fill
 # Medians of the first and the last quarter of the samples after that may differ by so much.
@@ -39,6 +39,7 @@ EXPECTED: Final[Mapping[tuple[str, str], str]] = {
     ("follow", "head_lost"): "the node failed a read of that head, or answered nonsense",
     ("follow", "no_heads"): "the connection that announces heads was cut, or went silent",
     ("clear", "stale_head"): "the wall clock was put ahead, or the head held back",
+    ("plan", "unprofitable"): "gas was dear for a while, and the account small",
 }
 
 
