@@ -26,6 +26,7 @@ NETWORK: Final[tuple[tuple[Kind, ...], ...]] = (
 _QUIET: Final = 6  # blocks without anything new, after which a daemon is done
 _MOST_BLOCKS: Final = 200  # to finish what is left
 _EXIT_S: Final = 5.0
+_LOOK_S, _LOOKS = 0.01, 15  # how often, and how many times, the record is looked at for a head
 _FIRST_BORROWER: Final = 10_000
 
 
@@ -64,6 +65,16 @@ class Run:
         for _ in range(count):
             await self.block()
             await asyncio.sleep(self.pace_s)
+
+    async def followed_blocks(self, count: int) -> None:
+        """So many blocks, the next one as soon as the daemon has handled one, or after a while."""
+        for _ in range(count):
+            await self.block()
+            number = (await self.stage.lab.node.head()).number
+            for _ in range(_LOOKS):
+                await asyncio.sleep(_LOOK_S)
+                if self.witness.followed() >= number:
+                    break
 
     async def fall(self) -> None:
         """One to three new borrowers, and a price at which they are unsafe."""

@@ -24,6 +24,7 @@ from keeper.lab.chaos.witness import Breach
 from keeper.lab.judge.record import read_record
 
 _PACE_S: Final = 0.04
+_HEARTBEAT_EVERY: Final = 500  # blocks, or less than two hours
 _SAMPLE_EVERY: Final = 10  # blocks
 _WARM_UP: Final = 4  # the first one in so many samples is from while caches fill
 # Medians of the first and the last quarter of the samples after that may differ by so much.
@@ -36,7 +37,9 @@ _FALL, _MOVE, _FAULT, _BASE_FEE, _PAUSE, _PROCESS = 0.05, 0.05, 0.08, 0.02, 0.00
 EXPECTED: Final[Mapping[tuple[str, str], str]] = {
     ("clear", "paused"): "a guardian paused, for a block or a few",
     ("follow", "head_lost"): "the node failed a read of that head, or answered nonsense",
+    ("follow", "no_heads"): "the connection that announces heads was cut, or went silent",
     ("clear", "stale_head"): "the wall clock was put ahead, or the head held back",
+    ("plan", "unprofitable"): "gas was dear for a while, and the account small",
 }
 
 
@@ -86,7 +89,7 @@ async def soak(seed: int, blocks: int, folder: Path, say: Callable[[str], None])
             await _through(run, daemon, result, say)
             await run.peace(daemon)
             result.heads = sum(int(event.get("heads", 0)) for event in daemon.events())
-        verdict = await run.witness.conclude()
+        verdict = await run.witness.conclude(forgotten=True)
     result.injected = run.injected + stage.proxy.injected
     result.endings = run.endings
     result.outcomes = run.witness.outcomes()
@@ -105,7 +108,9 @@ async def _through(run: Run, daemon: Daemon, result: Soaked, say: Callable[[str]
         if not daemon.running:
             run.witness.breaches.append(Breach("works_again", f"it ended at block {block} of the soak"))
             return
-        await run.blocks(1)
+        await run.followed_blocks(1)
+        if block % _HEARTBEAT_EVERY == 0:
+            await run.stage.heartbeat()
         if chance.random() < _FALL:
             await run.fall()
         if chance.random() < _MOVE:

@@ -21,13 +21,14 @@ from keeper.fixed import WAD
 from keeper.lab.aave import Version
 from keeper.lab.actors import account
 from keeper.lab.anvil import Anvil
-from keeper.lab.chainlink import latest, set_price
+from keeper.lab.chainlink import latest, set_price, set_prices
 from keeper.lab.chaos.faults import Event
 from keeper.lab.chaos.proxy import Proxy, open_proxy
 from keeper.lab.node import ETHER, Contract, Node
 from keeper.lab.positions import PositionSpec, account_data, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.safe import execute
+from keeper.lab.uniswap import move_pool
 from keeper.lab.world import BASE_FEE_WEI, Lab, WorldSpec, open_lab
 from keeper.multisig.safe import InnerCall
 from keeper.types import GLOBAL_SCOPE, Address, Hash
@@ -101,6 +102,16 @@ class Stage:
         """A feed reports a price, in a block of its own."""
         async with self._mined_at_once():
             await set_price(self.lab.node, self.lab.world.feeds[symbol], price_e8)
+
+    async def heartbeat(self) -> None:
+        """Every feed reports what it said last, and the pools are traded back to the first prices."""
+        node, world = self.lab.node, self.lab.world
+        async with self._mined_at_once():
+            feeds = world.feeds.values()
+            await set_prices(node, {feed: (await latest(node, feed)).price_raw for feed in feeds})
+            for pool in world.uniswap_v3.pools:
+                first = (world.prices_e8[pool.token0.symbol], world.prices_e8[pool.token1.symbol])
+                await move_pool(node, world.cast, world.uniswap_v3, pool, *first)
 
     async def fall(self, first: int, count: int, bps: int) -> None:
         """New borrowers, numbered from `first`, just healthy at the first price, and then a price of `bps` of it."""

@@ -6,6 +6,7 @@ the record once said is remembered across deaths. The rest is read when it is ov
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,23 +115,37 @@ class Witness:
         """How many nonces the record has claimed and not accounted for."""
         return len(self._asked("SELECT 1 FROM intents WHERE state IN ('reserved', 'signed')"))
 
-    async def conclude(self, *, withheld: bool = False) -> Verdict:
+    def followed(self) -> int:
+        """The last block whose logs the record says were read."""
+        [(number,)] = self._asked("SELECT max(block_number) FROM cursors") or [(None,)]
+        return -1 if number is None else int(number)
+
+    async def conclude(self, *, withheld: bool = False, forgotten: bool = False) -> Verdict:
         """Prove everything else from the finished chain and record; what does not hold is added to `breaches`.
 
-        With `withheld` the only node kept logs back: accounts the keeper never heard of may then be left.
+        With `withheld` the only node kept logs back: accounts the keeper never heard of may then be left. With
+        `forgotten` the chain has lost the states of old blocks, without which the judge cannot explain what was
+        booked: it is then asked about accounts and pauses alone.
         """
         self.look()
         self._nonces()
         known = self._ledger(await _treasury_raw(self.lab) - self.treasury_raw)
         await self._transactions()
-        verdict = await judge(self.rig.config, self.lab.anvil.url)
-        for difference in verdict.differences:
+        verdict = await judge(self._unbooked() if forgotten else self.rig.config, self.lab.anvil.url)
+        for difference in verdict.differences if not forgotten else ():
             name = "executed_twice" if difference.check in _TWICE else "books"
             self.breaches.append(Breach(name, str(difference)))
         self.breaches += [Breach("while_paused", str(one)) for one in verdict.paused_liquidations]
         heard_of = [one for one in verdict.left if one.account in known or not withheld]
         self.breaches += [Breach("left", str(one)) for one in heard_of]
         return verdict
+
+    def _unbooked(self) -> Path:
+        """The configuration with a record in which nothing was ever booked."""
+        path = self.rig.folder / "unbooked.toml"
+        text = re.sub(r'(?m)^url = "sqlite:.*$', 'url = "sqlite:///unbooked.db"', self.rig.config.read_text())
+        path.write_text(text)
+        return path
 
     def _nonces(self) -> None:
         plans: dict[int | None, str] = {}
