@@ -50,6 +50,7 @@ async def play(stage: Stage, script: Script, folder: Path) -> Played:
                 await player.through()
                 recovered, finished = await player.back_to_work()
             finally:
+                player.line.spare()
                 await player.line.end()
         verdict = await witness.conclude(
             withheld=any(fault.kind == "missing_logs" for fault in script.faults)
