@@ -112,15 +112,17 @@ async def engine(
     operator: OperatorKey,
     *,
     sign: bool,
-    remember: bool = True,
     wall_clock: Callable[[], float] = time.time,
 ) -> tuple[Engine, Watch]:
-    """Wire the line. Without `sign` everything happens but sending; without `remember` nothing is stored."""
+    """Wire the line. Without `sign` everything happens but sending, and how far it followed the chain is not stored:
+
+    it settles nothing, and whoever does must doubt what the heads in between orphaned.
+    """
     configured = parts.settings
     contracts = configured.require_contracts()
     liquidator = contracts.liquidator
     ledger = Ledger(store)
-    watch = Watch(parts.chain, parts.sources, store, remember=remember)
+    watch = Watch(parts.chain, parts.sources, store, remember=sign)
     sender = None
     if sign:
         await reconcile(parts.chain, store, ledger, parts.adapters, operator.address, liquidator, wall_clock)

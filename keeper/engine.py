@@ -159,7 +159,12 @@ class Engine:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
         report = StepReport(head)
         # the look first: it is what the node takes longer for
-        view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head))
+        view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head), return_exceptions=True)
+        # only now: whichever failed, the other must not go on beside the next step
+        if isinstance(view, BaseException):
+            raise view
+        if isinstance(logs, BaseException):
+            raise logs
         if self._sender and self._watch.orphaned:
             self._sender.doubt(self._watch.common)
         if await self._watch.absorb(logs, head):
@@ -389,7 +394,9 @@ class Engine:
             return Refusal("send", "dry_run", self.describe(plan, trial, view))
         if stuck is None:
             self._learn_gas(plan, trial)
-        return self._sender.refuses(plan) or Cleared(plan, trial, clearance, self.describe(plan, trial, view))
+        return self._sender.refuses(plan, clearance.fees) or Cleared(
+            plan, trial, clearance, self.describe(plan, trial, view)
+        )
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())

@@ -58,7 +58,7 @@ class Watch:
     ) -> None:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
-        self.orphaned = False  # whether the head last fetched is not built on the block followed before
+        self.orphaned = False  # whether blocks followed before are not below the head last fetched
         self.common = BlockNumber(-1)  # the newest block that the head last fetched shares with those before
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
@@ -96,7 +96,6 @@ class Watch:
         self._remember(head, None)
         await self._absorb(logs, head, known)
         self._cursor = head.number
-        self.save()
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
         """Logs of every watched contract in a range of blocks, both ends included."""
@@ -108,9 +107,9 @@ class Watch:
         """Logs since the cursor; after a reorganisation, of everything the branches do not share."""
         self.common = await self._shared(head)
         gone = self._above(self.common)
-        self.orphaned = bool(gone)
         if gone:
             await self._doubt(gone, head)
+        self.orphaned = self._doubted is not None  # also where a head was lost since: nobody was told then
         first = self._cursor + 1
         if self._cursor < 0:
             first = min(source.from_block for source in self._sources)

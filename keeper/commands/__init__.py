@@ -102,7 +102,7 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
     async with assembly.open_parts(configured) as parts:
         head = await parts.chain.head()
         with _memory(configured) as store:
-            engine, watch = await assembly.engine(parts, store, key, sign=False, remember=False)
+            engine, watch = await assembly.engine(parts, store, key, sign=False)
             await engine.prepare(head)
             await watch.load(head)
             view = await engine.look(head)

@@ -78,15 +78,15 @@ class Market:
             gas_limit=Gas(trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT),
         )
 
-    def cancellation(self, replaced: Offered, first_fee_wei: Wei) -> Offered:
+    def cancellation(self, replaced: Offered, plan_fee_wei: Wei) -> Offered:
         """What takes a nonce back from a stuck transaction.
 
         Both a quarter above what it offered, because nodes ask for more of both, and at least today's rule; but never
         more than a quarter above the operator's limit, so that no wait makes a transfer of nothing dear. An older
-        limit, by which the plan's own `first_fee_wei` was offered, counts too.
+        limit, by which the plan offered `plan_fee_wei`, counts too.
         """
         wanted_wei = max(_dearer(replaced.max_fee_wei), 2 * next_base_fee(self.head) + self.tip())
-        ceiling_wei = min(wanted_wei, _dearer(max(self.most_fee_wei, first_fee_wei)))
+        ceiling_wei = min(wanted_wei, _dearer(max(self.most_fee_wei, plan_fee_wei)))
         return Offered(Wei(ceiling_wei), Wei(min(ceiling_wei, _dearer(max(replaced.tip_wei, self.tip())))))
 
 

@@ -61,9 +61,10 @@ class Flight:
         return self.transaction.attempts[-1]
 
     @property
-    def first_fee_wei(self) -> Wei:
-        """What its plan's own transaction may pay per gas."""
-        return self.transaction.attempts[0].max_fee_wei
+    def plan_fee_wei(self) -> Wei:
+        """The most its plan's transaction, or what replaced that, may pay per gas."""
+        fees = [attempt.max_fee_wei for attempt in self.transaction.attempts if attempt.purpose != "cancel"]
+        return max(fees, default=self.last.max_fee_wei)
 
     @property
     def cancelling(self) -> bool:
@@ -128,16 +129,15 @@ class Flights:
         """The most gas all of it can still cost."""
         return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
 
-    def recover(self, head: BlockNumber) -> list[Hash]:
-        """Take over what an earlier run left; the plans it died on before signing are freed and returned."""
-        released: list[Hash] = []
+    def recover(self, head: BlockNumber) -> None:
+        """Take over what an earlier run left; the nonces of plans it died on before signing are freed."""
         strangers: dict[Address, int] = {}
         for transaction in self.store.open_transactions():
             if not transaction.attempts:
                 self.store.release(transaction.plan_id, self.now_s())
-                released.append(transaction.plan_id)
                 continue
-            self._flights[transaction.plan_id] = Flight(transaction, head, head)
+            # as of the head before: what was signed at this one is left alone, and a run may be of one head only
+            self._flights[transaction.plan_id] = Flight(transaction, BlockNumber(head - 1), head)
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
         for sender, count in strangers.items():
@@ -147,7 +147,6 @@ class Flights:
             )
             self._log.warning("former_operator", operator=sender, in_flight=count)
             self.ledger.book("warning", None, "", None, {"detail": detail}, self.now_s())
-        return released
 
     def signed(
         self,

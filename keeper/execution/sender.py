@@ -20,7 +20,7 @@ from keeper.execution.flights import Flight, Flights
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
-from keeper.guard import Clearance
+from keeper.guard import Clearance, Fees
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
@@ -95,9 +95,11 @@ class Sender:
         self._pool = PublicPool(chain)
         self._way: Way = way or self._pool
         self._public_after_blocks = public_after_blocks
-        self._next_nonce = 0
+        self._used_nonces = 0  # on chain, as it was last told: a wrong answer must not outlast the next
+        self._claimed_nonces = 0  # on record
         self._released: set[Hash] = set()
         self._lacking_wei = 0  # what the operator could not pay for when it was last asked
+        self._funds_wei = 0  # what it had when that was last counted; nothing until then
         self._log = structlog.get_logger("keeper.sender")
 
     def in_flight(self, key: PositionKey) -> bool:
@@ -108,28 +110,32 @@ class Sender:
         """The most gas everything in flight can still cost."""
         return self._flights.worst_case_wei()
 
-    def refuses(self, plan: Plan) -> Refusal | None:
+    def refuses(self, plan: Plan, fees: Fees) -> Refusal | None:
         """Why a cleared plan is not sent: the operator is out of gas, or an earlier run died on this very plan."""
         if plan.plan_id in self._released:
             return Refusal("send", "given_up", {"head": plan.at.number})
         if self._lacking_wei:
-            return Refusal("send", "insufficient_funds", {"needed_wei": self._lacking_wei})
+            others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
+            needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
+            if needed_wei > self._funds_wei:
+                return Refusal("send", "insufficient_funds", {"needed_wei": needed_wei})
         return None
 
     async def recover(self, head: Head) -> None:
         """Take over what an earlier run left: nonces without a signature are freed, the rest is in flight."""
         if self._flights.store.copied_at_s() is not None:
             raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
-        self._released.update(self._flights.recover(head.number))
-        on_chain = await self._chain.nonce(self._key.address, "latest")
+        self._flights.recover(head.number)
+        self._released = self._flights.store.released()
+        self._used_nonces = await self._chain.nonce(self._key.address, "latest")
         claimed = self._flights.store.highest_nonce(self._key.address)
-        self._next_nonce = max(on_chain, 0 if claimed is None else claimed + 1)
+        self._claimed_nonces = 0 if claimed is None else claimed + 1
 
     async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
         """Account for everything in flight that the chain has decided; see `Settling.settle`."""
         self._flights.bury(head.number)
         settlements = await self._settling.settle(head, native)
-        self._next_nonce = max(self._next_nonce, self._settling.used(self._key.address))
+        self._used_nonces = self._settling.used(self._key.address) or self._used_nonces
         return settlements
 
     def doubt(self, above: int) -> None:
@@ -171,7 +177,7 @@ class Sender:
     def _reserved(self, cleared: Sequence[Cleared], head: BlockTime, at_s: int) -> list[Flight]:
         """The flight of each: the one it replaces, or a new one whose nonce is claimed and on record."""
         flights: list[Flight] = []
-        nonce = self._next_nonce
+        nonce = max(self._used_nonces, self._claimed_nonces)
         with self._flights.store.transaction():
             for one in cleared:
                 plan = one.plan
@@ -189,7 +195,7 @@ class Sender:
                 self._flights.note("intent", flight, body | dict(one.numbers), at_s)
                 flights.append(flight)
                 nonce += 1
-        self._next_nonce = nonce
+        self._claimed_nonces = nonce
         return flights
 
     def _signed_plan(self, one: Cleared, flight: Flight, at_s: int) -> Attempt:
@@ -255,7 +261,7 @@ class Sender:
             return
         flight.complaint = complaint
         if CONSEQUENCES[complaint] is Consequence.REFILL:
-            self._lacking_wei = attempt.worst_case_wei
+            self._lacking_wei, self._funds_wei = attempt.worst_case_wei, 0
         if (attempt.hash, str(error)) in flight.told:
             return
         flight.told.add((attempt.hash, str(error)))
@@ -349,7 +355,7 @@ class Sender:
     def _cancellation(self, flight: Flight, market: Market) -> Offered | None:
         """What takes its nonce back, dearer each time one was taken but not mined; None to leave it as it is."""
         last = flight.last
-        offered = market.cancellation(_offered(flight), flight.first_fee_wei)
+        offered = market.cancellation(_offered(flight), flight.plan_fee_wei)
         if not flight.cancelling:
             return offered
         if offered.max_fee_wei <= last.max_fee_wei:
@@ -386,10 +392,10 @@ class Sender:
         return untaken or waited or self._way_of(flight).renews
 
     async def _count_funds(self) -> None:
-        """Whether the operator can pay again for what it could not."""
+        """What the operator can pay for, and whether it can pay again for what it could not."""
         if self._lacking_wei:
-            needed_wei = max(self._lacking_wei, self._flights.worst_case_wei())
-            if await self._chain.balance(self._key.address) >= needed_wei:
+            self._funds_wei = await self._chain.balance(self._key.address)
+            if self._funds_wei >= max(self._lacking_wei, self._flights.worst_case_wei()):
                 self._lacking_wei = 0
 
 

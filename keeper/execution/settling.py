@@ -15,7 +15,7 @@ import structlog
 from keeper import abi
 from keeper.chain.client import Chain, Receipt
 from keeper.chain.simulation import SimCall
-from keeper.errors import ChainError, ExecutionError
+from keeper.errors import ChainError, ExecutionError, NoQuorum, RpcError
 from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
 from keeper.prices import Price
@@ -25,7 +25,6 @@ from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, 
 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
 
-_MISSED_BLOCKS: Final = 32  # how long a receipt may be missing though the nonce is used
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
 # How a plan fails whatever others do to the position: these are never a race.
 _UNRACED: Final = (
@@ -45,9 +44,6 @@ class Settling:
         self._rivals = rivals
         self._calldata_of = calldata_of
         self._used: dict[Address, int] = {}  # nonces used on chain, by sender, as of the last settling
-        self._missed: dict[
-            Hash, int
-        ] = {}  # the head at which a plan's nonce was first used without a receipt
         self._doubted_above: int | None = None  # outcomes in blocks above must be looked up again
         self._log = structlog.get_logger("keeper.sender")
 
@@ -69,14 +65,19 @@ class Settling:
             self._doubted_above = None
         if not len(self._flights):
             return []
-        self._used = {}
+        # A nonce is lost only if it was used at an earlier settling already and no receipt shows up now: one asked
+        # for before its block, or of a node that lags, may be missing for a while.
+        used_before, self._used = self._used, {}
         for sender in {flight.transaction.sender for flight in self._flights}:
             self._used[sender] = await self._chain.nonce(sender, "latest")
         settlements: list[Settlement] = []
         for flight in self._flights:
             mined = await self._mined(flight)
             if mined is None:
-                self._miss(flight, head)
+                if used_before.get(flight.transaction.sender, 0) > flight.nonce and flight.expired(
+                    head.number
+                ):
+                    await self._lose(flight, head)
             elif mined[1].block_number <= head.number and not isinstance(native, Refusal):
                 # else the book is still at `head`: it must not plan on a position that has moved since
                 settlements.append(await self._close(flight, *mined, native))
@@ -90,9 +91,12 @@ class Settling:
         """
         for transaction, settlement in self._flights.store.settled_after(above):
             receipt = await self._chain.receipt(settlement.transaction_hash)
-            if receipt is None and await self._stands(settlement, head):
-                continue  # a node may have a block and not its receipts yet
             if receipt is not None and receipt.block_hash == settlement.block_hash:
+                continue
+            number = settlement.block_number
+            # nodes index receipts late, and forget old ones: the block tells as well
+            known = receipt is None and number <= head.number
+            if known and (await self._chain.block(number)).hash == settlement.block_hash:
                 continue
             body = {
                 "tx": settlement.transaction_hash,
@@ -100,12 +104,8 @@ class Settling:
                 "block_hash": settlement.block_hash,
             }
             self._flights.reopen(transaction, body, head.number)
+            self._used.clear()
             self._log.warning("reorged", plan=transaction.plan_id, **body)
-
-    async def _stands(self, settlement: Settlement, head: Head) -> bool:
-        """Whether the block of an outcome is still on the chain."""
-        number = settlement.block_number
-        return number <= head.number and (await self._chain.block(number)).hash == settlement.block_hash
 
     async def _mined(self, flight: Flight) -> tuple[Attempt, Receipt] | None:
         for attempt in flight.transaction.attempts:
@@ -148,7 +148,6 @@ class Settling:
             self._flights.store.settled(settlement, at_s)
             self._flights.note(kind, flight, body, at_s)
         self._flights.close(flight)
-        self._missed.pop(flight.plan_id, None)
         key = flight.key
         self._log.info(kind, protocol=key.protocol, account=key.account, plan=flight.plan_id, **body)
         return settlement
@@ -235,19 +234,39 @@ class Settling:
         own = next((each.body for each in signed if each.body["tx"] == hex_of(attempt.hash)), {})
         return {**intent.body, **own}
 
-    def _miss(self, flight: Flight, head: Head) -> None:
-        """Lose a nonce that has been used for long without a receipt: a node that lags shows one after a while."""
-        if self.used(flight.transaction.sender) <= flight.nonce:
-            self._missed.pop(flight.plan_id, None)
-        elif head.number >= self._missed.setdefault(flight.plan_id, head.number) + _MISSED_BLOCKS:
-            self._lose(flight)
-
-    def _lose(self, flight: Flight) -> None:
-        """The nonce went to a transaction that is not ours: somebody else holds the key, or the store is stale."""
+    async def _lose(self, flight: Flight, head: Head) -> None:
+        """Close it if its nonce went to a transaction that is not ours: somebody else holds the key, or the store is
+        stale. Where it went to one of ours only the receipt is missing, because nodes index late.
+        """
+        body: dict[str, Any] = {"nonce": flight.nonce}
+        try:
+            taker = await self._taker(flight, head)
+        except ChainError as error:
+            if not (isinstance(error, RpcError) or (isinstance(error, NoQuorum) and error.lacked)):
+                raise
+            # nodes forget old states: nobody can tell any more, and whoever went on asking would handle no head
+            body["error"] = str(error)
+        else:
+            if taker is None or taker in {attempt.hash for attempt in flight.transaction.attempts}:
+                return
+            body["tx"] = taker
         at_s = self._flights.now_s()
         with self._flights.store.transaction():
             self._flights.store.dropped(flight.plan_id, at_s)
-            self._flights.note("dropped", flight, {"nonce": flight.nonce}, at_s)
+            self._flights.note("dropped", flight, body, at_s)
         self._flights.close(flight)
-        del self._missed[flight.plan_id]
-        self._log.error("dropped", nonce=flight.nonce, plan=flight.plan_id)
+        self._log.error("dropped", plan=flight.plan_id, **body)
+
+    async def _taker(self, flight: Flight, head: Head) -> Hash | None:
+        """Which transaction used its nonce, by halving the blocks since it was planned; None for the moment."""
+        sender, low, high = flight.transaction.sender, self._planned_at(flight), int(head.number)
+        while high - low > 1:
+            middle = (low + high) // 2
+            used = await self._chain.nonce(sender, hex(middle))
+            low, high = (low, middle) if used > flight.nonce else (middle, high)
+        found = await self._chain.sent_in(sender, high)
+        return next((sent.hash for sent in found if sent.nonce == flight.nonce), None)
+
+    def _planned_at(self, flight: Flight) -> int:
+        [intent] = self._flights.ledger.entries(1, kind="intent", plan=flight.plan_id)
+        return int(intent.body.get("block", 0))
