@@ -83,22 +83,26 @@ async def run(chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    working = asyncio.create_task(_work(chain, engine, ledger, wall_clock, stop))
     stopping = asyncio.create_task(stop.wait())
+    working = asyncio.create_task(_work(chain, engine, ledger, wall_clock, stopping))
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait({working}, timeout=_GRACE_S)
         if not working.done():
             _log.warning("step_abandoned")
     finally:
-        await _end(stopping)
         await _end(working)
+        await _end(stopping)
     if working.done() and not working.cancelled():
         working.result()
 
 
 async def _work(
-    chain: Chain, engine: Engine, ledger: Ledger, wall_clock: Callable[[], float], stop: asyncio.Event
+    chain: Chain,
+    engine: Engine,
+    ledger: Ledger,
+    wall_clock: Callable[[], float],
+    stopping: asyncio.Future[Any],
 ) -> None:
     first = await chain.head()
     await engine.start(first)
@@ -112,7 +116,7 @@ async def _work(
     heads = chain.heads()
     try:
         await _guarded_step(engine, first, statistics, ledger, wall_clock)
-        while (head := await _next(heads, stop)) is not None:
+        while (head := await _next(heads, stopping)) is not None:
             await _guarded_step(engine, head, statistics, ledger, wall_clock)
     finally:
         ledger.book("stopped", None, "", None, statistics.body(), int(wall_clock()))
@@ -122,14 +126,13 @@ async def _work(
                 await heads.aclose()
 
 
-async def _next(heads: AsyncGenerator[Head], stop: asyncio.Event) -> Head | None:
+async def _next(heads: AsyncGenerator[Head], stopping: asyncio.Future[Any]) -> Head | None:
     """The next head, or None when it is told to stop."""
-    coming, stopping = asyncio.ensure_future(anext(heads)), asyncio.create_task(stop.wait())
+    coming = asyncio.ensure_future(anext(heads))
     try:
         await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return coming.result() if coming.done() and not stop.is_set() else None
+        return None if stopping.done() else coming.result()
     finally:
-        await _end(stopping)
         await _end(coming)
 
 

@@ -256,6 +256,7 @@ class Watch:
         first, last = self._followed[0].at, self._followed[-1].at
         if self._memory is None or last == self._saved:
             return
+        self._memory.fold()  # before, because the first write into an emptied log waits for the disk
         with self._memory.transaction():
             for name in self.adapters:
                 self._memory.set_cursor(name, last.number, last.hash)

@@ -129,6 +129,16 @@ class Database:
         driver: Any = self._connection.connection.driver_connection
         driver.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
+    def fold(self) -> None:
+        """Move the write-ahead log into the file; for a quiet moment.
+
+        The next commits then overwrite the log. One that makes it longer is a durable commit several times slower,
+        and the one that fills it would have to move it all.
+        """
+        with in_our_words(self.path, "fold"):
+            driver: Any = self._connection.connection.driver_connection
+            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Call `hook` whenever a transaction is undone, so that what mirrors it in memory can forget it too."""
         self._rollback_hooks.append(hook)

@@ -41,7 +41,10 @@ _HOLDERS: Final = select(intents.c.plan_id).where(
         ),
     )
 )
-_CLAIM: Final = intents.insert()
+_CLAIM: Final = {
+    "sqlite": sqlite.insert(intents).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(intents).on_conflict_do_nothing(),
+}
 _CHANGE: Final = intents.update().where(intents.c.plan_id == bindparam("plan"))
 _SIGN: Final = _CHANGE.where(
     or_(*(intents.c.state == literal_column(f"'{state}'") for state in _OPEN))
@@ -159,14 +162,6 @@ class Store(Database):
         Raises `LedgerError` when the plan was ever reserved before or the nonce is claimed.
         """
         with self.transaction() as connection:
-            for row in connection.execute(_HOLDERS, {"plan": plan_id, "by": sender, "number": nonce}):
-                if row.plan_id == plan_id:
-                    raise LedgerError(
-                        f"Plan {hex_of(plan_id)} was reserved before; every attempt needs a new plan."
-                    )
-                raise LedgerError(
-                    f"Nonce {nonce} is claimed by plan {hex_of(row.plan_id)}; take the next one."
-                )
             claim = {
                 "plan_id": plan_id,
                 "sender": sender,
@@ -177,7 +172,18 @@ class Store(Database):
                 "state": "reserved",
                 "reserved_at_s": at_s,
             }
-            connection.execute(_CLAIM, claim)
+            # what holds it is asked only where something does
+            if connection.execute(_CLAIM[connection.dialect.name], claim).rowcount:
+                return
+            for row in connection.execute(_HOLDERS, {"plan": plan_id, "by": sender, "number": nonce}):
+                if row.plan_id == plan_id:
+                    raise LedgerError(
+                        f"Plan {hex_of(plan_id)} was reserved before; every attempt needs a new plan."
+                    )
+                raise LedgerError(
+                    f"Nonce {nonce} is claimed by plan {hex_of(row.plan_id)}; take the next one."
+                )
+            raise LedgerError(f"Nonce {nonce} could not be claimed for plan {hex_of(plan_id)}.")
 
     def release(self, plan_id: Hash, at_s: int) -> None:
         """Give back a nonce for which nothing was signed."""

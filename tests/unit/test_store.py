@@ -500,3 +500,16 @@ def test_a_dropped_plan_is_closed_for_good(store: Store) -> None:
         _sign(store, 1, 12)
     with pytest.raises(LedgerError, match="cannot be settled: it is dropped"):
         store.settled(_settlement(1, 10), 104)
+
+
+def test_a_folded_store_overwrites_its_log(store: Store) -> None:
+    """After folding, what is written no longer makes the write-ahead log longer, and nothing is lost."""
+    log = store.path.with_name(store.path.name + "-wal")
+    for number in range(1, 20):
+        _reserve(store, number, number)
+    grown = log.stat().st_size
+    store.fold()
+    for number in range(20, 30):
+        _reserve(store, number, number)
+    assert log.stat().st_size == grown
+    assert [transaction.nonce for transaction in store.open_transactions()] == list(range(1, 30))
