@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from keeper import abi
 from keeper.chain.client import Chain
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
-from keeper.engine import Engine, Policy
+from keeper.engine import Engine
+from keeper.engine.head import Policy
 from keeper.errors import ConfigError
 from keeper.execution.flights import Flights
 from keeper.execution.reconcile import reconcile

@@ -20,7 +20,8 @@ from typing import Any, Final
 import structlog
 
 from keeper.chain.client import Chain, Notice
-from keeper.engine import Engine, StepReport
+from keeper.engine import Engine
+from keeper.engine.head import StepReport
 from keeper.errors import AdapterError, ChainError, NoQuorum
 from keeper.ledger import Ledger
 from keeper.types import Head, Refusal

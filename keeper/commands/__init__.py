@@ -18,7 +18,8 @@ from keeper.commands.shapes import SCHEMA, account_of, entry_of
 from keeper.config import Settings, write_contracts
 from keeper.daemon import book_notices, run_once
 from keeper.daemon import run as run_daemon
-from keeper.engine import Engine, View
+from keeper.engine import Engine
+from keeper.engine.head import View
 from keeper.errors import ConfigError
 from keeper.guard import PauseState, read_scopes
 from keeper.installation import Build, missing_setup

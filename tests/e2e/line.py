@@ -11,7 +11,8 @@ from typing import Any
 from keeper import abi, assembly
 from keeper.abi import checksum
 from keeper.assembly import Parts
-from keeper.engine import Engine, StepReport
+from keeper.engine import Engine
+from keeper.engine.head import StepReport
 from keeper.lab.node import Contract, Tx
 from keeper.lab.positions import account_data
 from keeper.lab.rig import Rig, Terms, make_rig

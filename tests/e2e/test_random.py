@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from keeper.engine import StepReport
+from keeper.engine.head import StepReport
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices

@@ -15,7 +15,7 @@ import pytest
 
 from keeper import assembly, commands
 from keeper.abi import checksum, keccak, load
-from keeper.engine import StepReport
+from keeper.engine.head import StepReport
 from keeper.errors import ChainError
 from keeper.fixed import WAD
 from keeper.installation import settings_of

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from keeper import assembly
 from keeper.chain.client import Chain
-from keeper.engine import Engine, StepReport
+from keeper.engine import Engine
+from keeper.engine.head import StepReport
 from keeper.errors import AdapterError, ChainError, KeeperError
 from keeper.lab.chaos.points import armed
 from keeper.lab.rig import Rig

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from keeper.engine import StepReport
+from keeper.engine.head import StepReport
 from keeper.lab.chaos.faults import PROCESS, RULES, Event, Fault, Script
 from keeper.lab.chaos.line import Line, impatient, locked
 from keeper.lab.chaos.stage import MINUTE, Stage

@@ -8,14 +8,14 @@ over but the book, the ledger and what is in flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from keeper.chain.client import Chain
+from keeper.engine.head import Policy, StepReport, View
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
 from keeper.execution.sender import Cleared, Sender, Stuck
@@ -24,22 +24,16 @@ from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
 from keeper.planner.turns import Turns
-from keeper.prices import Feed, Price, read_price
+from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
 from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
-    Address,
     BlockNumber,
     BlockTime,
     Head,
     Health,
-    Marks,
     Plan,
-    PositionKey,
     Refusal,
-    Settlement,
-    Submission,
-    Token,
     Trial,
     Wei,
 )
@@ -51,52 +45,6 @@ _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused ar
 _PLANNED_AT_ONCE: Final = 64
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the line works by; USD with 8 decimals."""
-
-    pause_guard: Address
-    liquidator: Address
-    operator: Address
-    profit_token: Token
-    profit_feed: Feed
-    native_feed: Feed
-    min_profit_usd_e8: int
-    max_slippage_bps: int
-    max_fee_wei: Wei
-    max_repay_usd_e8: int
-    decisive: Mapping[str, Any]  # every setting that decides, in the ledger's words
-    version: str  # their hash
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Everything read at one head that is not a position."""
-
-    at: BlockTime
-    pause: PauseState | Refusal
-    native: Price | Refusal
-    profit: Price | Refusal
-    marks: Mapping[str, Marks | Refusal]
-
-
-@dataclass(slots=True)
-class StepReport:
-    """What one head came to; `reaction_us` is from its arrival to the first broadcast of what was not in flight."""
-
-    head: Head
-    liquidatable: int = 0
-    sent: list[Submission] = field(default_factory=list)
-    replaced: list[Submission] = field(default_factory=list)
-    settled: list[Settlement] = field(default_factory=list)
-    refused: list[tuple[str, Address | None, Refusal]] = field(default_factory=list)
-    reaction_us: int | None = None
-
-    def refuse(self, key: PositionKey, refusal: Refusal) -> None:
-        """Note why a position is left alone at this head."""
-        self.refused.append((key.protocol, key.account, refusal))
 
 
 class Engine:

@@ -1,0 +1,68 @@
+"""What the line works by, what it reads at one head, and what one head came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from keeper.guard import PauseState
+from keeper.prices import Feed, Price
+from keeper.types import (
+    Address,
+    BlockTime,
+    Head,
+    Marks,
+    PositionKey,
+    Refusal,
+    Settlement,
+    Submission,
+    Token,
+    Wei,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the line works by; USD with 8 decimals."""
+
+    pause_guard: Address
+    liquidator: Address
+    operator: Address
+    profit_token: Token
+    profit_feed: Feed
+    native_feed: Feed
+    min_profit_usd_e8: int
+    max_slippage_bps: int
+    max_fee_wei: Wei
+    max_repay_usd_e8: int
+    decisive: Mapping[str, Any]  # every setting that decides, in the ledger's words
+    version: str  # their hash
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything read at one head that is not a position."""
+
+    at: BlockTime
+    pause: PauseState | Refusal
+    native: Price | Refusal
+    profit: Price | Refusal
+    marks: Mapping[str, Marks | Refusal]
+
+
+@dataclass(slots=True)
+class StepReport:
+    """What one head came to; `reaction_us` is from its arrival to the first broadcast of what was not in flight."""
+
+    head: Head
+    liquidatable: int = 0
+    sent: list[Submission] = field(default_factory=list)
+    replaced: list[Submission] = field(default_factory=list)
+    settled: list[Settlement] = field(default_factory=list)
+    refused: list[tuple[str, Address | None, Refusal]] = field(default_factory=list)
+    reaction_us: int | None = None
+
+    def refuse(self, key: PositionKey, refusal: Refusal) -> None:
+        """Note why a position is left alone at this head."""
+        self.refused.append((key.protocol, key.account, refusal))
