@@ -93,6 +93,7 @@ class Flights:
         self.ledger: Final = ledger
         self._wall_clock = wall_clock
         self._flights: dict[Hash, Flight] = {}
+        self.ended: Final[set[Hash]] = set()  # plans that are over: none of them can be sent again
         self._log = structlog.get_logger("keeper.sender")
 
     def __iter__(self) -> Iterator[Flight]:
@@ -140,6 +141,7 @@ class Flights:
             self._flights[transaction.plan_id] = Flight(transaction, BlockNumber(head - 1), head)
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
+        self.ended.update(self.store.ended())
         for sender, count in strangers.items():
             detail = (
                 f"{count} transactions of the former operator {abi.checksum(sender)} are in flight: they are followed "
@@ -200,10 +202,12 @@ class Flights:
             self.store.reopen(flight.plan_id)
             self.note("reorged", flight, body, self.now_s())
         self._flights[flight.plan_id] = flight
+        self.ended.discard(flight.plan_id)
 
     def close(self, flight: Flight) -> None:
         """Forget what is accounted for."""
         del self._flights[flight.plan_id]
+        self.ended.add(flight.plan_id)
 
     def note(self, kind: str, flight: Flight, body: Mapping[str, Any], at_s: int) -> None:
         """Book an entry about one."""

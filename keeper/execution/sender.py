@@ -97,7 +97,6 @@ class Sender:
         self._public_after_blocks = public_after_blocks
         self._used_nonces = 0  # on chain, as it was last told: a wrong answer must not outlast the next
         self._claimed_nonces = 0  # on record
-        self._released: set[Hash] = set()
         self._lacking_wei = 0  # what the operator could not pay for when it was last asked
         self._funds_wei = 0  # what it had when that was last counted; nothing until then
         self._log = structlog.get_logger("keeper.sender")
@@ -111,9 +110,12 @@ class Sender:
         return self._flights.worst_case_wei()
 
     def refuses(self, plan: Plan, fees: Fees) -> Refusal | None:
-        """Why a cleared plan is not sent: the operator is out of gas, or an earlier run died on this very plan."""
-        if plan.plan_id in self._released:
-            return Refusal("send", "given_up", {"head": plan.at.number})
+        """Why a cleared plan is not sent: the operator is out of gas, or this very plan has ended already.
+
+        It has where an earlier run died on it, or a node that lags shows its head again.
+        """
+        if plan.plan_id in self._flights.ended:
+            return Refusal("send", "plan_ended", {"head": plan.at.number})
         if self._lacking_wei:
             others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
             needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
@@ -126,7 +128,6 @@ class Sender:
         if self._flights.store.copied_at_s() is not None:
             raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
         self._flights.recover(head.number)
-        self._released = self._flights.store.released()
         self._used_nonces = await self._chain.nonce(self._key.address, "latest")
         claimed = self._flights.store.highest_nonce(self._key.address)
         self._claimed_nonces = 0 if claimed is None else claimed + 1

@@ -60,8 +60,7 @@ class Settling:
 
         Without a price for gas nothing is booked yet: a booked loss must not be a guess.
         """
-        if self._doubted_above is not None:
-            await self._reopen_orphaned(self._doubted_above, head)
+        if self._doubted_above is not None and await self._reopen_orphaned(self._doubted_above, head):
             self._doubted_above = None
         if not len(self._flights):
             return []
@@ -83,13 +82,15 @@ class Settling:
                 settlements.append(await self._close(flight, *mined, native))
         return settlements
 
-    async def _reopen_orphaned(self, above: int, head: Head) -> None:
+    async def _reopen_orphaned(self, above: int, head: Head) -> bool:
         """Take back every outcome whose block is gone; its nonce is in flight again, mined elsewhere or not at all.
 
         Nothing is broadcast again here: a node keeps what it orphaned, and what nobody kept is offered again or
-        expires and is cancelled, so that a nonce is never left open below those that follow.
+        expires and is cancelled, so that a nonce is never left open below those that follow. False where an outcome
+        above `head` still stands: at a node that lags, it may go without another sign of it.
         """
-        for transaction, settlement in self._flights.store.settled_after(above):
+        outcomes = self._flights.store.settled_after(above)
+        for transaction, settlement in outcomes:
             receipt = await self._chain.receipt(settlement.transaction_hash)
             if receipt is not None and receipt.block_hash == settlement.block_hash:
                 continue
@@ -106,6 +107,10 @@ class Settling:
             self._flights.reopen(transaction, body, head.number)
             self._used.clear()
             self._log.warning("reorged", plan=transaction.plan_id, **body)
+        return all(
+            settlement.block_number <= head.number or transaction.plan_id in self._flights
+            for transaction, settlement in outcomes
+        )
 
     async def _mined(self, flight: Flight) -> tuple[Attempt, Receipt] | None:
         for attempt in flight.transaction.attempts:

@@ -191,9 +191,9 @@ class Store(Database):
             self._expect(connection, plan_id, "released", "reserved")
             self._change(connection, plan_id, state="released", closed_at_s=at_s)
 
-    def released(self) -> set[Hash]:
-        """Plans that gave their nonce back, none of which can be reserved again."""
-        query = select(intents.c.plan_id).where(intents.c.state == "released")
+    def ended(self) -> set[Hash]:
+        """Plans that are accounted for or gave their nonce back, none of which can be reserved again."""
+        query = select(intents.c.plan_id).where(intents.c.state.not_in(_OPEN))
         with self.transaction() as connection:
             return set(connection.execute(query).scalars())
 

@@ -195,7 +195,7 @@ async def test_a_death_before_signing_does_not_forbid_the_same_plan(
         monkeypatch.undo()
     async with open_again(lab, line.rig) as again:
         report = await again.step()
-        assert again.refusals(report, WHO) == [("send", "given_up")]
+        assert again.refusals(report, WHO) == [("send", "plan_ended")]
         await lab.node.mine()
         assert len((await again.step()).sent) == 1
 

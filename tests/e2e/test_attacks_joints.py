@@ -175,7 +175,7 @@ async def test_two_deaths_before_signing_in_one_block(
         pass
     async with open_again(lab, line.rig) as again:
         report = await again.step()
-        assert again.refusals(report, WHO) == [("send", "given_up")]
+        assert again.refusals(report, WHO) == [("send", "plan_ended")]
         await lab.node.mine()
         assert len((await again.step()).sent) == 1
 

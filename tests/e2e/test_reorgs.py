@@ -209,6 +209,23 @@ async def test_an_orphaned_liquidation_is_open_again_once(place: Place, depth: i
     assert line.ledger.verify() is None
 
 
+async def test_an_outcome_above_a_head_that_lags_stays_in_doubt(place: Place) -> None:
+    """A node falls back below an outcome that stands; orphaned before the next head, it is taken back all the same."""
+    await place.open(SAME)
+    line = await place.start()
+    await set_price(place.node, place.lab.world.feeds["WETH"], 1_750 * _E8)
+    await place.node.mine_on_demand()
+    behind = (await line.step()).head
+    await place.node.mine()
+    assert len((await line.step()).settled) == 1
+    for _ in range(2):
+        await line.engine.step(behind)
+        assert not line.booked("reorged"), "it stands"
+    await place.reorganise("reorg", 1)
+    await line.step()
+    assert len(line.booked("reorged")) == 1
+
+
 async def test_an_outcome_below_the_fork_stands(place: Place) -> None:
     """What was settled in a block that both branches share is not asked about again."""
     await place.open(SAME)
