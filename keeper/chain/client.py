@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -22,7 +21,7 @@ from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
 from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
 from keeper.chain.transactions import Sent, sent_in
-from keeper.chain.wire import ANYTHING, TEXT, data, hash_of, quantity, reading
+from keeper.chain.wire import ANYTHING, TEXT, already_known, data, hash_of, quantity, reading
 from keeper.errors import RpcError
 from keeper.seams import Reads
 from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Head, Log, Result, Wei, hex_of
@@ -34,7 +33,6 @@ T = TypeVar("T")
 _FEE_HISTORY_BLOCKS: Final = 10
 _FEE_PERCENTILES: Final = (50, 75, 90)
 _GAS_SPREAD: Final = 20  # providers may differ by a twentieth in what they say a trial used
-_KNOWN_TRANSACTION: Final = re.compile(r"already (known|imported)|known transaction", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +248,7 @@ class Chain:
             try:
                 text = await rpc.ask(TEXT, "eth_sendRawTransaction", hex_of(raw))
             except RpcError as error:
-                if _KNOWN_TRANSACTION.search(error.message):
+                if already_known(error):
                     return keccak(raw)
                 raise
             with reading(rpc.label, "eth_sendRawTransaction"):

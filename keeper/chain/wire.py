@@ -35,6 +35,10 @@ _RATE_LIMITED: Final = re.compile(
 )
 _TOO_MANY_REQUESTS: Final = 429  # HTTP's status, which some nodes use as a JSON-RPC code
 
+_KNOWN_TRANSACTION: Final = re.compile(
+    r"already ?(known|imported)|known transaction|existing txn? with same hash", re.IGNORECASE
+)
+
 UNREADABLE: Final = (
     ValueError,
     RecursionError,
@@ -150,6 +154,11 @@ def failed_execution(error: RpcError) -> bool:
     if error.code == _EXECUTION_REVERTED:
         return True
     return error.code not in _NOT_EXECUTED and _FAILED_EXECUTION.search(error.message) is not None
+
+
+def already_known(error: RpcError) -> bool:
+    """Whether a node refused a transaction only because it has it."""
+    return _KNOWN_TRANSACTION.search(error.message) is not None
 
 
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, label: str, what: str) -> T:

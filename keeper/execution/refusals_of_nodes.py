@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-from keeper.chain.wire import failed_execution
+from keeper.chain.wire import already_known, failed_execution
 from keeper.errors import ChainError, RpcError
 
 
@@ -57,7 +57,6 @@ CONSEQUENCES: Final[Mapping[Complaint, Consequence]] = {
 _PATTERNS: Final = tuple(
     (complaint, re.compile(pattern, re.IGNORECASE))
     for complaint, pattern in (
-        (Complaint.KNOWN, r"already ?(known|imported)|known transaction|existing txn? with same hash"),
         (
             Complaint.REPLACEMENT_UNDERPRICED,
             r"replacement transaction underpriced|could not replace existing|ReplacementNotAllowed"
@@ -91,6 +90,8 @@ def complaint_of(error: ChainError) -> Complaint:
     """The class of a failed broadcast; anything but an answered refusal is `UNKNOWN`."""
     if not isinstance(error, RpcError):
         return Complaint.UNKNOWN
+    if already_known(error):
+        return Complaint.KNOWN
     for complaint, pattern in _PATTERNS:
         if pattern.search(error.message):
             return complaint
