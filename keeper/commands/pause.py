@@ -18,13 +18,13 @@ from keeper.commands.desk import Desk, open_desk, read_text, rewrite, write_new
 from keeper.commands.shapes import SCHEMA, account_of
 from keeper.errors import ChainError, ConfigError, ExecutionError, KeeperError
 from keeper.guard import Fees
-from keeper.installation import Build
+from keeper.installation import Build, SafeCall
 from keeper.multisig import builder, proposal, signatures
-from keeper.multisig.decode import Decoded, Reading, read
+from keeper.multisig.decode import Decoded, Pins, Reading, read
 from keeper.multisig.flags import Facts, Flag, red_flags, unchecked
 from keeper.multisig.meaning import Clock, proofs, text, words
 from keeper.multisig.proposal import Proposal
-from keeper.multisig.safe import exec_calldata, executed, pack_signatures
+from keeper.multisig.safe import InnerCall, exec_calldata, executed, pack_signatures
 from keeper.multisig.safe_errors import explain, why_refused
 from keeper.types import Address, Hash, Head, Reverted, hex_of
 
@@ -55,20 +55,46 @@ async def build(
 ) -> dict[str, Any]:
     """A new unsigned proposal in a new file."""
     async with open_desk(config, offline) as desk:
-        pins = desk.require_pins()
+        pins, head = desk.require_pins(), None
         owners: tuple[Address, ...] = ()
         if desk.chain is not None:
-            now, _, owners = await safe_chain.read_safe(desk.chain, await desk.chain.head(), pins.safe)
+            head = await desk.chain.head()
+            now, _, owners = await safe_chain.read_safe(desk.chain, head, pins.safe)
             nonce = now if nonce is None else nonce
         if nonce is None:
             raise ConfigError(
                 f"The nonce is not known without the chain ({desk.why_not}); give it with --nonce."
             )
-    calls = builder.build(builder.Site(pins, owners), action, given)
-    made = builder.propose(pins, calls, nonce, note)
+        calls = builder.build(builder.Site(pins, owners), action, given)
+        batch = builder.MULTI_SEND
+        if len(calls) > 1 and desk.chain is not None and head is not None:
+            batch = await safe_chain.multi_send(desk.chain, head)
+    made = builder.propose(pins, calls, nonce, note, batch)
     path = out or Path("-".join([action, *given[:1], str(nonce)]) + proposal.SUFFIX)
     write_new(path, made.text())
     return _summary(made, path)
+
+
+async def set_up(chain: Chain, pins: Pins, calls: Sequence[SafeCall], beside: Path) -> Path | None:
+    """The calls that finish a deployment as a proposal beside `beside`; None where there is nothing left to do.
+
+    A file that holds this very transaction is left alone, with its signatures.
+    """
+    if not calls:
+        return None
+    head = await chain.head()
+    nonce, _, _ = await safe_chain.read_safe(chain, head, pins.safe)
+    batch = await safe_chain.multi_send(chain, head) if len(calls) > 1 else builder.MULTI_SEND
+    inner = [InnerCall(call.to, call.data) for call in calls]
+    made = builder.propose(pins, inner, nonce, "Set up the liquidation keeper.", batch)
+    path = beside.with_name(beside.stem + proposal.SUFFIX)
+    try:
+        there = _read(path)
+    except KeeperError:
+        there = None
+    if there is None or there.hash != made.hash:
+        rewrite(path, made.text())
+    return path
 
 
 async def show(config: Path, file: Path, builds: Builds, *, offline: bool) -> dict[str, Any]:
@@ -181,36 +207,33 @@ async def _judge(desk: Desk, made: Proposal, builds: Builds) -> Judged:
 async def _tried(chain: Chain, head: Head, judged: Judged, facts: Facts) -> dict[str, Any]:
     made = judged.proposal
     good = signatures.valid(made, facts.owners)
-    packed = pack_signatures(good)
-    answer, complete = await safe_chain.try_safe(
-        chain, head, made, lambda given: exec_calldata(made.tx, given), packed, len(good), facts
-    )
+    answer, packed = await safe_chain.try_safe(chain, head, made, good, facts.threshold, facts.owners)
     inner = await safe_chain.try_inner(chain, head, made, judged.reading)
-    accepted = not isinstance(answer, Reverted)
+    calls = [
+        {"to": abi.checksum(call.to), "words": _words(call, facts), "ok": works, "reason": why}
+        for call, (works, why) in zip(judged.reading.calls, inner, strict=True)
+    ]
     causes = []
     if isinstance(answer, Reverted):
         code = safe_chain.safe_code(answer)
         causes.append(explain(code) if code else f"The Safe reverts with {safe_chain.reason(answer.data)}.")
         if code == "GS026":
-            causes.append(why_refused(made, packed, signatures.recovered, facts.nonce, facts.owners))
+            causes.append(why_refused(made, packed, facts.nonce, facts.owners))
     elif not int.from_bytes(answer):
         causes.append("The Safe would report ExecutionFailure: status 1, nonce used up, nothing done.")
-    calls = [
-        {"to": abi.checksum(call.to), "words": _words(call, facts), "ok": works, "reason": why}
-        for call, (works, why) in zip(judged.reading.calls, inner, strict=True)
-    ]
-    causes += [
-        f"{abi.checksum(abi.address(call['to']))}: {call['reason']}." for call in calls if not call["ok"]
-    ]
-    if facts.nonce != made.tx.nonce and not any("nonce" in cause for cause in causes):
-        causes.append(
-            f"It has nonce {made.tx.nonce} and the Safe is at {facts.nonce}: it cannot be executed now."
-        )
+    if causes:
+        causes += [f"{call['to']}: {call['reason']}." for call in calls if call["ok"] is False]
+    if facts.nonce != made.tx.nonce:
+        causes.append(f"It has nonce {made.tx.nonce} and the Safe is at {facts.nonce}.")
     return {
         "schema": SCHEMA,
-        "ok": accepted and not causes,
+        "ok": not causes,
         "block": {"number": head.number, "hash": hex_of(head.hash)},
-        "signatures": {"valid": len(good), "threshold": facts.threshold, "complete": complete},
+        "signatures": {
+            "valid": len(good),
+            "threshold": facts.threshold,
+            "complete": len(good) >= facts.threshold,
+        },
         "calls": calls,
         "causes": causes,
         "red_flags": [{"name": flag.name, "what": flag.what} for flag in judged.flags],

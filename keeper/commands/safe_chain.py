@@ -22,10 +22,11 @@ from keeper.installation import (
     liquidator_immutables,
     pause_guard_immutables,
 )
-from keeper.multisig.decode import SAFE, Pins, Reading
+from keeper.multisig.decode import CALL_ONLY, SAFE, Pins, Reading
 from keeper.multisig.flags import Facts
 from keeper.multisig.meaning import Proof
 from keeper.multisig.proposal import Proposal
+from keeper.multisig.safe import CALL, exec_calldata, pack_signatures
 from keeper.multisig.safe_errors import code_in
 from keeper.seams import each
 from keeper.types import Address, Gas, Hash, Head, Result, Reverted, Wei, hex_of
@@ -106,6 +107,17 @@ async def read_safe(chain: Chain, head: Head, safe: Address) -> tuple[int, int, 
     return nonce, threshold, tuple(owners)
 
 
+async def multi_send(chain: Chain, head: Head) -> Address:
+    """A MultiSendCallOnly that is deployed here. Raises ConfigError: a batch through an empty address does nothing."""
+    for address, wanted in CALL_ONLY.items():
+        if abi.keccak(await chain.code(address, head.hash)) == wanted:
+            return address
+    raise ConfigError(
+        f"Chain {chain.chain_id} has no MultiSendCallOnly at {', '.join(map(abi.checksum, CALL_ONLY))}: have it "
+        "deployed, or make the calls one by one."
+    )
+
+
 async def unpause_delay_s(chain: Chain, head: Head, pause_guard: Address) -> int | None:
     """The guard's delay; None for what does not answer as a PauseGuard."""
     delay = PAUSE_GUARD.function("UNPAUSE_DELAY")
@@ -120,29 +132,31 @@ async def try_safe(
     chain: Chain,
     head: Head,
     proposal: Proposal,
-    calldata: Callable[[bytes], bytes],
-    packed: bytes,
-    signed: int,
-    facts: Facts,
-) -> tuple[Result, bool]:
-    """What `execTransaction` does now, and whether signatures were missing.
+    good: Mapping[Address, bytes],
+    threshold: int,
+    owners: Sequence[Address],
+) -> tuple[Result, bytes]:
+    """What `execTransaction` does now with these valid signatures, and the packed signatures it was tried with.
 
     Where fewer than the threshold signed, the threshold is overridden by their number; where nobody did, by one, and
     an owner sends it, which a Safe takes for its signature.
     """
-    complete = signed >= facts.threshold
-    sender, storage = _ANYBODY, {}
-    if not complete:
-        storage = {proposal.safe: {_THRESHOLD_SLOT: max(signed, 1)}}
-    if not signed:
-        sender = facts.owners[0]
+    sender, packed, storage = _ANYBODY, pack_signatures(good), {}
+    if len(good) < threshold:
+        storage = {proposal.safe: {_THRESHOLD_SLOT: max(len(good), 1)}}
+    if not good:
+        sender = owners[0]
         packed = bytes(12) + sender + bytes(32) + b"\x01"
-    call = SimCall(sender, proposal.safe, calldata(packed), CALL_GAS)
-    return await chain.call(call, head, storage), complete
+    call = SimCall(sender, proposal.safe, exec_calldata(proposal.tx, packed), CALL_GAS)
+    return await chain.call(call, head, storage), packed
 
 
-async def try_inner(chain: Chain, head: Head, proposal: Proposal, reading: Reading) -> list[tuple[bool, str]]:
-    """What each call does when the Safe makes them in turn: whether it works, and why not."""
+async def try_inner(
+    chain: Chain, head: Head, proposal: Proposal, reading: Reading
+) -> list[tuple[bool | None, str]]:
+    """What each call does when the Safe makes them in turn: whether it works (None: not tried), and why not."""
+    if any(call.operation != CALL or call.value_wei for call in reading.calls):
+        return [(None, "only plain calls without value can be tried alone")] * len(reading.calls)
     calls = [SimCall(proposal.safe, call.to, call.data, CALL_GAS) for call in reading.calls]
     results = await chain.simulate(calls, head, head.timestamp_s + 1, head.base_fee_wei)
     return [(bool(result.status), "" if result.status else reason(result.output)) for result in results]

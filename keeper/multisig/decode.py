@@ -108,18 +108,23 @@ def _decoded(
     for contract, interface in _candidates(safe, to, pins):
         function = interface.called_by(data)
         if function is not None:
-            try:
-                values = function.decode_input(data)
-                exact = function.encode(*values) == data
-            except AdapterError:
-                exact = False
-            if exact:
+            values = _exactly(function, data)
+            if values is not None:
                 arguments = dict(zip(function.names, values, strict=True))
                 named = (contract, function.name, function.signature)
                 return Decoded(to, value_wei, data, operation, *named, arguments)
         if pins is not None or contract == "Safe":
             return Decoded(to, value_wei, data, operation, contract, "", "", {})
     return Decoded(to, value_wei, data, operation, "", "", "", {})
+
+
+def _exactly(function: abi.Function, data: bytes) -> tuple[Any, ...] | None:
+    """The arguments, if they are all there is."""
+    try:
+        values = function.decode_input(data)
+        return values if function.encode(*values) == data else None
+    except AdapterError:
+        return None
 
 
 def _candidates(safe: Address, to: Address, pins: Pins | None) -> list[tuple[str, abi.Abi]]:

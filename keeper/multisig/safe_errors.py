@@ -6,12 +6,13 @@ GS026 alone has four causes that look alike on chain; `why_refused` tells them a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from keeper import abi
+from keeper.keys import recovered
 from keeper.multisig.proposal import Proposal
-from keeper.types import Address, Hash
+from keeper.types import Address
 
 _CODE: Final = re.compile(r"\bGS\d{3}\b")
 
@@ -79,7 +80,7 @@ def code_in(text: str) -> str | None:
 def explain(code: str) -> str:
     """An error code as one sentence: what happened and what to do."""
     if code not in CODES:
-        return f"{code} is no error of Safe {' or '.join(('1.3.0', '1.4.1'))}: the contract may be another version."
+        return f"{code} is no error of Safe 1.3.0 or 1.4.1: the contract may be another version."
     what, remedy = CODES[code]
     return f"{code}: {what}; {remedy}."
 
@@ -87,7 +88,6 @@ def explain(code: str) -> str:
 def why_refused(
     proposal: Proposal,
     packed: bytes,
-    recover: Callable[[Hash, bytes], Address | None],
     nonce: int,
     owners: Sequence[Address],
 ) -> str:
@@ -102,7 +102,7 @@ def why_refused(
                 else "build and sign it again, the old signatures are worthless."
             )
         )
-    signers = [recover(proposal.hash, packed[at : at + 65]) for at in range(0, len(packed), 65)]
+    signers = [recovered(proposal.hash, packed[at : at + 65]) for at in range(0, len(packed), 65)]
     for place, signer in enumerate(signers, 1):
         if signer is None:
             return f"Signature {place} is by nobody: it is spoilt; have that owner sign again."
