@@ -24,7 +24,9 @@ from keeper.types import Address, Hash, hex_of
 
 SUFFIX: Final = ".safetx.json"
 VERSION: Final = 1
-_LONGEST: Final = 4_000_000  # characters; a file is a few kilobytes
+_LONGEST: Final = 1_000_000  # characters; a file is a few kilobytes
+_MOST_BRACKETS: Final = 8  # a proposal has three; a parser of C may crash on what is nested without end
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 # The fields of SafeTx by their names in EIP-712, in the order they are signed.
 FIELDS: Final[Mapping[str, str]] = {
@@ -154,6 +156,9 @@ def read_object(text: str, where: str) -> dict[str, Any]:
     """A JSON object without repeated keys. Raises ExecutionError."""
     if len(text) > _LONGEST:
         raise ExecutionError(f"{where} has {len(text)} characters; no file of signers is so long.")
+    bare = _STRING.sub("", text)
+    if bare.count("{") + bare.count("[") > _MOST_BRACKETS:
+        raise ExecutionError(f"{where} is nested as no file of signers is; have it sent again.")
 
     def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -165,7 +170,7 @@ def read_object(text: str, where: str) -> dict[str, Any]:
 
     try:
         document = json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ExecutionError(f"{where} is not JSON ({error}); have it sent again.") from error
     if not isinstance(document, dict):
         raise ExecutionError(f"{where} is not a JSON object; have it sent again.")
