@@ -99,6 +99,8 @@ def pause_show(document: Mapping[str, Any]) -> None:
     print_(
         f"Safe {document['safe']} on chain {document['chain_id']}, nonce {document['nonce']}", markup=False
     )
+    if document["safe_nonce"] not in (None, document["nonce"]):
+        print_(f"the Safe is at nonce {document['safe_nonce']}: this cannot be executed now", markup=False)
     if document["note"]:
         print_(f"its note (nobody vouches for it): {document['note']}", markup=False)
     for number, call in enumerate(document["calls"], 1):

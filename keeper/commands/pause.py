@@ -222,7 +222,11 @@ async def _tried(chain: Chain, head: Head, judged: Judged, facts: Facts) -> dict
     elif not int.from_bytes(answer):
         causes.append("The Safe would report ExecutionFailure: status 1, nonce used up, nothing done.")
     if causes:
-        causes += [f"{call['to']}: {call['reason']}." for call in calls if call["ok"] is False]
+        causes += [
+            f"The call to {call['to']} reverts with {call['reason']}."
+            for call in calls
+            if call["ok"] is False
+        ]
     if facts.nonce != made.tx.nonce:
         causes.append(f"It has nonce {made.tx.nonce} and the Safe is at {facts.nonce}.")
     return {

@@ -163,13 +163,13 @@ async def try_inner(
 
 
 def reason(reverted: bytes) -> str:
-    """Revert data in words."""
+    """Revert data in words, escaped: a contract may revert with what fools a terminal."""
     if not reverted:
-        return "it reverts without a reason"
+        return "no reason"
     for interface in (PAUSE_GUARD, LIQUIDATOR, SAFE):
         found = interface.error(reverted)
         if found is not None:
-            return found
+            return "".join(char if char.isprintable() else repr(char)[1:-1] for char in found)
     return hex_of(reverted)
 
 
@@ -209,6 +209,7 @@ async def send(
         raise ExecutionError(
             f"Nothing was sent: {abi.checksum(sender)} holds {balance_wei} wei and this may cost {gas * ceiling_wei}."
         )
+    # the mined nonce, not the pending one: sending again replaces what still waits, and never doubles it
     sent = await chain.send_raw(sign(await chain.nonce(sender), Fees(ceiling_wei, tip_wei, gas)))
     deadline_s = time.monotonic() + _MINED_TIMEOUT_S
     while (receipt := await chain.receipt(sent)) is None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from keeper.abi import checksum
 from keeper.commands.pause import grouped, merge
+from keeper.commands.safe_chain import reason
 from keeper.errors import ConfigError, ExecutionError, KeyMisuse
 from keeper.guard import Fees
 from keeper.installation import LIQUIDATOR, PAUSE_GUARD
@@ -22,7 +23,7 @@ from keeper.keys import GuardianKey, SafeOwnerKey, SenderKey, recovered
 from keeper.multisig import builder, guardian
 from keeper.multisig.decode import CALL_ONLY, SAFE, Pins, read
 from keeper.multisig.flags import Facts, red_flags, unchecked
-from keeper.multisig.meaning import Clock, words
+from keeper.multisig.meaning import Clock, proofs, words
 from keeper.multisig.proposal import FIELDS, Proposal, parse
 from keeper.multisig.safe import CALL, DELEGATE_CALL, InnerCall, batch
 from keeper.multisig.safe_errors import CODES, code_in, explain
@@ -270,6 +271,76 @@ def test_every_setter_of_the_liquidator_has_words() -> None:
     assert "unknown kind 9" in str(said(LIQUIDATOR_AT, LIQUIDATOR.function("setVenue").encode(OTHER, 9)))
     operation = LIQUIDATOR.function("executeOperation").encode(OTHER, 1, 1, OTHER, b"")
     assert said(LIQUIDATOR_AT, operation) is None
+
+
+RUNNING = (False, 3, 0, 0, 9, bytes(8))
+PAUSED = (True, 3, 5, 0, 0, DRILL)
+SCHEDULED = (True, 3, 5, 8, 0, DRILL)
+
+
+@pytest.mark.parametrize(
+    ("function", "given_", "done", "not_done"),
+    [
+        ("pause", (AAVE, DRILL, bytes(32)), [PAUSED], [RUNNING, SCHEDULED]),
+        ("scheduleUnpause", (AAVE,), [SCHEDULED], [PAUSED, RUNNING]),
+        ("vetoUnpause", (AAVE,), [PAUSED, RUNNING], [SCHEDULED]),
+        ("executeUnpause", (AAVE,), [RUNNING], [PAUSED, SCHEDULED]),
+    ],
+)
+def test_a_call_of_the_guard_is_proved_only_by_the_state_it_is_for(
+    function: str, given_: tuple[Any, ...], done: list[Any], not_done: list[Any]
+) -> None:
+    """Each state of the scope is judged as what it is."""
+    data = PAUSE_GUARD.function(function).encode(*given_)
+    [call] = read(SAFE_AT, SafeTx(GUARD_AT, 0, data, CALL, 0), PINS).calls
+    [proof] = proofs(call)
+    assert proof.read == PAUSE_GUARD.function("scopeState").call(GUARD_AT, AAVE)
+    assert all(proof.holds(state) for state in done)
+    assert not any(proof.holds(state) for state in not_done)
+
+
+@pytest.mark.parametrize(
+    ("interface", "to", "function", "given_", "answers"),
+    [
+        (PAUSE_GUARD, GUARD_AT, "setGuardian", (OTHER, True), [(True, False)]),
+        (LIQUIDATOR, LIQUIDATOR_AT, "setOperator", (OTHER, False), [(False, True)]),
+        (LIQUIDATOR, LIQUIDATOR_AT, "setTarget", (OTHER, b"\1\2\3\4", AAVE), [(AAVE, bytes(32))]),
+        (LIQUIDATOR, LIQUIDATOR_AT, "setSettledJointly", (AAVE, True), [(True, False)]),
+        (LIQUIDATOR, LIQUIDATOR_AT, "setFlashSource", (OTHER, 1), [(1, 0)]),
+        (LIQUIDATOR, LIQUIDATOR_AT, "setVenue", (OTHER, 0), [(0, 1)]),
+        (
+            LIQUIDATOR,
+            LIQUIDATOR_AT,
+            "setFeed",
+            (OTHER, SAFE_AT, 9),
+            [((SAFE_AT, 9, 8, 18), (SAFE_AT, 8, 8, 18))],
+        ),
+        (LIQUIDATOR, LIQUIDATOR_AT, "setMaxSlippageBps", (77,), [(77, 78)]),
+        (SAFE, SAFE_AT, "addOwnerWithThreshold", (OTHER, 2), [(True, False), (2, 1)]),
+        (SAFE, SAFE_AT, "removeOwner", (OTHER, OTHER, 2), [(False, True), (2, 1)]),
+        (SAFE, SAFE_AT, "swapOwner", (OTHER, OTHER, GUARD_AT), [(False, True), (True, False)]),
+        (SAFE, SAFE_AT, "changeThreshold", (3,), [(3, 2)]),
+        (SAFE, SAFE_AT, "enableModule", (OTHER,), [(True, False)]),
+        (SAFE, SAFE_AT, "disableModule", (OTHER, OTHER), [(False, True)]),
+    ],
+)
+def test_a_setting_is_proved_only_by_its_getter(
+    interface: Any, to: Address, function: str, given_: tuple[Any, ...], answers: list[tuple[Any, Any]]
+) -> None:
+    """The wanted answer proves it, another one does not."""
+    [call] = read(SAFE_AT, SafeTx(to, 0, interface.function(function).encode(*given_), CALL, 0), PINS).calls
+    found = proofs(call)
+    assert len(found) == len(answers)
+    for proof, (right, wrong) in zip(found, answers, strict=True):
+        assert proof.read.to == to and proof.holds(right) and not proof.holds(wrong)
+
+
+def test_a_terminal_cannot_be_fooled_by_a_revert() -> None:
+    """A contract's own words are escaped."""
+    text = "\x1b[2Jall is well"
+    packed = text.encode().ljust(-(-len(text) // 32) * 32, b"\0")
+    data = bytes.fromhex("08c379a0") + (32).to_bytes(32) + len(text).to_bytes(32) + packed
+    assert reason(data) == "Error(\\x1b[2Jall is well)"
 
 
 def test_a_terminal_cannot_be_fooled_by_a_scope() -> None:
