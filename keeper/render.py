@@ -103,6 +103,10 @@ def pause_show(document: Mapping[str, Any]) -> None:
         print_(f"the Safe is at nonce {document['safe_nonce']}: this cannot be executed now", markup=False)
     if document["note"]:
         print_(f"its note (nobody vouches for it): {document['note']}", markup=False)
+    if document["batch_by"]:
+        flagged = any(flag["name"] == "delegatecall" for flag in document["red_flags"])
+        known = "" if flagged else " (MultiSendCallOnly, its code was checked)"
+        print_(f"one batch of {len(document['calls'])} calls by {document['batch_by']}{known}", markup=False)
     for number, call in enumerate(document["calls"], 1):
         print_(f"\n{number}. {call['words']}", style="bold", markup=False)
         print_(f"   {call['contract'] or 'UNKNOWN'} {call['to']}", markup=False)

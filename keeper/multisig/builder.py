@@ -18,6 +18,7 @@ from keeper.installation import LIQUIDATOR, PAUSE_GUARD
 from keeper.multisig.decode import CALL_ONLY, SAFE, Pins, read
 from keeper.multisig.meaning import words
 from keeper.multisig.proposal import Proposal
+from keeper.multisig.proposal import words as checked
 from keeper.multisig.safe import CALL, InnerCall, batch
 from keeper.seams import FlashKind, VenueKind
 from keeper.typed_data import Pause, SafeTx
@@ -56,7 +57,7 @@ def propose(
     else:
         tx = batch(multi_send, calls, nonce)
     said = [words(call) or "" for call in read(pins.safe, tx, pins).calls]
-    return Proposal(pins.chain_id, pins.safe, tx, note or " ".join(said))
+    return Proposal(pins.chain_id, pins.safe, tx, checked(note or " ".join(said), "The note"))
 
 
 def build(site: Site, action: str, given: list[str]) -> list[InnerCall]:

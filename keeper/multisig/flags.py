@@ -19,13 +19,16 @@ from keeper.types import GLOBAL_SCOPE, ZERO_ADDRESS, Address, Hash, hex_of
 
 VERSIONS: Final = ("1.3.0", "1.4.1")
 FAR_AHEAD: Final = 10  # nonces; a few may be signed ahead for an emergency, more is a mistake
-_SCOPED: Final = (
-    "pause",
-    "scheduleUnpause",
-    "vetoUnpause",
-    "executeUnpause",
-    "removeGuardianAndScheduleUnpause",
-)
+# Calls that name a pause scope, and the argument that does; scope 0 is everything, or none.
+_SCOPED: Final[Mapping[str, str]] = {
+    "pause": "scope",
+    "scheduleUnpause": "scope",
+    "vetoUnpause": "scope",
+    "executeUnpause": "scope",
+    "removeGuardianAndScheduleUnpause": "scope",
+    "setTarget": "protocol",
+    "setSettledJointly": "protocol",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +222,9 @@ def _about_a_call(call: Decoded, reading: Reading, pins: Pins | None, facts: Fac
         )
     if facts is not None and call.to in facts.code_faults:
         yield Flag("target_code", f"The {call.contract or 'contract'} at {to} {facts.code_faults[call.to]}.")
-    if pins is not None and call.contract == "PauseGuard" and call.function in _SCOPED:
-        scope = call.arguments["scope"]
-        if scope != GLOBAL_SCOPE and ascii_of(scope) not in pins.protocols:
-            yield Flag(
-                "unknown_scope",
-                f'"{ascii_of(scope)}" is none of the protocols {", ".join(pins.protocols)}: pausing it stops nothing.',
-            )
+    scope = call.arguments.get(_SCOPED.get(call.function, ""), GLOBAL_SCOPE)
+    if pins is not None and scope != GLOBAL_SCOPE and ascii_of(scope) not in pins.protocols:
+        yield Flag(
+            "unknown_scope",
+            f'"{ascii_of(scope)}" is none of the protocols {", ".join(pins.protocols)}: no pause of theirs is meant.',
+        )

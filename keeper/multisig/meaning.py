@@ -156,7 +156,7 @@ def _safe_words(function: str, given: list[Any]) -> str | None:
         case "swapOwner", [_, old, new]:
             return f"Replaces the Safe's owner {abi.checksum(old)} by {abi.checksum(new)}."
         case "changeThreshold", [threshold]:
-            return f"Makes {threshold} signatures enough for the Safe."
+            return f"Has {threshold} of the Safe's owners sign from now on."
         case "enableModule", [module]:
             return f"Lets {abi.checksum(module)} act for the Safe WITHOUT ANY SIGNATURE."
         case "disableModule", [_, module]:
@@ -242,7 +242,7 @@ def _answer(
 
 def _after(clock: Clock) -> str:
     if clock.unpause_delay_s is None:
-        return "after the guard's delay (not known without the chain)"
+        return "after the guard's delay"
     minutes, seconds = divmod(clock.unpause_delay_s, 60)
     delay = f"{minutes} min" if minutes and not seconds else f"{clock.unpause_delay_s} s"
     at = "" if clock.now_s is None else f", not before {moment(clock.now_s + clock.unpause_delay_s)},"

@@ -60,6 +60,12 @@ def attach(proposal: Proposal, owner: Address, signature: bytes) -> Proposal:
     if signer is None:
         raise ExecutionError(f"That signature is nobody's: it is spoilt; have {who} sign again.")
     if signer != owner:
+        personal = signature[:64] + bytes([signature[64] + 4]) if signature[64] in (27, 28) else b""
+        if recovered(proposal.hash, personal) == owner:
+            raise ExecutionError(
+                f"{who} signed the hash as a message, which a Safe takes with a last byte of {personal[64]:02x}: "
+                "give it with that."
+            )
         raise ExecutionError(
             f"That signature is by {abi.checksum(signer)}, not by {who}: another account signed, or {who} signed "
             "something else."

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eth_account.messages import _hash_eip191_message, encode_typed_data
+from eth_account import Account
+from eth_account.messages import _hash_eip191_message, encode_defunct, encode_typed_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,6 +215,13 @@ def test_flag_bad_signature_and_not_an_owner() -> None:
     stranger = SafeOwnerKey(f"0x{7:064x}", 1, "a key")
     given = stranger.sign_safe_tx(made.safe, made.tx)
     assert flags(replace(made, signatures={stranger.address: given})) == ["not_an_owner"]
+
+
+def test_flag_unknown_scope_of_a_target() -> None:
+    """A target in a scope that nobody configured would go on while its protocol is stopped."""
+    for scope, wanted in ((AAVE, []), (bytes(32), []), (b"avae".ljust(32, b"\0"), ["unknown_scope"])):
+        data = LIQUIDATOR.function("setTarget").encode(OTHER, b"\1\2\3\4", scope)
+        assert flags(proposed(to=LIQUIDATOR_AT, data=data)) == wanted
 
 
 def test_flag_target_code_and_unknown_version() -> None:
@@ -466,6 +474,23 @@ def test_a_contracts_signature_and_an_approval_are_refused() -> None:
     good = KEYS[0].sign_safe_tx(made.safe, made.tx)
     with pytest.raises(ExecutionError, match=r"then give it with 1[bc]"):
         attach(made, owner, good[:64] + bytes([good[64] - 27]))
+
+
+def test_a_message_signature_is_told_which_byte_it_needs() -> None:
+    """A wallet's personal_sign of the hash is the owner's, but a Safe wants v raised by four."""
+    made, secret = proposed(), f"0x{101:064x}"
+    signature = bytes(Account.sign_message(encode_defunct(primitive=made.hash), secret).signature)
+    right = signature[64] + 4
+    with pytest.raises(ExecutionError, match=f"with a last byte of {right:02x}"):
+        attach(made, KEYS[0].address, signature)
+    assert attach(made, KEYS[0].address, signature[:64] + bytes([right])).signatures
+
+
+def test_a_note_that_could_not_be_read_again_is_not_written() -> None:
+    """What a file may not say is refused when it is built."""
+    for note in ("two\nlines", "x" * 2001):
+        with pytest.raises(ExecutionError, match="The note is"):
+            builder.propose(PINS, [InnerCall(GUARD_AT, pausing())], 7, note)
 
 
 @given(st.binary(min_size=65, max_size=65), st.binary(min_size=32, max_size=32))
