@@ -177,14 +177,12 @@ async def deploy(
         head = await parts.chain.head()
         needed = missing_setup(deployment.liquidator, await assembly.needs(parts, operator))
         calls = await parts.chain.read(needed, head.hash)
+        # first the file that any Safe's interface takes: a chain without MultiSendCallOnly has no other
+        chain_id, at_ms = configured.chain.id, int(time.time() * 1000)
+        _write(out, transaction_builder_json(calls, chain_id, deployment.safe, at_ms))
         names = tuple(adapter.name for adapter in parts.adapters)
-        pins = Pins(
-            configured.chain.id, deployment.safe, deployment.pause_guard, deployment.liquidator, names
-        )
+        pins = Pins(chain_id, deployment.safe, deployment.pause_guard, deployment.liquidator, names)
         proposal = await signers.set_up(parts.chain, pins, calls, out)
-    _write(
-        out, transaction_builder_json(calls, configured.chain.id, deployment.safe, int(time.time() * 1000))
-    )
     return {
         "schema": SCHEMA,
         "pause_guard": abi.checksum(deployment.pause_guard),

@@ -67,7 +67,7 @@ async def open_desk(config: Path, offline: bool) -> AsyncIterator[Desk]:
             except ChainError as error:
                 if error.exit_code != ChainError.exit_code:
                     raise  # a wrong chain is a mistake, not an absence
-                why_not = f"no node answers ({error})"
+                why_not = f"no node answers ({str(error).rstrip('.')})"
         yield Desk(configured, pins, chain, why_not)
 
 

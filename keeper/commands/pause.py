@@ -61,11 +61,11 @@ async def build(
             head = await desk.chain.head()
             now, _, owners = await safe_chain.read_safe(desk.chain, head, pins.safe)
             nonce = now if nonce is None else nonce
+        calls = builder.build(builder.Site(pins, owners), action, given)
         if nonce is None:
             raise ConfigError(
                 f"The nonce is not known without the chain ({desk.why_not}); give it with --nonce."
             )
-        calls = builder.build(builder.Site(pins, owners), action, given)
         batch = builder.MULTI_SEND
         if len(calls) > 1 and desk.chain is not None and head is not None:
             batch = await safe_chain.multi_send(desk.chain, head)

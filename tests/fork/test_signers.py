@@ -376,6 +376,15 @@ async def test_flag_delegatecall_spares_only_multi_send_with_its_own_code(table:
     assert await table.flags(file) == ["delegatecall"]
 
 
+async def test_a_batch_is_not_built_where_it_would_do_nothing(table: Table) -> None:
+    """A delegatecall to an address without code succeeds and does nothing, so a chain without it is refused."""
+    await table.lab.node.set_code(dict.fromkeys(CALL_ONLY, b""))
+    who = checksum(table.lab.world.cast.guardians[0].address)
+    with pytest.raises(ConfigError, match="has no MultiSendCallOnly at 0x9641d764"):
+        await table.build("remove-guardian", who, "global")
+    await table.build("remove-guardian", who)
+
+
 async def test_a_safe_that_is_none_is_said(table: Table) -> None:
     """A proposal for an account that is no Safe is flagged offline, and refused with a sentence by the chain."""
     made = replace(await table.pausing(), safe=table.lab.world.cast.lender.address)
