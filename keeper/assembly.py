@@ -31,8 +31,9 @@ from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
-from keeper.keys import DeployerKey, OperatorKey, RelayKey
+from keeper.keys import DeployerKey, GuardianKey, OperatorKey, RelayKey, SafeOwnerKey, SenderKey
 from keeper.ledger import Ledger
+from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
 from keeper.seams import Adapter, FlashSource, Venue, each
@@ -44,6 +45,9 @@ from keeper.watch import Source, Watch
 
 PROTOCOLS: Final[Mapping[str, type[BaseModel]]] = {"aave-v3": AaveV3Config}
 VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
+OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
+GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
+SENDER_KEY: Final = "KEEPER_SENDER_PRIVATE_KEY"
 _NATIVE_FEED_MAX_AGE_S: Final = 90_000  # a day's heartbeat and an hour
 
 
@@ -105,6 +109,29 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
 def operator_key(configured: Settings) -> OperatorKey:
     """The hot key, from the environment or `.env`."""
     return OperatorKey(configured.private_key(), configured.chain.id, PRIVATE_KEY)
+
+
+def owner_key(chain_id: int) -> SafeOwnerKey:
+    """A Safe owner's key, from the environment only: it has no place beside the daemon's files."""
+    return SafeOwnerKey(_signer_secret(OWNER_KEY), chain_id, OWNER_KEY)
+
+
+def guardian_key(chain_id: int) -> GuardianKey:
+    """A guardian's key, from the environment only."""
+    return GuardianKey(_signer_secret(GUARDIAN_KEY), chain_id, GUARDIAN_KEY)
+
+
+def sender_key(chain_id: int) -> SenderKey:
+    """The key that pays for what others signed, from the environment only."""
+    return SenderKey(_signer_secret(SENDER_KEY), chain_id, SENDER_KEY)
+
+
+def _signer_secret(name: str) -> str:
+    secret = os.environ.get(name, "")
+    if not secret:
+        raise ConfigError(f"{name} is not set; put it into the environment of this one command.")
+    secrets.register(secret)
+    return secret
 
 
 async def engine(

@@ -5,17 +5,19 @@ Exit codes: 0 done, 1 a refused or failed operation, 2 bad configuration or argu
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
-import msgspec
 import typer
 
 from keeper import log
+from keeper.cli_pause import pause_app
 from keeper.errors import KeeperError
+from keeper.terminal import DEFAULT_CONFIG, Config, Json
+from keeper.terminal import builds as _builds
+from keeper.terminal import say as _print
+from keeper.terminal import wait as _wait
 
 app = typer.Typer(
     help="Keeps lending protocols solvent: finds unsafe accounts and liquidates them at a profit.",
@@ -24,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-pause_app = typer.Typer(help="The emergency pause.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The record of every decision and transaction.", no_args_is_help=True)
 lab_app = typer.Typer(help="Local chains of real protocols.", no_args_is_help=True)
 bench_app = typer.Typer(help="Speed, as ratios measured in one run.", no_args_is_help=True)
@@ -33,10 +34,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(lab_app, name="lab")
 app.add_typer(bench_app, name="bench")
 
-Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="PATH")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Kind = Annotated[str | None, typer.Option("--kind", help="Only entries of this kind.")]
-DEFAULT_CONFIG = Path("keeper.toml")
 
 
 def main() -> NoReturn:
@@ -152,14 +150,6 @@ def demo(
     _print(document, lab_demo.render, json)
     if not document["ok"]:
         raise typer.Exit(1)
-
-
-@pause_app.command("status")
-def pause_status(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
-    """Say for every scope whether it is paused, since when and why."""
-    from keeper import commands, render
-
-    _print(_wait(commands.pause_status(config)), render.pause_status, json)
 
 
 @ledger_app.command("list")
@@ -316,21 +306,3 @@ def bench_reaction(
     from keeper.lab import bench
 
     _print(_wait(bench.reaction(heads=heads, write=write)), bench.render, json)
-
-
-def _builds() -> dict[str, Any]:
-    from keeper.lab.solc import own_artifact
-
-    return {name: own_artifact(name) for name in ("PauseGuard", "Liquidator")}
-
-
-def _wait(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
-
-
-def _print(document: Any, readable: Any, json: bool) -> None:
-    if json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
-        sys.stdout.flush()
-    else:
-        readable(document)

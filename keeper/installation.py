@@ -15,6 +15,7 @@ from keeper import abi
 from keeper.errors import AdapterError, ConfigError
 from keeper.guard import scope_of
 from keeper.seams import Adapter, FlashKind, FlashSource, Reads, Venue, VenueKind
+from keeper.typed_data import guard_domain
 from keeper.types import ZERO_ADDRESS, Address, Call, Hash, Reverted, hex_of
 
 LIQUIDATOR: Final = abi.load("Liquidator")
@@ -25,7 +26,6 @@ FEED_MAX_AGE_S: Final = 25 * 60 * 60
 
 SLIPPAGE: Final = "slippage limit"
 
-_DOMAIN_TYPE: Final = abi.keccak(b"EIP712Domain(string name,string version,address verifyingContract)")
 _WORD: Final = 32
 
 
@@ -57,10 +57,9 @@ def liquidator_immutables(safe: Address, treasury: Address, pause_guard: Address
 
 
 def pause_guard_immutables(safe: Address, unpause_delay_s: int, pause_guard: Address) -> dict[str, bytes]:
-    """What PauseGuard's code must hold, by getter; its EIP-712 domain names no chain (`PauseGuard.constructor`)."""
-    name, version = abi.keccak(b"PauseGuard"), abi.keccak(b"1")
-    domain = abi.keccak(_DOMAIN_TYPE + name + version + _word(pause_guard))
-    return {"SAFE": _word(safe), "UNPAUSE_DELAY": unpause_delay_s.to_bytes(_WORD), "DOMAIN_SEPARATOR": domain}
+    """What PauseGuard's code must hold, by getter, in words as the EVM keeps them."""
+    delay, domain = unpause_delay_s.to_bytes(_WORD), guard_domain(pause_guard)
+    return {"SAFE": _word(safe), "UNPAUSE_DELAY": delay, "DOMAIN_SEPARATOR": domain}
 
 
 def code_fault(build: Build, code: bytes) -> str | None:

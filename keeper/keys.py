@@ -2,8 +2,9 @@
 
 The operator key has doors, not a general signature: a cleared liquidation, a cancellation that can only be a
 zero-value transfer to itself, and a relayed pause that can only call `PauseGuard.pauseBySig`. The deployer key can
-only create contracts through the deterministic deployer, the relay key only vouch for a request to a relay. No key's
-secret can be read back, printed or pickled.
+only create contracts through the deterministic deployer, the relay key only vouch for a request to a relay. The keys of
+signers are for drills and for people without a hardware wallet: an owner's signs a Safe's transaction, a guardian's a
+pause or a veto, a sender's pays for what others signed. No key's secret can be read back, printed or pickled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, final
 
-from coincurve import PrivateKey
+from coincurve import PrivateKey, PublicKey
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
@@ -22,10 +23,13 @@ from keeper import abi
 from keeper.abi.rlp import rlp, rlp_list
 from keeper.errors import ConfigError, KeyMisuse
 from keeper.guard import Clearance, Fees
+from keeper.typed_data import Pause, SafeTx, pause_hash, safe_tx_hash
 from keeper.types import Address, Gas, Hash, Wei, hex_of
 
 _TRANSFER_GAS: Final = Gas(21_000)
 _RELAY_GAS: Final = Gas(200_000)
+_SIGNATURE_BYTES: Final = 65
+_ETH_SIGN: Final = 30  # v above it: Safe.checkNSignatures
 _TYPE_2: Final = b"\x02"
 _NO_ACCESS_LIST: Final = b"\xc0"
 DETERMINISTIC_DEPLOYER: Final = abi.address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
@@ -82,6 +86,11 @@ class _Key:
         raw = _TYPE_2 + rlp_list(unsigned + rlp(parity) + rlp(r) + rlp(s))
         return Signed(raw, abi.keccak(raw), nonce)
 
+    def _typed(self, digest: Hash) -> bytes:
+        """A signature as contracts recover it: r, s and 27 or 28."""
+        signature = self._signature(digest)
+        return signature[:64] + bytes([signature[64] + 27])
+
     def _signature(self, digest: Hash) -> bytes:
         """r, s and the parity of y: 65 bytes."""
         return self.__secret.sign_recoverable(digest, hasher=None)
@@ -135,6 +144,78 @@ class RelayKey(_Key):
         text = hex_of(abi.keccak(body)).encode()
         signature = self._signature(abi.keccak(b"\x19Ethereum Signed Message:\n66" + text))
         return f"{abi.checksum(self.address)}:{hex_of(signature[:64])}{signature[64] + 27:02x}"
+
+
+@final
+class SafeOwnerKey(_Key):
+    """An owner of a Safe."""
+
+    __slots__ = ()
+
+    def sign_safe_tx(self, safe: Address, tx: SafeTx) -> bytes:
+        """65 bytes over the hash that is computed here, from the fields, for this key's chain."""
+        return self._typed(safe_tx_hash(self._chain_id, safe, tx))
+
+
+@final
+class GuardianKey(_Key):
+    """A guardian: it can only make the keeper stop, or stay stopped."""
+
+    __slots__ = ()
+
+    def sign_pause(self, pause_guard: Address, pause: Pause) -> bytes:
+        """65 bytes for `PauseGuard.pauseBySig`, which anybody may relay."""
+        return self._typed(pause_hash(pause_guard, pause))
+
+    def sign_pause_call(self, pause_guard: Address, pause: Pause, nonce: int, fees: Fees) -> Signed:
+        """A transaction that pauses, paid by the guardian."""
+        call = abi.load("PauseGuard").function("pause").encode(pause.scope, pause.reason, pause.incident)
+        return self._sign(pause_guard, call, nonce, fees)
+
+    def sign_veto_call(self, pause_guard: Address, scope: Hash, nonce: int, fees: Fees) -> Signed:
+        """A transaction that vetoes a scheduled unpause."""
+        return self._sign(
+            pause_guard, abi.load("PauseGuard").function("vetoUnpause").encode(scope), nonce, fees
+        )
+
+
+@final
+class SenderKey(_Key):
+    """Whoever pays for what others signed; it decides nothing."""
+
+    __slots__ = ()
+
+    def sign_relay(self, to: Address, calldata: bytes, nonce: int, fees: Fees) -> Signed:
+        """Send what anybody may send: a Safe's signed transaction, a signed pause, or an unpause whose delay passed."""
+        guard = abi.load("PauseGuard")
+        allowed = (
+            abi.load("Safe").function("execTransaction"),
+            guard.function("pauseBySig"),
+            guard.function("executeUnpause"),
+        )
+        if calldata[:4] not in [function.selector for function in allowed]:
+            raise KeyMisuse("The sender's key only sends what anybody may send.")
+        return self._sign(to, calldata, nonce, fees)
+
+
+def recovered(digest: Hash, signature: bytes) -> Address | None:
+    """Whose 65-byte signature of a hash this is, as a Safe reads it; None for nobody's.
+
+    With v 27 or 28 the hash itself was signed, with v above 30 the message that `eth_sign` makes of it.
+    """
+    if len(signature) != _SIGNATURE_BYTES:
+        return None
+    v = signature[64]
+    if v > _ETH_SIGN:
+        v -= 4
+        digest = abi.keccak(b"\x19Ethereum Signed Message:\n32" + digest)
+    if v not in (27, 28):
+        return None
+    try:
+        key = PublicKey.from_signature_and_message(signature[:64] + bytes([v - 27]), digest, hasher=None)
+    except ValueError:  # r or s out of range, or on no point of the curve
+        return None
+    return Address(abi.keccak(key.format(compressed=False)[1:])[12:])
 
 
 def calldata_of(raw: bytes) -> bytes:

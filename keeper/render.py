@@ -76,7 +76,8 @@ def deploy(document: Mapping[str, Any]) -> None:
     for call in document["safe_transactions"]:
         _console.print(f"  Safe: {call['description']}")
     if document["safe_transactions"]:
-        _console.print(f"{len(document['safe_transactions'])} calls for the Safe are in {document['out']}")
+        files = f"{document['out']} and {document['safetx']}"
+        _console.print(f"{len(document['safe_transactions'])} calls for the Safe are in {files}")
     else:
         _console.print("the Safe has nothing left to do")
 
@@ -90,6 +91,98 @@ def pause_status(document: Mapping[str, Any]) -> None:
         _console.print(f"{scope['scope']:<20} {state}{since}{until}, epoch {scope['epoch']}")
     if document["halt_file_present"]:
         _console.print("the local halt file is present: nothing is signed")
+
+
+def pause_show(document: Mapping[str, Any]) -> None:
+    """What it does first, then what is wrong with it, then what to compare on the wallet."""
+    print_ = _console.print
+    print_(
+        f"Safe {document['safe']} on chain {document['chain_id']}, nonce {document['nonce']}", markup=False
+    )
+    if document["safe_nonce"] not in (None, document["nonce"]):
+        print_(f"the Safe is at nonce {document['safe_nonce']}: this cannot be executed now", markup=False)
+    if document["note"]:
+        print_(f"its note (nobody vouches for it): {document['note']}", markup=False)
+    if document["batch_by"]:
+        flagged = any(flag["name"] == "delegatecall" for flag in document["red_flags"])
+        known = "" if flagged else " (MultiSendCallOnly, its code was checked)"
+        print_(f"one batch of {len(document['calls'])} calls by {document['batch_by']}{known}", markup=False)
+    for number, call in enumerate(document["calls"], 1):
+        print_(f"\n{number}. {call['words']}", style="bold", markup=False)
+        print_(f"   {call['contract'] or 'UNKNOWN'} {call['to']}", markup=False)
+        print_(f"   {call['function'] or call['data']}", markup=False)
+        for name, value in call["arguments"].items():
+            print_(f"     {name}: {value}", markup=False)
+    print_("")
+    for flag in document["red_flags"]:
+        print_(f"RED FLAG  {flag['what']}", style="bold red", markup=False)
+    for what in document["unchecked"]:
+        print_(f"NOT CHECKED  {what}", style="yellow", markup=False)
+    for rival in document["rivals"]:
+        print_(
+            f"RIVAL  {rival['file']} has the same nonce: only one can be executed. {rival['note']}",
+            markup=False,
+        )
+    for what in document["unreadable"]:
+        print_(f"not read: {what}", markup=False)
+    for name, title in (
+        ("domain", "domain hash"),
+        ("message", "message hash"),
+        ("safe_tx", "Safe transaction hash"),
+    ):
+        print_(f"{title}\n  Ledger  {document['hashes'][name]['ledger']}", markup=False)
+        print_(f"  Trezor  {document['hashes'][name]['trezor']}", markup=False)
+    needed = "" if document["threshold"] is None else f" of {document['threshold']} needed"
+    print_(f"signed by {len(document['signed'])}{needed}", markup=False)
+    for one in document["signed"]:
+        print_(f"  {one['owner']} ({one['kind']})", markup=False)
+    for owner in document["missing"] or ():
+        print_(f"  {owner} has not signed", markup=False)
+
+
+def proposal(document: Mapping[str, Any]) -> None:
+    """A proposal that was built, signed or merged."""
+    _console.print(f"wrote {document['file']}: nonce {document['nonce']}. {document['note']}", markup=False)
+    _console.print(f"hash {document['safe_tx_hash']}, {len(document['signed'])} signatures", markup=False)
+
+
+def simulated(document: Mapping[str, Any]) -> None:
+    """Whether it would work, and every cause if not."""
+    have = document["signatures"]
+    for call in document["calls"]:
+        mark = {True: "ok  ", False: "FAIL", None: "?   "}[call["ok"]]
+        _console.print(f"{mark} {call['words']} {call['reason']}".rstrip(), markup=False)
+    for flag in document["red_flags"]:
+        _console.print(f"RED FLAG  {flag['what']}", style="bold red", markup=False)
+    for cause in document["causes"]:
+        _console.print(f"FAIL {cause}", markup=False)
+    lacking = "" if have["complete"] else " (as if the missing ones were there)"
+    _console.print(f"signatures: {have['valid']} of {have['threshold']}{lacking}", markup=False)
+    _console.print("it would be executed" if document["ok"] else "it would NOT be executed")
+
+
+def proved(document: Mapping[str, Any]) -> None:
+    """What was mined, and what the contracts' state says since."""
+    _console.print(f"mined {document['tx']} in block {document['block']['number']}", markup=False)
+    for what in document["proved"]:
+        _console.print(f"proved: {what}", markup=False)
+
+
+def guardian_pause(document: Mapping[str, Any]) -> None:
+    """The message and how anybody relays it."""
+    _console.print(f"wrote {document['file']}: {document['what']}", markup=False)
+    _console.print(f"relay it: send {document['relay']['data']}", markup=False)
+    _console.print(f"to {document['relay']['to']}", markup=False)
+
+
+def drill(document: Mapping[str, Any]) -> None:
+    """One line a step, with how long it took."""
+    for step in document["steps"]:
+        mark = "ok  " if step["ok"] else "FAIL"
+        _console.print(
+            f"{mark} {step['ms']:>8.1f} ms  {step['what']} {step['detail']}".rstrip(), markup=False
+        )
+    _console.print(f"rehearsed {document['how']}; nothing was sent to the real chain")
 
 
 def ledger_list(document: Mapping[str, Any]) -> None:

@@ -71,9 +71,11 @@ def _signature(entry: Mapping[str, Any]) -> str:
 class Function:
     """One function: calldata in, return data out. What does not fit its types raises `AdapterError`."""
 
-    __slots__ = ("_decode", "_encode", "_inputs", "_outputs", "selector", "signature")
+    __slots__ = ("_inputs", "_outputs", "name", "names", "selector", "signature")
 
     def __init__(self, entry: Mapping[str, Any]) -> None:
+        self.name: Final[str] = entry["name"]
+        self.names: Final = tuple(str(part["name"]) for part in entry["inputs"])  # of its arguments
         self.signature: Final = _signature(entry)
         self.selector: Final = keccak(self.signature.encode())[:4]
         self._inputs: Final = tuple_codec([codec_of(part) for part in entry["inputs"]])
@@ -170,6 +172,14 @@ class Abi:
         if found is None:
             found = self._functions[name] = Function(self._find("function", name))
         return found
+
+    def called_by(self, calldata: bytes) -> Function | None:
+        """The function whose selector `calldata` begins with; None for one this interface does not name."""
+        for entry in _of_kind(self._entries, "function"):
+            signature = _signature(entry)
+            if len(calldata) >= 4 and keccak(signature.encode())[:4] == calldata[:4]:
+                return self.function(signature)
+        return None
 
     def event(self, name: str) -> Event:
         """The event with this name or `Name(types)`. Raises `AdapterError` if there is not exactly one."""

@@ -19,7 +19,15 @@ from keeper.chain.pool import Notice, Pool, Sleep, Work
 from keeper.chain.quorum import believe, tell
 from keeper.chain.reads import drive, execute_at, require_multicall3
 from keeper.chain.rpc import Rpc
-from keeper.chain.simulation import SimCall, SimResult, lacks_simulation, one_by_one, stacked
+from keeper.chain.simulation import (
+    SimCall,
+    SimResult,
+    Storage,
+    called,
+    lacks_simulation,
+    one_by_one,
+    stacked,
+)
 from keeper.chain.transactions import Sent, sent_in
 from keeper.chain.wire import ANYTHING, TEXT, already_known, data, hash_of, quantity, reading
 from keeper.errors import RpcError
@@ -219,6 +227,14 @@ class Chain:
                     raise
                 self._stacks = False
         return await self._pool.run(lambda rpc: one_by_one(rpc, calls, head, next_timestamp_s, next_base_fee))
+
+    async def call(self, call: SimCall, head: Head, storage: Storage | None = None) -> Result:
+        """What one call from any sender does on `head`, as if contracts held these words by slot."""
+
+        async def work(rpc: Rpc) -> Result:
+            return await called(rpc, call, head, storage or {})
+
+        return await self._believed(work)
 
     async def _simulate_agreed(
         self, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int

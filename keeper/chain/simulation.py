@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +13,9 @@ import msgspec
 from keeper.chain.rpc import Rpc
 from keeper.chain.wire import TEXT, Failure, data, failed_execution, quantity, reading, revert_data
 from keeper.errors import ChainError, RpcError
-from keeper.types import Address, Gas, Head, hex_of
+from keeper.types import Address, Gas, Head, Result, Reverted, hex_of
+
+Storage = Mapping[Address, Mapping[int, int]]  # words by slot, by contract
 
 _NO_METHOD: Final = -32601
 _LACKS_METHOD: Final = re.compile(r"\bmethod\b|unsupported|not supported|any variant", re.IGNORECASE)
@@ -77,6 +79,23 @@ async def stacked(
         )
     with reading(rpc.label, "eth_simulateV1"):
         return [_result_of(shape) for shape in blocks[0].calls]
+
+
+async def called(rpc: Rpc, call: SimCall, head: Head, storage: Storage) -> Result:
+    """What one call returns on `head`, or reverts with, as if `storage` held these words by contract and slot."""
+    overrides = {
+        hex_of(contract): {"stateDiff": {f"0x{slot:064x}": f"0x{word:064x}" for slot, word in words.items()}}
+        for contract, words in storage.items()
+    }
+    where: tuple[Any, ...] = ({"blockHash": hex_of(head.hash)}, *([overrides] if overrides else []))
+    try:
+        output = await rpc.ask(TEXT, "eth_call", _message(call, "data"), *where)
+    except RpcError as error:
+        if not failed_execution(error):
+            raise
+        return Reverted(error.data)
+    with reading(rpc.label, "eth_call"):
+        return data(output)
 
 
 async def one_by_one(

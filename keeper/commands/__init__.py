@@ -14,6 +14,7 @@ import structlog
 
 from keeper import abi, assembly
 from keeper.assembly import Parts
+from keeper.commands import pause as signers
 from keeper.commands.shapes import SCHEMA, account_of, entry_of
 from keeper.config import Settings, write_contracts
 from keeper.daemon import book_notices, run_once
@@ -25,6 +26,7 @@ from keeper.guard import PauseState, read_scopes
 from keeper.installation import Build, missing_setup
 from keeper.ledger import Ledger
 from keeper.log import plain
+from keeper.multisig.decode import Pins
 from keeper.preflight import Check, preflight, require
 from keeper.seams import Adapter
 from keeper.store import Store, sqlite_path
@@ -175,9 +177,12 @@ async def deploy(
         head = await parts.chain.head()
         needed = missing_setup(deployment.liquidator, await assembly.needs(parts, operator))
         calls = await parts.chain.read(needed, head.hash)
-    _write(
-        out, transaction_builder_json(calls, configured.chain.id, deployment.safe, int(time.time() * 1000))
-    )
+        # first the file that any Safe's interface takes: a chain without MultiSendCallOnly has no other
+        chain_id, at_ms = configured.chain.id, int(time.time() * 1000)
+        _write(out, transaction_builder_json(calls, chain_id, deployment.safe, at_ms))
+        names = tuple(adapter.name for adapter in parts.adapters)
+        pins = Pins(chain_id, deployment.safe, deployment.pause_guard, deployment.liquidator, names)
+        proposal = await signers.set_up(parts.chain, pins, calls, out)
     return {
         "schema": SCHEMA,
         "pause_guard": abi.checksum(deployment.pause_guard),
@@ -190,6 +195,7 @@ async def deploy(
         ],
         "config": str(config),
         "out": str(out),
+        "safetx": str(proposal) if proposal else None,
         "safe_transactions": [
             {"to": abi.checksum(call.to), "data": hex_of(call.data), "description": call.what}
             for call in calls

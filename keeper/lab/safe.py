@@ -14,13 +14,12 @@ from keeper.lab.preinstalls import Preinstalls
 from keeper.multisig.safe import (
     CALL,
     InnerCall,
-    SafeTx,
     batch,
     exec_calldata,
     executed,
     pack_signatures,
-    safe_tx_hash,
 )
+from keeper.typed_data import SafeTx, safe_tx_hash
 from keeper.types import ZERO_ADDRESS, Address, Hash
 
 _ARTIFACTS = "@safe-global/safe-contracts/build/artifacts/contracts"

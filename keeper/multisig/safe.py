@@ -1,4 +1,4 @@
-"""Safe transactions as bytes: what owners sign, how signatures are packed, what is sent, what proves it happened.
+"""Safe transactions as bytes: how calls are batched, how signatures are packed, what is sent, what proves it happened.
 
 Pure: no key and no network. Works for Safe 1.3.0 and 1.4.1, whose hashes and signatures are the same.
 """
@@ -9,40 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from keeper.abi import checksum, keccak, load
+from keeper.abi import checksum, load
 from keeper.errors import ExecutionError
-from keeper.types import ZERO_ADDRESS, Address, Hash, Log
+from keeper.typed_data import SafeTx
+from keeper.types import Address, Hash, Log
 
 CALL: Final = 0
 DELEGATE_CALL: Final = 1
 _SIGNATURE_BYTES: Final = 65
-
-# Safe.sol: DOMAIN_SEPARATOR_TYPEHASH and SAFE_TX_TYPEHASH
-_DOMAIN_TYPE: Final = keccak(b"EIP712Domain(uint256 chainId,address verifyingContract)")
-_SAFE_TX_TYPE: Final = keccak(
-    b"SafeTx(address to,uint256 value,bytes data,uint8 operation,uint256 safeTxGas,uint256 baseGas,"
-    b"uint256 gasPrice,address gasToken,address refundReceiver,uint256 nonce)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SafeTx:
-    """One transaction of a Safe, in the order its owners sign the fields.
-
-    The gas fields stay zero unless somebody needs refunds: with `safe_tx_gas` set, an inner call that fails does not
-    revert the transaction, which then looks like success.
-    """
-
-    to: Address
-    value_wei: int
-    data: bytes
-    operation: int
-    nonce: int
-    safe_tx_gas: int = 0
-    base_gas: int = 0
-    gas_price_wei: int = 0
-    gas_token: Address = ZERO_ADDRESS
-    refund_receiver: Address = ZERO_ADDRESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +26,6 @@ class InnerCall:
     to: Address
     data: bytes
     value_wei: int = 0
-
-
-def domain_separator(chain_id: int, safe: Address) -> Hash:
-    """EIP-712 domain of a Safe (`Safe.domainSeparator`)."""
-    return keccak(_DOMAIN_TYPE + _word(chain_id) + _padded(safe))
-
-
-def struct_hash(tx: SafeTx) -> Hash:
-    """EIP-712 hash of the transaction alone: what a hardware wallet shows as the message hash."""
-    return keccak(
-        _SAFE_TX_TYPE
-        + _padded(tx.to)
-        + _word(tx.value_wei)
-        + keccak(tx.data)
-        + _word(tx.operation)
-        + _word(tx.safe_tx_gas)
-        + _word(tx.base_gas)
-        + _word(tx.gas_price_wei)
-        + _padded(tx.gas_token)
-        + _padded(tx.refund_receiver)
-        + _word(tx.nonce)
-    )
-
-
-def safe_tx_hash(chain_id: int, safe: Address, tx: SafeTx) -> Hash:
-    """What owners sign (`Safe.getTransactionHash`)."""
-    return keccak(b"\x19\x01" + domain_separator(chain_id, safe) + struct_hash(tx))
 
 
 def batch(multi_send: Address, calls: Sequence[InnerCall], nonce: int) -> SafeTx:
@@ -143,7 +90,3 @@ def executed(logs: Iterable[Log], safe: Address, tx_hash: Hash) -> bool:
 
 def _word(value: int) -> bytes:
     return value.to_bytes(32, "big")
-
-
-def _padded(address: Address) -> bytes:
-    return bytes(12) + address

@@ -23,11 +23,13 @@ from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
 from keeper.lab.positions import PositionSpec, account_data, open_position, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig, write_configuration
-from keeper.lab.safe import execute
+from keeper.lab.safe import execute_tx
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab, open_lab
 from keeper.ledger import Booked, Ledger
+from keeper.multisig.proposal import parse
 from keeper.multisig.safe import InnerCall
+from keeper.multisig.safe import batch as batched
 from keeper.store import Store
 from keeper.types import Address
 from tests.conftest import OpenLab
@@ -252,7 +254,9 @@ async def test_deploying_from_the_command_line(fresh_lab: OpenLab, tmp_path: Pat
         InnerCall(Address(bytes.fromhex(each["to"][2:])), bytes.fromhex(each["data"][2:]))
         for each in batch["transactions"]
     ]
-    await execute(lab.node, lab.world.safe, *calls)
+    proposed = parse((tmp_path / document["safetx"]).read_text(), document["safetx"])
+    assert proposed.tx == batched(lab.world.safe.multi_send_call_only, calls, proposed.tx.nonce)
+    await execute_tx(lab.node, lab.world.safe, proposed.tx)
     after, again = await asyncio.gather(keeper(tmp_path, "doctor", "--json"), keeper(tmp_path, *words))
     assert after.code == 0 and after.document["ok"]
     assert all(check["ok"] for check in after.document["checks"] if check["required"])

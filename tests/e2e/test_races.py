@@ -16,7 +16,8 @@ from keeper.lab.node import Contract, Tx
 from keeper.lab.positions import PositionSpec, open_position
 from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
-from keeper.multisig.safe import CALL, InnerCall, SafeTx, exec_calldata, pack_signatures, safe_tx_hash
+from keeper.multisig.safe import CALL, InnerCall, exec_calldata, pack_signatures
+from keeper.typed_data import SafeTx, safe_tx_hash
 from keeper.types import GLOBAL_SCOPE, Hash
 from tests.e2e.line import Line, open_line
 

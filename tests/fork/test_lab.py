@@ -42,7 +42,8 @@ from keeper.lab.safe import execute, execute_tx, safe_contract
 from keeper.lab.tokens import balance_of, erc20, mint
 from keeper.lab.uniswap import DEADLINE_S, drain_pool, move_pool, quote_v3, swap_v3, v2_router
 from keeper.lab.world import Lab, World, add_token
-from keeper.multisig.safe import CALL, InnerCall, SafeTx, domain_separator, safe_tx_hash
+from keeper.multisig.safe import CALL, InnerCall
+from keeper.typed_data import SafeTx, domain_separator, safe_tx_hash
 from keeper.types import Address, Token
 from tests.conftest import OpenLab
 

@@ -8,12 +8,12 @@ from keeper.multisig.safe import (
     CALL,
     DELEGATE_CALL,
     InnerCall,
-    SafeTx,
     batch,
     exec_calldata,
     executed,
     pack_signatures,
 )
+from keeper.typed_data import SafeTx
 from keeper.types import Address, BlockNumber, Hash, Log
 
 SAFE = address("0x63fA7Fe9Ee24094CB5366b076EC6d6DaC8946D3C")
