@@ -23,21 +23,23 @@ from keeper.chain.client import Chain
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine
 from keeper.engine.head import Policy
+from keeper.engine.reflexes import Reflexes
 from keeper.errors import ConfigError
 from keeper.execution.flights import Flights
 from keeper.execution.reconcile import reconcile
 from keeper.execution.relay import Refund, Relay
 from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
-from keeper.guard import Guard, Limits
+from keeper.guard import Gate, Guard, Limits, Ramp
+from keeper.guard.door import door_of
 from keeper.installation import Needs
-from keeper.keys import DeployerKey, GuardianKey, OperatorKey, RelayKey, SafeOwnerKey, SenderKey
+from keeper.keys import DeployerKey, GuardianKey, OperatorKey, RelayKey, SafeOwnerKey, SenderKey, signer_of
 from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
 from keeper.seams import Adapter, FlashSource, Venue, each
-from keeper.store import Store
+from keeper.store import Store, sqlite_path
 from keeper.store.canonical import canonical, plain
 from keeper.types import Address, Reverted, Token, Wei, hex_of
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
@@ -151,6 +153,8 @@ async def engine(
     liquidator = contracts.liquidator
     ledger = Ledger(store)
     watch = Watch(parts.chain, parts.sources, store, remember=sign)
+    gate = Gate(configured.guard.halt_file, configured.pause.unpause_confirmations)
+    ramp = Ramp(ledger, configured.resume.canary_usd_e8, configured.limits.max_repay_usd_e8)
     sender = None
     if sign:
         await reconcile(parts.chain, store, ledger, parts.adapters, operator.address, liquidator, wall_clock)
@@ -162,6 +166,7 @@ async def engine(
             flights,
             watch.liquidations,
             liquidator,
+            gate,
             time.monotonic,
             await _way(parts, flights),
             send.fallback_after_blocks if send.fallback == "public" else None,
@@ -171,7 +176,18 @@ async def engine(
         watch=watch,
         venues=parts.venues,
         flash_sources=parts.flash_sources,
-        guard=Guard(liquidator, limits(configured), configured.guard.halt_file),
+        guard=Guard(liquidator, limits(configured), gate, ramp),
+        reflexes=Reflexes(
+            chain=parts.chain,
+            gate=gate,
+            sender=sender,
+            ledger=ledger,
+            pause_guard=contracts.pause_guard,
+            protocols=tuple(watch.adapters),
+            door=door_of(sqlite_path(configured.store.url)) if sign else None,
+            signer_of=signer_of,
+            wall_clock=wall_clock,
+        ),
         ledger=ledger,
         sender=sender,
         policy=await policy(parts, contracts, operator.address),

@@ -214,6 +214,30 @@ class Guard(Section):
         return _base(info) / path.expanduser()
 
 
+class Pause(Section):
+    """`[pause]`: when a pause is over."""
+
+    unpause_confirmations: int = Field(
+        64,
+        ge=0,
+        le=100_000,
+        description="Blocks on top of an unpause before it counts; a pause counts at once.",
+    )
+
+
+class Resume(Section):
+    """`[resume]`: beginning small again after a pause."""
+
+    canary_usd: Usd = Field(
+        Decimal(1000), gt=0, description="Most debt repaid by the first liquidation after a pause, in USD."
+    )
+
+    @property
+    def canary_usd_e8(self) -> int:
+        """The first liquidation's largest repaid debt in USD with 8 decimals, exactly."""
+        return _scaled(self.canary_usd, 8)
+
+
 class StoreSettings(Section):
     """`[store]`: where the record is kept."""
 
@@ -239,6 +263,8 @@ class Settings(Section):
     limits: Limits
     send: Send
     guard: Guard
+    pause: Pause
+    resume: Resume
     store: StoreSettings
     protocols: tuple[Any, ...]
     venues: tuple[Any, ...]
@@ -277,6 +303,8 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "limits": Limits,
     "send": Send,
     "guard": Guard,
+    "pause": Pause,
+    "resume": Resume,
     "store": StoreSettings,
 }
 _SIGNERS: Final[Mapping[str, type[BaseModel]]] = {"env": EnvSigner}

@@ -115,11 +115,13 @@ async def _work(
     ledger.book("started", None, "", None, body, int(wall_clock()))
     _log.info("started", head=first.number, **_ledger_head(ledger, int(wall_clock())))
     heads = chain.heads()
+    reacting = asyncio.create_task(engine.reflexes.run())
     try:
         await _guarded_step(engine, first, statistics, ledger, wall_clock)
-        while (head := await _next(heads, stopping)) is not None:
+        while (head := await _next(heads, stopping, reacting)) is not None:
             await _guarded_step(engine, head, statistics, ledger, wall_clock)
     finally:
+        await _end(reacting)
         ledger.book("stopped", None, "", None, statistics.body(), int(wall_clock()))
         _log.info("stopped", **_ledger_head(ledger, int(wall_clock())))
         with contextlib.suppress(TimeoutError):
@@ -127,11 +129,15 @@ async def _work(
                 await heads.aclose()
 
 
-async def _next(heads: AsyncGenerator[Head], stopping: asyncio.Future[Any]) -> Head | None:
-    """The next head, or None when it is told to stop."""
+async def _next(
+    heads: AsyncGenerator[Head], stopping: asyncio.Future[Any], reacting: asyncio.Future[None]
+) -> Head | None:
+    """The next head, or None when it is told to stop; raises what ended the reflexes."""
     coming = asyncio.ensure_future(anext(heads))
     try:
-        await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({coming, stopping, reacting}, return_when=asyncio.FIRST_COMPLETED)
+        if reacting.done():
+            reacting.result()
         return None if stopping.done() else coming.result()
     finally:
         await _end(coming)

@@ -27,11 +27,12 @@ from keeper.typed_data import Pause, SafeTx, pause_hash, safe_tx_hash
 from keeper.types import Address, Gas, Hash, Wei, hex_of
 
 _TRANSFER_GAS: Final = Gas(21_000)
-_RELAY_GAS: Final = Gas(200_000)
+RELAY_GAS: Final = Gas(200_000)
 _SIGNATURE_BYTES: Final = 65
 _ETH_SIGN: Final = 30  # v above it: Safe.checkNSignatures
 _TYPE_2: Final = b"\x02"
 _NO_ACCESS_LIST: Final = b"\xc0"
+_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # as PauseGuard's
 DETERMINISTIC_DEPLOYER: Final = abi.address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 
 
@@ -119,7 +120,7 @@ class OperatorKey(_Key):
         """Relay a guardian's signed pause; `message` is the calldata and must call `pauseBySig`."""
         if message[:4] != abi.load("PauseGuard").function("pauseBySig").selector:
             raise KeyMisuse("Only PauseGuard.pauseBySig may be relayed.")
-        return self._sign(pause_guard, message, nonce, Fees(max_fee_wei, tip_wei, _RELAY_GAS))
+        return self._sign(pause_guard, message, nonce, Fees(max_fee_wei, tip_wei, RELAY_GAS))
 
 
 @final
@@ -226,3 +227,19 @@ def calldata_of(raw: bytes) -> bytes:
 def tip_of(raw: bytes) -> Wei:
     """The priority fee per gas a signed EIP-1559 transaction offers."""
     return Wei(int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxPriorityFeePerGas"]))
+
+
+def signer_of(digest: Hash, signature: bytes) -> Address | None:
+    """Whose 65-byte signature of `digest` it is, as the contracts recover it; None where it is nobody's."""
+    if (
+        len(signature) != 65
+        or signature[64] not in (27, 28)
+        or int.from_bytes(signature[32:64]) > _HALF_ORDER
+    ):
+        return None
+    compact = signature[:64] + bytes([signature[64] - 27])
+    try:
+        key = PublicKey.from_signature_and_message(compact, digest, hasher=None)
+    except ValueError:  # no point of the curve
+        return None
+    return Address(abi.keccak(key.format(compressed=False)[1:])[12:])

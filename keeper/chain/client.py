@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from types import TracebackType
@@ -15,6 +15,7 @@ from keeper.abi import keccak
 from keeper.chain.blocks import known, newest
 from keeper.chain.heads import follow
 from keeper.chain.logs import LogShape, log_of, logs_between, logs_of_block
+from keeper.chain.pending import Pending, watch_pool
 from keeper.chain.pool import Notice, Pool, Sleep, Work
 from keeper.chain.quorum import believe, tell
 from keeper.chain.reads import drive, execute_at, require_multicall3
@@ -28,13 +29,35 @@ from keeper.chain.simulation import (
     one_by_one,
     stacked,
 )
-from keeper.chain.transactions import Sent, sent_in
-from keeper.chain.wire import ANYTHING, TEXT, already_known, data, hash_of, quantity, reading
+from keeper.chain.transactions import Sent, raw_of, sent_in
+from keeper.chain.wire import (
+    ANYTHING,
+    TEXT,
+    already_known,
+    data,
+    failed_execution,
+    hash_of,
+    quantity,
+    reading,
+)
 from keeper.errors import RpcError
 from keeper.seams import Reads
-from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Head, Log, Result, Wei, hex_of
+from keeper.types import (
+    Address,
+    BlockNumber,
+    Call,
+    Filters,
+    Gas,
+    Hash,
+    Head,
+    Log,
+    Result,
+    Reverted,
+    Wei,
+    hex_of,
+)
 
-__all__ = ["Chain", "Notice", "Receipt", "SimCall", "SimResult"]
+__all__ = ["Chain", "Notice", "Pending", "Receipt", "SimCall", "SimResult"]
 
 T = TypeVar("T")
 
@@ -194,6 +217,22 @@ class Chain:
 
         return await self._believed(work)
 
+    async def call(self, sender: Address, to: Address, payload: bytes) -> Result:
+        """What a call by `sender` would return on the newest state."""
+        message = {"from": hex_of(sender), "to": hex_of(to), "data": hex_of(payload)}
+
+        async def work(rpc: Rpc) -> Result:
+            try:
+                text = await rpc.ask(TEXT, "eth_call", message, "latest")
+            except RpcError as error:
+                if failed_execution(error):
+                    return Reverted(error.data)
+                raise
+            with reading(rpc.label, "eth_call"):
+                return data(text)
+
+        return await self._believed(work, pinned=False)
+
     # --- logs ---
 
     async def logs(self, filters: Sequence[Filters], from_block: int, to_block: int) -> list[Log]:
@@ -291,6 +330,18 @@ class Chain:
 
         async def work(rpc: Rpc) -> bool:
             return await rpc.ask(ANYTHING, "eth_getTransactionByHash", hex_of(transaction_hash)) is not None
+
+        return await self._pool.run(work)
+
+    async def watch_pool(self, mentions: Address, saw: Callable[[Pending], Awaitable[None]]) -> None:
+        """Tell `saw` of pending transactions that mention an address, where providers show any; see `watch_pool`."""
+        await watch_pool(self._pool, mentions, saw)
+
+    async def raw(self, transaction_hash: Hash) -> bytes:
+        """The signed bytes of a transaction; empty where no provider tells them."""
+
+        async def work(rpc: Rpc) -> bytes:
+            return await raw_of(rpc, transaction_hash)
 
         return await self._pool.run(work)
 

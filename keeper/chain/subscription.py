@@ -34,8 +34,12 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Any:
+        return decode(ANYTHING, (await self.next_raw())[1], self._label, "a subscription")
+
+    async def next_raw(self) -> tuple[float, msgspec.Raw]:
+        """The oldest notification not yet read and when it arrived; waits for one."""
         await self._some()
-        return decode(ANYTHING, self._queue.popleft()[1], self._label, "a subscription")
+        return self._queue.popleft()
 
     async def newest(self) -> tuple[float, msgspec.Raw]:
         """The newest notification not yet read and when it arrived; waits for one, and drops older ones.

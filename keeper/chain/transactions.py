@@ -1,4 +1,4 @@
-"""What one account sent in one block, with the bytes it signed."""
+"""Transactions with the bytes that were signed: one by its hash, or all that one account sent in a block."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from keeper.abi import keccak
 from keeper.abi.rlp import rlp, rlp_list
 from keeper.chain.rpc import Rpc
 from keeper.chain.wire import Lacking, address_of, data, hash_of, quantity, reading
+from keeper.errors import RpcError
 from keeper.types import Address, Gas, Hash, Wei, hex_of
 
 _TYPE_2: Final = b"\x02"
@@ -57,6 +58,22 @@ class _BlockShape(msgspec.Struct):
 
 
 _BLOCK: Final = msgspec.json.Decoder(_BlockShape | None)
+_ONE: Final = msgspec.json.Decoder(_Shape | None)
+_TEXT: Final = msgspec.json.Decoder(str | None)
+
+
+async def raw_of(rpc: Rpc, transaction_hash: Hash) -> bytes:
+    """The signed bytes of a transaction, if they have its hash; empty where the node does not tell them."""
+    name = hex_of(transaction_hash)
+    try:
+        raw = data(await rpc.ask(_TEXT, "eth_getRawTransactionByHash", name) or "0x")
+    except (RpcError, ValueError):
+        raw = b""  # few nodes have the method, but all tell the fields
+    if keccak(raw) == transaction_hash:
+        return raw
+    shape = await rpc.ask(_ONE, "eth_getTransactionByHash", name)
+    with reading(rpc.label, "eth_getTransactionByHash"):
+        return _raw(shape) if shape else b""
 
 
 async def sent_in(rpc: Rpc, sender: Address, number: int) -> list[Sent]:

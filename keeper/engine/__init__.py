@@ -8,7 +8,7 @@ over but the book, the ledger and what is in flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,10 +16,11 @@ import structlog
 
 from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View
+from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
 from keeper.execution.sender import Cleared, Sender, Stuck
-from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, read_scopes, scope_of
+from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PLAN_GAS
@@ -30,6 +31,7 @@ from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
     BlockNumber,
     BlockTime,
+    Hash,
     Head,
     Health,
     Plan,
@@ -58,11 +60,13 @@ class Engine:
         venues: Sequence[Venue],
         flash_sources: Sequence[FlashSource],
         guard: Guard,
+        reflexes: Reflexes,
         ledger: Ledger,
         sender: Sender | None,
         policy: Policy,
         wall_clock: Callable[[], float],
     ) -> None:
+        self.reflexes: Final = reflexes
         self._chain = chain
         self._watch = watch
         self._venues = venues
@@ -73,7 +77,6 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tips_wei: tuple[Wei, ...] = (Wei(0),)
-        self._paused: frozenset[str] = frozenset()
         self._plan_gas: dict[str, int] = {}
         self._block_time_s = 1
         self._heads = 0
@@ -88,11 +91,13 @@ class Engine:
         return self._policy
 
     async def prepare(self, head: Head) -> None:
-        """Learn what the next block will look like: its tip and how long blocks take."""
+        """Learn what the next block will look like, its tip and how long blocks take, and what was left stopped."""
+        self.reflexes.remember()
         self._tips_wei = await self._chain.suggested_tips()
         if head.number > 0:
             parent = await self._chain.block(head.parent_hash)
             self._block_time_s = max(1, head.timestamp_s - parent.timestamp_s)
+        self.reflexes.moment = Moment(head, self._market(head))
 
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
@@ -106,6 +111,7 @@ class Engine:
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
         report = StepReport(head)
+        self.reflexes.moment = Moment(head, self._market(head))
         # the look first: it is what the node takes longer for
         view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head), return_exceptions=True)
         # only now: whichever failed, the other must not go on beside the next step
@@ -131,14 +137,14 @@ class Engine:
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         if self._sender:
             await self._sender.tend(head, self._market(head), partial(self.standing, view, head))
+        await self.reflexes.carry()
         self._book(report)
-        self._note_pause(view)
         self._watch.save()
         await self._housekeep()
         return report
 
     async def look(self, head: Head) -> View:
-        """Read pause, prices and every protocol's marks at `head`, in one round."""
+        """Read pause, prices and every protocol's marks at `head`, in one round; the gate learns of a pause at once."""
         at = BlockTime(head.number, head.hash, head.timestamp_s)
         adapters = self._watch.adapters
         reads: list[Reads[Any]] = [
@@ -148,6 +154,8 @@ class Engine:
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
         pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
+        if isinstance(pause, PauseState):
+            await self.reflexes.see(pause, head)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(
@@ -162,6 +170,7 @@ class Engine:
         if isinstance(marks, Refusal):
             return just(marks)
         policy = self._policy
+        stage = self.stage(health.key.protocol)
         adapter = self._watch.adapters[health.key.protocol]
         context = PlanContext(
             at=view.at,
@@ -175,7 +184,7 @@ class Engine:
             max_fee_wei=policy.max_fee_wei,
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
-            max_repay_usd_e8=policy.max_repay_usd_e8,
+            max_repay_usd_e8=stage.cap_usd_e8 if stage else policy.max_repay_usd_e8,
             plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
             thorough=thorough,
         )
@@ -202,13 +211,19 @@ class Engine:
         """Why nothing of `protocol` may be signed at `head`, or None."""
         return self._guard.standing(view.pause, protocol, head, self._wall_clock())
 
+    def stage(self, protocol: str) -> Stage | None:
+        """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
+        return self._guard.stage(protocol)
+
     def clear(self, plan: Plan, trial: Trial, view: View, head: Head) -> Clearance | Refusal:
         """Ask the guard for the right to send what was tried."""
         return self._clear(plan, trial, view, head, self._spent())
 
     def describe(self, plan: Plan, trial: Trial, view: View) -> dict[str, Any]:
-        """A tried plan in the ledger's words."""
-        return describe(plan, trial, view.native, view.profit, self._policy.version)
+        """A tried plan in the ledger's words, and how it is limited where that is after a pause."""
+        stage = self.stage(plan.key.protocol)
+        limited = {"resume_cap_usd_e8": stage.cap_usd_e8, "canary": stage.canary} if stage else {}
+        return {**describe(plan, trial, view.native, view.profit, self._policy.version), **limited}
 
     def _clear(
         self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
@@ -316,7 +331,8 @@ class Engine:
             self._turns.turned_down(one, reverted=untouched)
             old = replacing.get(one.plan_id)
             besides = spent.without(old.worst_case_wei) if old else spent
-            answer = self._approve(one, trial, view, head, besides, old)
+            waits = None if old else self._awaits(one, cleared)
+            answer = waits or self._approve(one, trial, view, head, besides, old)
             if isinstance(answer, Refusal):
                 report.refuse(one.key, answer)
                 if self._sender and old:
@@ -326,8 +342,29 @@ class Engine:
                 cleared.append(answer)
                 spent = besides.with_in_flight(answer.clearance.fees)
         if self._sender:
-            for each in await self._sender.send(cleared):
+            submissions = await self._sender.send(cleared)
+            for each in submissions:
                 (report.replaced if each.plan_id in replacing else report.sent).append(each)
+            if len(submissions) < len(cleared):
+                self._note_unsent(cleared, {each.plan_id for each in submissions}, view, head, report)
+
+    def _awaits(self, plan: Plan, cleared: Sequence[Cleared]) -> Refusal | None:
+        """Why a plan waits: after a pause the first liquidation goes alone, and must have paid before the next."""
+        stage = self.stage(plan.key.protocol)
+        if stage is None or not stage.canary or not self._sender:
+            return None
+        if not cleared and not self._sender.liquidating():
+            return None
+        return Refusal("clear", "awaits_canary", {"resume_cap_usd_e8": stage.cap_usd_e8})
+
+    def _note_unsent(
+        self, cleared: Sequence[Cleared], sent: Collection[Hash], view: View, head: Head, report: StepReport
+    ) -> None:
+        """What was cleared and not signed, because the gate closed in between."""
+        for one in cleared:
+            stop = self.standing(view, head, one.plan.key.protocol)
+            if one.plan.plan_id not in sent and stop is not None:
+                report.refuse(one.plan.key, stop)
 
     def _approve(
         self, plan: Plan, trial: Trial | Refusal, view: View, head: Head, spent: Spent, stuck: Stuck | None
@@ -363,18 +400,6 @@ class Engine:
                         reason=refusal.reason,
                         **{f"n_{name}": value for name, value in refusal.numbers.items()},
                     )
-
-    def _note_pause(self, view: View) -> None:
-        """Book when a scope begins and ends to be paused, as the daemon sees it."""
-        if isinstance(view.pause, Refusal):
-            return
-        paused = frozenset(scope.rstrip(b"\0").decode() or "global" for scope in view.pause.paused())
-        for kind, scopes in (("pause", paused - self._paused), ("resume", self._paused - paused)):
-            for scope in sorted(scopes):
-                self._log.warning(kind, head=view.at.number, scope=scope)
-                body = {"scope": scope, "head": view.at.number, "epoch": view.pause.global_scope.epoch}
-                self._ledger.book(kind, None, "", None, body, int(self._wall_clock()))
-        self._paused = paused
 
     def _warnings(self) -> set[tuple[str, str]]:
         return {(name, text) for name, adapter in self._watch.adapters.items() for text in adapter.warnings()}

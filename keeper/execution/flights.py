@@ -16,9 +16,10 @@ from keeper import abi
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence
 from keeper.ledger import Ledger
 from keeper.store import Attempt, OpenTransaction, Store
-from keeper.types import Address, BlockNumber, Hash, Plan, PositionKey, Wei
+from keeper.types import ZERO_ADDRESS, Address, BlockNumber, Hash, Plan, PositionKey, Wei
 
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given to show up
+PAUSE_RELAY: Final = PositionKey("", "pause relay", ZERO_ADDRESS)  # what a relayed pause claims its nonce for
 
 
 @dataclass(slots=True)
@@ -49,6 +50,11 @@ class Flight:
     def key(self) -> PositionKey:
         """Which position it liquidates."""
         return self.transaction.key
+
+    @property
+    def relaying(self) -> bool:
+        """Whether it carries a guardian's signed pause instead of a liquidation."""
+        return self.key == PAUSE_RELAY
 
     @property
     def nonce(self) -> int:

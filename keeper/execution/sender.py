@@ -7,21 +7,24 @@ record. What is in flight is then replaced (`Sender.stuck`), offered again or ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
+from keeper.abi import keccak
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
-from keeper.execution.flights import Flight, Flights
+from keeper.execution.flights import PAUSE_RELAY, Flight, Flights
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
-from keeper.guard import Clearance, Fees
-from keeper.keys import OperatorKey, calldata_of, tip_of
+from keeper.guard import STOPPED, Clearance, Fees, Gate
+from keeper.guard.message import SignedPause
+from keeper.guard.scopes import named
+from keeper.keys import RELAY_GAS, OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
 from keeper.trial import next_base_fee
@@ -37,12 +40,12 @@ from keeper.types import (
     Settlement,
     Submission,
     Trial,
+    Wei,
     hex_of,
 )
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
 _TRANSFER_GAS: Final = Gas(21_000)
-_STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
 Standing = Callable[[str], Refusal | None]
 # What an entry says of a replacement that differs from its plan's intent.
 _RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
@@ -82,6 +85,7 @@ class Sender:
         flights: Flights,
         rivals: Rivals,
         liquidator: Address,
+        gate: Gate,
         monotonic: Callable[[], float],
         way: Way | None = None,
         public_after_blocks: int | None = None,
@@ -91,6 +95,7 @@ class Sender:
         self._flights = flights
         self._settling = Settling(chain, flights, rivals, calldata_of)
         self._liquidator = liquidator
+        self._gate = gate
         self._monotonic = monotonic
         self._pool = PublicPool(chain)
         self._way: Way = way or self._pool
@@ -104,6 +109,10 @@ class Sender:
     def in_flight(self, key: PositionKey) -> bool:
         """Whether a transaction for this position is signed and not accounted for."""
         return self._flights.holds(key)
+
+    def liquidating(self) -> bool:
+        """Whether anything in flight may still liquidate."""
+        return any(not (flight.cancelling or flight.relaying or flight.dead) for flight in self._flights)
 
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""
@@ -135,7 +144,12 @@ class Sender:
     async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
         """Account for everything in flight that the chain has decided; see `Settling.settle`."""
         self._flights.bury(head.number)
+        relays = {flight.plan_id: calldata_of(flight.last.raw) for flight in self._flights if flight.relaying}
         settlements = await self._settling.settle(head, native)
+        for settlement in settlements:
+            if settlement.status == 0 and settlement.plan_id in relays:
+                scope = Hash(relays[settlement.plan_id][4:36])
+                self._gate.give_up(scope, "the relay of the guardian's message reverted")
         self._used_nonces = self._settling.used(self._key.address) or self._used_nonces
         return settlements
 
@@ -149,8 +163,10 @@ class Sender:
         """Record, sign, record and hand over cleared liquidations, in this order; one in flight is replaced.
 
         A replacement takes the nonce of what it replaces, so that at most one of them is ever executed. A node that
-        does not take the bytes is not an error of the plan: it stays in flight until it is mined or taken back.
+        does not take the bytes is not an error of the plan: it stays in flight until it is mined or taken back. What
+        the gate has closed on since it was cleared is left out.
         """
+        cleared = [one for one in cleared if self._gate.standing(one.plan.key.protocol) is None]
         if not cleared:
             return []
         head, at_s = cleared[0].trial.at, self._flights.now_s()
@@ -222,7 +238,8 @@ class Sender:
             self._note_answers(list(zip(mine, offered, answers, strict=True)))
 
     def _way_of(self, flight: Flight) -> Way:
-        return self._pool if flight.cancelling or flight.published else self._way
+        public = flight.cancelling or flight.published or flight.relaying
+        return self._pool if public else self._way
 
     def _note_answers(self, answers: Sequence[tuple[Flight, Attempt, Answer]]) -> None:
         wrong: Hash | None = None
@@ -240,7 +257,8 @@ class Sender:
             )
 
     def _note_taken(self, flight: Flight, attempt: Attempt, taken: Taken) -> None:
-        flight.complaint = None
+        if attempt.hash == flight.last.hash:
+            flight.complaint = None
         via = ["public"] if flight.published else list(taken.via)
         what = (attempt.hash, "published" if flight.published else "taken")
         if what in flight.told:
@@ -260,7 +278,8 @@ class Sender:
         if complaint is Complaint.KNOWN:
             self._note_taken(flight, attempt, Taken(attempt.hash))
             return
-        flight.complaint = complaint
+        if attempt.hash == flight.last.hash:  # else it was replaced while the node thought about it
+            flight.complaint = complaint
         if CONSEQUENCES[complaint] is Consequence.REFILL:
             self._lacking_wei, self._funds_wei = attempt.worst_case_wei, 0
         if (attempt.hash, str(error)) in flight.told:
@@ -308,6 +327,8 @@ class Sender:
         for flight in self._unmined():
             if flight.signed_at == head.number:
                 continue
+            if flight.relaying and not (flight.given_up or flight.cancelling):
+                continue  # see `relay_pause`
             stop = standing(flight.key.protocol)
             if flight.cancelling or _doomed(flight, head, stop):
                 offered = self._cancellation(flight, market)
@@ -318,6 +339,69 @@ class Sender:
             elif stop is None and self._worth_offering(flight, head):
                 again.append(flight)
         await self._take_back(back, again, head)
+
+    async def stop(self, market: Market) -> None:
+        """Take back, now and whatever else goes on, everything that the gate has closed on."""
+        back: list[tuple[Flight, Offered]] = []
+        for flight in self._unmined():
+            if flight.cancelling or flight.relaying or self._gate.standing(flight.key.protocol) is None:
+                continue
+            offered = self._cancellation(flight, market)
+            if offered is not None:
+                back.append((flight, offered))
+        await self._take_back(back, [], market.head)
+
+    async def relay_pause(self, message: SignedPause, market: Market) -> None:
+        """Have a guardian's signed pause mined: sign its relay, and a dearer one at each head until it is."""
+        relays = [flight for flight in self._unmined() if flight.relaying and not flight.cancelling]
+        flight = next((each for each in relays if calldata_of(each.last.raw) == message.calldata), None)
+        at = BlockTime(market.head.number, market.head.hash, market.head.timestamp_s)
+        if flight is not None and flight.signed_at >= at.number:
+            return
+        offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))
+        if flight is None or offered.max_fee_wei > flight.last.max_fee_wei:
+            with self._flights.store.transaction(
+                durable=True
+            ):  # a claim without a signature could not be repeated
+                flight = flight or self._claimed_relay(message, at)
+                self._flights.signed(
+                    [(flight, self._signed_relay(message, flight, offered, at), {})], at.number
+                )
+        await self._hand_over([flight], at)
+
+    def withdraw_relays(self, scopes: Collection[Hash]) -> None:
+        """The chain has these pauses: whatever still relays one is taken back unless it is mined first."""
+        for flight in self._unmined():
+            if flight.relaying and calldata_of(flight.last.raw)[4:36] in scopes:
+                flight.given_up = True
+
+    def _claimed_relay(self, message: SignedPause, at: BlockTime) -> Flight:
+        at_s, nonce = self._flights.now_s(), max(self._used_nonces, self._claimed_nonces)
+        plan_id = keccak(message.digest + nonce.to_bytes(32, "big"))
+        transaction = OpenTransaction(plan_id, self._key.address, nonce, PAUSE_RELAY, "reserved", at_s, ())
+        flight = Flight(transaction, at.number, at.number)
+        body = {"nonce": nonce, "operator": self._key.address, "block": at.number, "block_hash": at.hash}
+        with self._flights.store.transaction():
+            self._flights.store.reserve(plan_id, nonce, sender=self._key.address, key=PAUSE_RELAY, at_s=at_s)
+            relayed = {"pause_guard": message.pause_guard, "scope": named(message.scope)}
+            self._flights.note("intent", flight, body | relayed, at_s)
+        self._claimed_nonces = nonce + 1
+        return flight
+
+    def _signed_relay(self, message: SignedPause, flight: Flight, offered: Offered, at: BlockTime) -> Attempt:
+        signed = self._key.sign_pause_relay(
+            message.pause_guard, message.calldata, flight.nonce, offered.max_fee_wei, offered.tip_wei
+        )
+        return Attempt(
+            signed.hash,
+            "bump" if flight.transaction.attempts else "plan",
+            signed.raw,
+            offered.max_fee_wei,
+            RELAY_GAS,
+            at.number,
+            self._flights.now_s(),
+            None,
+        )
 
     def _unmined(self) -> list[Flight]:
         used = self._settling.used(self._key.address)
@@ -405,7 +489,7 @@ def _doomed(flight: Flight, head: Head, stop: Refusal | None) -> bool:
         flight.given_up
         or flight.expired(head.number)
         or flight.consequence is Consequence.CANCEL
-        or (stop is not None and stop.reason in _STOPPED)
+        or (stop is not None and stop.reason in STOPPED)
     )
 
 

@@ -120,7 +120,7 @@ class Settling:
         return None
 
     async def _close(self, flight: Flight, attempt: Attempt, receipt: Receipt, native: Price) -> Settlement:
-        liquidated = attempt.purpose != "cancel" and receipt.status == 1
+        liquidated = attempt.purpose != "cancel" and receipt.status == 1 and not flight.relaying
         settlement = Settlement(
             plan_id=flight.plan_id,
             transaction_hash=attempt.hash,
@@ -159,6 +159,10 @@ class Settling:
 
     async def _why(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> tuple[str, dict[str, Any]]:
         """The kind of an outcome that liquidated nothing, and what else there is to say of it."""
+        if flight.relaying and attempt.purpose != "cancel":
+            return "relayed", {
+                "error": "" if receipt.status == 1 else await self._replayed(flight, attempt, receipt)
+            }
         if attempt.purpose == "cancel":
             return "cancelled", {"error": "" if receipt.status == 1 else "the transfer reverted"}
         error = await self._replayed(flight, attempt, receipt)
@@ -188,7 +192,7 @@ class Settling:
 
     async def _replayed(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> str:
         """The revert in words, by replaying the transaction on the state its block left behind."""
-        to = self._liquidator(flight)
+        to = abi.address(self._terms(flight, flight.last)["pause_guard" if flight.relaying else "liquidator"])
         call = SimCall(flight.transaction.sender, to, self._calldata_of(attempt.raw), attempt.gas_limit)
         try:
             mined = await self._chain.block(receipt.block_hash)

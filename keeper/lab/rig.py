@@ -38,6 +38,8 @@ class Terms:
     max_consecutive_reverts: int = 5
     max_head_age_s: int = 26
     max_price_age_s: int = 90_000
+    unpause_confirmations: int = 0
+    canary_usd: str = "10000000"  # as much as any: no ramp
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,12 @@ max_gas_spend_wei_per_hour = 1000000000000000000
 max_loss_usd_per_day = {terms.max_loss_usd_per_day}
 max_consecutive_reverts = {terms.max_consecutive_reverts}
 max_repay_usd = 10000000.0
+
+[pause]
+unpause_confirmations = {terms.unpause_confirmations}
+
+[resume]
+canary_usd = {terms.canary_usd}
 
 [send]
 route = "public"

@@ -40,6 +40,7 @@ KINDS: Final = frozenset(
         "reverted",  # mined and reverted
         "lost_race",  # someone else was first; costs gas if it was mined
         "cancelled",  # a cancellation was mined
+        "relayed",  # a guardian's signed pause was mined, or reverted
         "dropped",  # the nonce went to a transaction that is not ours
         "reorged",  # the block of this plan's outcome was orphaned: the outcome no longer counts
         "recovered",  # a transaction of the operator that is no plan's was found on chain; costs gas

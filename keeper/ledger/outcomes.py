@@ -25,6 +25,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "settled": (*_GAS, "profit_token", "profit_raw"),
     "reverted": _GAS,
     "cancelled": _GAS,
+    "relayed": _GAS,
     "recovered": ("gas_cost_wei",),
     "lost_race": (),
 }

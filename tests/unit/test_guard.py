@@ -14,7 +14,7 @@ from eth_account import Account
 
 from keeper import abi
 from keeper.errors import ConfigError, KeyMisuse
-from keeper.guard import Clearance, Fees, Guard, Limits, PauseState, Scope, Spent, read_scopes, scope_of
+from keeper.guard import Clearance, Fees, Gate, Guard, Limits, PauseState, Scope, Spent, read_scopes, scope_of
 from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, OperatorKey, calldata_of
 from keeper.types import (
     GLOBAL_SCOPE,
@@ -92,7 +92,7 @@ TRIAL = Trial(
 
 def guard(limits: Limits = LIMITS, halt_file: Path = Path("/nonexistent/halt")) -> Guard:
     """A guard that lets the standard plan pass."""
-    return Guard(LIQUIDATOR, limits, halt_file)
+    return Guard(LIQUIDATOR, limits, Gate(halt_file, 0))
 
 
 def ask(**changes: Any) -> Clearance | Refusal:

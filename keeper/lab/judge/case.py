@@ -12,7 +12,7 @@ from keeper.lab.judge.terms import Terms
 from keeper.lab.judge.verdict import Difference
 from keeper.types import Address, Hash, Log
 
-OUTCOMES: Final = ("settled", "reverted", "cancelled", "lost_race", "dropped", "recovered")
+OUTCOMES: Final = ("settled", "reverted", "cancelled", "relayed", "lost_race", "dropped", "recovered")
 
 
 @dataclass(frozen=True, slots=True)

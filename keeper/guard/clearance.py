@@ -1,145 +1,25 @@
-"""The pause as the daemon keeps it: what may be signed, and the only place that says so.
+"""The one mint of `Clearance`: `Guard.clear`, asked once per transaction right before it is signed.
 
-`Guard.clear` is the one mint of `Clearance`, without which `keeper.keys` signs nothing. A clearance binds one
-calldata to the pause epochs it was built under and to a last block, and is spent by its first use. Unknown, stale or
-disagreeing reads are a pause. The contract enforces the same epochs and last block on chain, so what is cleared here
-can still only execute while nothing is paused.
+A clearance binds one calldata to the pause epochs it was built under and to a last block, and is spent by its first
+use. The contract enforces the same epochs and last block on chain, so what is cleared here can still only execute
+while nothing is paused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, final
 
 from keeper import abi
-from keeper.errors import AdapterError, KeyMisuse
-from keeper.ledger import Ledger
-from keeper.seams import Reads
-from keeper.types import (
-    GLOBAL_SCOPE,
-    Address,
-    BlockNumber,
-    BlockTime,
-    Gas,
-    Hash,
-    Head,
-    Plan,
-    Refusal,
-    Reverted,
-    Trial,
-    Wei,
-    hex_of,
-)
+from keeper.errors import KeyMisuse
+from keeper.guard.gate import Gate
+from keeper.guard.limits import Fees, Limits, Spent
+from keeper.guard.ramp import Ramp, Stage
+from keeper.guard.scopes import PauseState, scope_of
+from keeper.types import GLOBAL_SCOPE, Address, BlockNumber, Hash, Head, Plan, Refusal, Trial
 
-_HOUR_S: Final = 3_600
-_DAY_S: Final = 86_400
-_ASKED_EVERY_S: Final = 60
-_PAUSE_GUARD: Final = abi.load("PauseGuard")
 _MINT: Final = (
     object()
 )  # possession of this object is the right to mint; nothing outside this module reads it
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """One scope of PauseGuard as the chain has it (`PauseGuard.Scope`)."""
-
-    paused: bool
-    epoch: int
-    paused_at_s: int
-    unpause_at_s: int
-    last_unpaused_at_s: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PauseState:
-    """Every scope that matters, read at one block."""
-
-    at: BlockTime
-    scopes: Mapping[Hash, Scope]
-
-    def paused(self) -> list[Hash]:
-        """The scopes that are paused."""
-        return [key for key, scope in self.scopes.items() if scope.paused]
-
-    @property
-    def global_scope(self) -> Scope:
-        """The scope that stops everything."""
-        return self.scopes[GLOBAL_SCOPE]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the operator allows; amounts in wei or in USD with 8 decimals (`_usd_e8`)."""
-
-    max_fee_wei: Wei
-    max_gas_spend_wei_per_hour: Wei
-    max_loss_usd_e8_per_day: int
-    max_consecutive_reverts: int
-    max_repay_usd_e8: int
-    deny_accounts: frozenset[Address]
-    max_head_age_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fees:
-    """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit."""
-
-    max_fee_wei: Wei
-    tip_wei: Wei
-    gas_limit: Gas
-
-    @property
-    def worst_case_wei(self) -> int:
-        """The most its gas can cost."""
-        return self.max_fee_wei * self.gas_limit
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What was spent lately; `in_flight_wei` is the most that everything signed and undecided can still cost."""
-
-    gas_wei_last_hour: int
-    in_flight_wei: int
-    loss_usd_e8_last_day: int
-    consecutive_reverts: int
-
-    def with_in_flight(self, fees: Fees) -> Spent:
-        """The same with one more transaction in flight."""
-        return replace(self, in_flight_wei=self.in_flight_wei + fees.worst_case_wei)
-
-    def without(self, replaced_wei: int) -> Spent:
-        """The same without one that may cost so much and is to be replaced: only one of the two can be mined."""
-        return replace(self, in_flight_wei=self.in_flight_wei - replaced_wei)
-
-
-class Spending:
-    """What the ledger says was spent, asked again only after an outcome was booked and every minute.
-
-    Without an outcome, sums over a sliding window only fall: an older answer is never too lenient.
-    """
-
-    def __init__(self, ledger: Ledger, wall_clock: Callable[[], float]) -> None:
-        self._ledger = ledger
-        self._wall_clock = wall_clock
-        self._last: tuple[int, int, Spent] | None = None
-
-    def lately(self, in_flight_wei: int) -> Spent:
-        """What was spent lately, with `in_flight_wei` undecided."""
-        now_s, outcomes = int(self._wall_clock()), self._ledger.outcomes_booked
-        last = self._last
-        if last is None or last[0] != outcomes or not 0 <= now_s - last[1] < _ASKED_EVERY_S:
-            spent = Spent(
-                gas_wei_last_hour=self._ledger.gas_spent_wei(now_s - _HOUR_S),
-                in_flight_wei=0,
-                loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
-                consecutive_reverts=self._ledger.consecutive_reverts(),
-            )
-            last = self._last = (outcomes, now_s, spent)
-        return replace(last[2], in_flight_wei=in_flight_wei)
 
 
 @final
@@ -208,47 +88,26 @@ class Clearance:
             raise KeyMisuse("The transaction may spend more on gas than was cleared.")
 
 
-def scope_of(protocol: str) -> Hash:
-    """PauseGuard's scope of a configured protocol: its name in ASCII, zero-padded, readable for signers."""
-    return Hash(protocol.encode("ascii").ljust(32, b"\0"))
-
-
-def read_scopes(pause_guard: Address, protocols: Sequence[str], at: BlockTime) -> Reads[PauseState | Refusal]:
-    """Read the global scope and each protocol's at one block; anything but a clean answer is a Refusal."""
-    function = _PAUSE_GUARD.function("scopeStates")
-    wanted = [GLOBAL_SCOPE, *(scope_of(name) for name in protocols)]
-    [answer] = yield [function.call(pause_guard, wanted)]
-    if isinstance(answer, Reverted):
-        return Refusal("clear", "pause_unknown", {"error": hex_of(answer.data)})
-    try:
-        rows = function.one(answer)
-    except AdapterError as error:
-        return Refusal("clear", "pause_unknown", {"error": str(error)})
-    if len(rows) != len(wanted):
-        return Refusal("clear", "pause_unknown", {"scopes_read": len(rows), "scopes_wanted": len(wanted)})
-    scopes = {
-        scope: Scope(
-            paused, epoch, paused_at, unpause_at, last, reason.rstrip(b"\0").decode("ascii", "replace")
-        )
-        for scope, (paused, epoch, paused_at, unpause_at, last, reason) in zip(wanted, rows, strict=True)
-    }
-    return PauseState(at, scopes)
-
-
 class Guard:
     """Pause, limits and the local halt file, asked once per transaction right before it is signed."""
 
-    def __init__(self, liquidator: Address, limits: Limits, halt_file: Path) -> None:
+    def __init__(self, liquidator: Address, limits: Limits, gate: Gate, ramp: Ramp | None = None) -> None:
         self._liquidator = liquidator
         self._limits = limits
-        self._halt_file = halt_file
+        self._gate = gate
+        self._ramp = ramp
+
+    def stage(self, protocol: str) -> Stage | None:
+        """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
+        return self._ramp.stage(protocol) if self._ramp else None
 
     def standing(
         self, pause: PauseState | Refusal, protocol: str, head: Head, now_s: float
     ) -> Refusal | None:
         """Why nothing of `protocol` may be signed at this head, or None; asked before any work is spent on a plan."""
-        if self._halt_file.exists():
-            return Refusal("clear", "halted", {"halt_file": str(self._halt_file)})
+        stop = self._gate.standing(protocol)
+        if stop is not None:
+            return stop
         if isinstance(pause, Refusal):
             return pause
         if pause.at.hash != head.hash:
@@ -312,6 +171,10 @@ class Guard:
         if plan.repay_usd_e8 > limits.max_repay_usd_e8:
             numbers = {"repay_usd_e8": plan.repay_usd_e8, "max_repay_usd_e8": limits.max_repay_usd_e8}
             return Refusal("clear", "over_max_repay", numbers)
+        stage = self.stage(plan.key.protocol)
+        if stage is not None and plan.repay_usd_e8 > stage.cap_usd_e8:
+            numbers = {"repay_usd_e8": plan.repay_usd_e8, "resume_cap_usd_e8": stage.cap_usd_e8}
+            return Refusal("clear", "over_resume_cap", numbers)
         if fees.max_fee_wei > limits.max_fee_wei:
             numbers = {"fee_wei": fees.max_fee_wei, "max_fee_wei": limits.max_fee_wei}
             return Refusal("clear", "fee_over_limit", numbers)

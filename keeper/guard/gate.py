@@ -1,0 +1,214 @@
+"""The gate: which scopes are stopped, by what, and what opens each again. Closing is one synchronous step.
+
+| cause | closes | opens |
+|---|---|---|
+| `halted` | the halt file is there | it is gone |
+| `pending` | a pause waits in the pool | the chain has it, or 3 blocks passed without it |
+| `signed` | a guardian handed over a signed message | the chain has it, or its time is over |
+| `chain` | a head says so | an unpause is as many blocks deep as is configured |
+| `lost` | the chain lost a pause, or will not take one | the chain has it again, or a person restarts with `--resume` |
+
+A pause therefore counts at zero confirmations and whoever tells of it. An unpause is told from a pause that was
+orphaned by the epoch, which grows only when a scope is unpaused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from keeper.guard.message import SignedPause
+from keeper.guard.scopes import PauseState, Scope, scope_named, scope_of
+from keeper.ledger import Booked
+from keeper.types import GLOBAL_SCOPE, BlockNumber, Hash, Refusal, hex_of
+
+STOPPED: Final = ("halted", "paused", "unpause_not_final")  # refusals under which nothing is left in flight
+PROVISIONAL_BLOCKS: Final = 3
+_BOOKED: Final = ("scope", "cause", "head", "carried_by")  # what an entry says besides a cause's own numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One cause that closed a scope or no longer does, for the ledger."""
+
+    kind: str  # `pause` or `resume`
+    scope: Hash
+    cause: str
+    body: Mapping[str, Any]
+
+
+class Gate:
+    """What stands between a cleared plan and the key. Everything here is memory; `changes` are the ledger's to keep."""
+
+    def __init__(self, halt_file: Path, unpause_confirmations: int) -> None:
+        self.unpause_confirmations: Final = unpause_confirmations
+        self.shut = asyncio.Event()  # something closed that was open, since this was last cleared
+        self.changes: list[Change] = []  # not booked yet
+        self.carriers: dict[Hash, tuple[bytes, ...]] = {}  # signed transactions that carried a scope's pause
+        self.messages: dict[Hash, SignedPause] = {}  # a guardian's words, until an unpause is final
+        self._halt_file = halt_file
+        self._halted = False
+        self._closed: dict[tuple[Hash, str], dict[str, Any]] = {}
+        self._final: set[tuple[Hash, int]] = set()  # unpauses, by scope and time
+
+    # --- what is asked before anything is signed ---
+
+    def standing(self, protocol: str) -> Refusal | None:
+        """Why nothing of `protocol` may be signed now, or None."""
+        if self.look_for_halt_file():
+            return Refusal("clear", "halted", {"halt_file": str(self._halt_file)})
+        if not self._closed:
+            return None
+        for name, scope in (("global", GLOBAL_SCOPE), (protocol, scope_of(protocol))):
+            for (closed, cause), numbers in self._closed.items():
+                if closed == scope:
+                    reason = "unpause_not_final" if "unpaused_at_s" in numbers else "paused"
+                    shown = {key: value for key, value in numbers.items() if key != "message"}
+                    return Refusal("clear", reason, {"scope": name, "cause": cause, **shown})
+        return None
+
+    def closed(self, cause: str) -> list[Hash]:
+        """The scopes that this cause closes."""
+        return [scope for scope, why in self._closed if why == cause]
+
+    # --- what closes it, and opens it again ---
+
+    def look_for_halt_file(self) -> bool:
+        """Whether the halt file is there; to be asked between heads too, because nobody announces it."""
+        there = self._halt_file.exists()
+        if there != self._halted:
+            self._halted = there
+            kind = "pause" if there else "resume"
+            body = {"halt_file": str(self._halt_file)}
+            self.changes.append(Change(kind, GLOBAL_SCOPE, "halted", body))
+            if there:
+                self.shut.set()
+        return there
+
+    def see_pending(self, scope: Hash, transaction: Hash, head: BlockNumber | None) -> None:
+        """A transaction that would pause `scope` waits in the pool; `head` is the newest one that is known."""
+        lifts_after = None if head is None else head + PROVISIONAL_BLOCKS
+        self._close(scope, "pending", {"tx": hex_of(transaction), "lifts_after": lifts_after})
+
+    def see_signed(self, message: SignedPause, *, carried: bool) -> None:
+        """A guardian says so, and proved who it is; `carried`: the chain does not say so and must be told."""
+        self.messages[message.scope] = message
+        if carried:
+            self._close(message.scope, "signed", {"message": message.document()})
+
+    def see_chain(self, pause: PauseState) -> None:
+        """Take in what the chain says at a head; an unpause only `see_final` believes."""
+        head = pause.at.number
+        for scope, state in pause.scopes.items():
+            known = self._closed.get((scope, "chain"))
+            if state.paused:
+                self._close(scope, "chain", _of(state))
+                for cause in ("pending", "signed", "lost"):
+                    self._open(scope, cause, {"head": head})
+                continue
+            if known is not None and state.epoch <= known["epoch"]:
+                known.pop("unpaused_at_s", None)
+                self._close(scope, "lost", {"epoch": known["epoch"]})
+            self._lift(scope, state, head)
+
+    def see_final(self, pause: PauseState, after_s: int | None) -> None:
+        """Every unpause before `after_s` is final; None: every one that there is."""
+        for scope, state in pause.scopes.items():
+            if state.paused or not state.last_unpaused_at_s:
+                continue
+            unpause = (scope, state.last_unpaused_at_s)
+            if after_s is None or state.last_unpaused_at_s < after_s:
+                self._final.add(unpause)
+            known = self._closed.get((scope, "chain"))
+            if unpause not in self._final:
+                since = known or {"epoch": state.epoch - 1}
+                self._close(scope, "chain", {**since, "unpaused_at_s": state.last_unpaused_at_s})
+            elif known is None or state.epoch > known["epoch"]:
+                for cause in ("chain", "lost"):
+                    self._open(scope, cause, {"head": pause.at.number, "epoch": state.epoch})
+                self.messages.pop(scope, None)
+                self.carriers.pop(scope, None)
+
+    def unsettled(self, pause: PauseState) -> bool:
+        """Whether there is an unpause that `see_final` has to judge."""
+        return any(
+            not state.paused
+            and state.last_unpaused_at_s
+            and ((scope, "chain") in self._closed or (scope, state.last_unpaused_at_s) not in self._final)
+            for scope, state in pause.scopes.items()
+        )
+
+    def carried(self, scope: Hash, raw: bytes) -> None:
+        """The chain has this scope's pause from a transaction whose signed bytes are `raw`; empty where unknown."""
+        if raw:
+            self.carriers[scope] = (*self.carriers.get(scope, ()), raw)
+            body = {**self._closed[scope, "chain"], "carried_by": list(self.carriers[scope])}
+            self.changes.append(Change("pause", scope, "chain", body))
+
+    def give_up(self, scope: Hash, why: str) -> None:
+        """The chain does not take a guardian's words: a person must look."""
+        message = self.messages.pop(scope, None)
+        if message is not None and (scope, "signed") in self._closed:
+            self._close(scope, "lost", {"error": why, "message": message.document()})
+            self._open(scope, "signed", {})
+
+    def remember(self, entries: Iterable[Booked]) -> None:
+        """Close what an earlier run left closed, from its `pause` and `resume` entries, oldest first."""
+        for entry in entries:
+            body = entry.body
+            if body.get("reverts_cleared") is True:
+                for scope in self.closed("lost"):
+                    self._open(scope, "lost", {"by": "a person"})
+                    self._forget(scope, "chain")
+            if "cause" not in body or body["cause"] == "halted":
+                continue
+            scope, cause = scope_named(str(body["scope"])), str(body["cause"])
+            if entry.kind == "resume":
+                self._forget(scope, cause)
+                self.changes = [c for c in self.changes if (c.scope, c.cause) != (scope, cause)]  # on record
+                continue
+            kept = {name: value for name, value in body.items() if name not in _BOOKED}
+            if cause == "pending":
+                kept["lifts_after"] = None  # from the first head on
+            if "message" in kept:
+                self.messages[scope] = SignedPause.of(kept["message"])
+            if "carried_by" in body:
+                self.carriers[scope] = tuple(bytes.fromhex(raw[2:]) for raw in body["carried_by"])
+            self._closed[scope, cause] = kept
+
+    def _lift(self, scope: Hash, state: Scope, head: BlockNumber) -> None:
+        pending = self._closed.get((scope, "pending"))
+        if pending is not None:
+            if pending["lifts_after"] is None:
+                pending["lifts_after"] = head + PROVISIONAL_BLOCKS
+            if head >= pending["lifts_after"]:
+                self._open(scope, "pending", {"head": head})
+        message = self.messages.get(scope)
+        if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
+            # an unpause came first: the words are dead, and what it says is the chain's to say
+            self._open(scope, "signed", {"head": head})
+
+    def _close(self, scope: Hash, cause: str, numbers: dict[str, Any]) -> None:
+        new = (scope, cause) not in self._closed
+        self._closed[scope, cause] = numbers
+        if new:
+            self.changes.append(Change("pause", scope, cause, dict(numbers)))
+            self.shut.set()
+
+    def _open(self, scope: Hash, cause: str, numbers: dict[str, Any]) -> None:
+        if self._closed.pop((scope, cause), None) is not None:
+            self.changes.append(Change("resume", scope, cause, numbers))
+
+    def _forget(self, scope: Hash, *causes: str) -> None:
+        for cause in causes:
+            self._closed.pop((scope, cause), None)
+        if "chain" in causes:
+            self.messages.pop(scope, None)
+            self.carriers.pop(scope, None)
+
+
+def _of(state: Scope) -> dict[str, Any]:
+    return {"epoch": state.epoch, "paused_at_s": state.paused_at_s, "pause_reason": state.reason}
