@@ -124,6 +124,7 @@ class Engine:
         if await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
+        self.reflexes.book()  # before anything is planned: how large it may be follows from the record
         if self._sender:
             report.settled = await self._sender.settle(head, view.native)
         if self._chain.quorum > 1:

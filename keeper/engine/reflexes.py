@@ -211,6 +211,7 @@ class Reflexes:
     async def _watch_halt_file(self) -> None:
         while True:
             self.gate.look_for_halt_file()
+            self.book()
             await asyncio.sleep(_HALT_FILE_EVERY_S)
 
     async def _take_back(self) -> None:
