@@ -39,7 +39,8 @@ Builds = Mapping[str, Build]  # our two contracts by name, as built
 async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume: bool) -> None:
     """The daemon; refuses to start on anything that preflight requires and does not find.
 
-    `resume` books that a person looked at the reverts in a row, which then no longer stop it.
+    `resume` books that a person looked at the reverts in a row, and at pauses that a reorganisation erased, neither of
+    which then stops it any longer.
     """
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
@@ -272,6 +273,9 @@ async def _stages(
     standing = engine.standing(view, head, adapter.name)
     if standing is not None:
         say(standing.stage, standing.reason, standing.numbers)
+    stage = engine.stage(adapter.name)
+    if stage is not None:
+        say("resume", "canary" if stage.canary else "ramp", {"resume_cap_usd_e8": stage.cap_usd_e8})
     plan = await engine.ask(engine.plan(health, view, head, thorough=True), head)
     if isinstance(plan, Refusal):
         return say(plan.stage, plan.reason, plan.numbers)

@@ -41,6 +41,7 @@ from keeper.types import GLOBAL_SCOPE, Address, Hash
 _E8: Final = 10**8
 _BLOCK_TIME_S: Final = 1
 _UNPAUSE_DELAY_S: Final = 3
+_CANARY_USD: Final = "20000"  # after the unpause one liquidation goes first, then twice as much with each that pays
 _PATIENCE_S: Final = 30
 _QUIET_HEADS: Final = 3  # heads without anything sent after which the keeper is done with a move
 _PAUSE: Final = abi.load("PauseGuard")
@@ -98,7 +99,7 @@ async def run(keep: Path | None, *, quiet: bool) -> dict[str, Any]:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keeper-demo-")))
         show.say("building a chain with Aave 3.0, Aave 3.6, Uniswap, Chainlink and a 2-of-3 Safe")
         async with await open_lab() as lab:
-            rig = await make_rig(lab, folder, Terms(unpause_delay_s=_UNPAUSE_DELAY_S))
+            rig = await make_rig(lab, folder, Terms(unpause_delay_s=_UNPAUSE_DELAY_S, canary_usd=_CANARY_USD))
             return await _play(lab, rig, show)
 
 
@@ -211,7 +212,7 @@ class _Stage:
         await self.heads(_UNPAUSE_DELAY_S + 1)
         guard = Contract(node, self._rig.pause_guard, _PAUSE)
         await guard.send(people.liquidator.address, "executeUnpause", GLOBAL_SCOPE)
-        show.say("unpaused")
+        show.say("unpaused; one canary goes first, then twice as much with each that pays")
 
     async def liquidations_since(self, block: int) -> int:
         """Transactions of the operator after `block`, whatever became of them."""

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,7 @@ class Stage:
     proxy: Proxy
     version: Version
     borrowers: tuple[Address, ...]
+    paused: set[Hash] = field(default_factory=set)  # by a guardian, and not unpaused since
 
     async def begin(self) -> None:
         """From here on nothing is mined unasked, and a reorg stays above what was set up."""
@@ -69,6 +70,7 @@ class Stage:
         await node.set_base_fee(BASE_FEE_WEI)
         await node.mine_on_demand()
         await node.mine(_DEEPEST_REORG)
+        self.paused.clear()
 
     async def mine(self) -> None:
         """The next block, with what is pending."""
@@ -95,6 +97,7 @@ class Stage:
                 async with self._mined_at_once():
                     guardian = world.cast.guardians[0].address
                     await self._guard().send(guardian, "pause", GLOBAL_SCOPE, _REASON, _NO_INCIDENT)
+                self.paused.add(GLOBAL_SCOPE)
             case "kill":
                 pass
 
@@ -131,9 +134,15 @@ class Stage:
         await self.report("WETH", world.prices_e8["WETH"] * bps // 10_000)
 
     async def unpause(self) -> None:
-        """Scheduled by the Safe and executed once the delay is over; nothing when nothing is paused."""
+        """Scheduled by the Safe and executed once the delay is over; nothing when nothing was paused.
+
+        A pause that was orphaned is made again first: a keeper that saw it waits for its end.
+        """
         if not (await self._guard().read("scopeState", GLOBAL_SCOPE))[0]:
-            return  # the pause itself was orphaned
+            if not self.paused:
+                return
+            await self.happen(Event("pause", 0, 0))
+        self.paused.clear()
         call = InnerCall(self.rig.pause_guard, _PAUSE.function("scheduleUnpause").encode(GLOBAL_SCOPE))
         async with self._mined_at_once():
             await execute(self.lab.node, self.lab.world.safe, call)
