@@ -306,3 +306,18 @@ def bench_reaction(
     from keeper.lab import bench
 
     _print(_wait(bench.reaction(heads=heads, write=write)), bench.render, json)
+
+
+@bench_app.command("pause")
+def bench_pause(
+    json: Json = False,
+    write: Annotated[bool, typer.Option("--write", help="Write its part of docs/benchmarks.md.")] = False,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Pauses measured.")] = 200,
+) -> None:
+    """Measure how soon a pause closes the gate and takes back what is in flight; fail where that is too late."""
+    from keeper.lab import bench
+
+    document = _wait(bench.pause(trials=trials, write=write))
+    _print(document, bench.render_pause, json)
+    if not document["ok"]:
+        raise typer.Exit(1)

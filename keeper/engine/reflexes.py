@@ -126,7 +126,8 @@ class Reflexes:
         head = self.moment.head.number if self.moment else 0
         for change in changes:
             body = {"scope": named(change.scope), "cause": change.cause, "head": head, **change.body}
-            _log.warning(change.kind, head=head, scope=body["scope"], cause=change.cause)
+            at_us = int(change.at_s * 1_000_000)
+            _log.warning(change.kind, head=head, scope=body["scope"], cause=change.cause, at_us=at_us)
             self._ledger.book(change.kind, None, "", None, body, int(self._wall_clock()))
 
     async def _keep_carriers(self, head: Head) -> None:

@@ -15,8 +15,9 @@ orphaned by the epoch, which grows only when a scope is unpaused.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +33,13 @@ _BOOKED: Final = ("scope", "cause", "head", "carried_by")  # what an entry says 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One cause that closed a scope or no longer does, for the ledger."""
+    """One cause that closed a scope or no longer does, for the ledger; `at_s` is the monotonic clock's."""
 
     kind: str  # `pause` or `resume`
     scope: Hash
     cause: str
     body: Mapping[str, Any]
+    at_s: float = field(default_factory=time.monotonic)
 
 
 class Gate:

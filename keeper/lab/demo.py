@@ -41,7 +41,9 @@ from keeper.types import GLOBAL_SCOPE, Address, Hash
 _E8: Final = 10**8
 _BLOCK_TIME_S: Final = 1
 _UNPAUSE_DELAY_S: Final = 3
-_CANARY_USD: Final = "20000"  # after the unpause one liquidation goes first, then twice as much with each that pays
+_CANARY_USD: Final = (
+    "20000"  # after the unpause one liquidation goes first, then twice as much with each that pays
+)
 _PATIENCE_S: Final = 30
 _QUIET_HEADS: Final = 3  # heads without anything sent after which the keeper is done with a move
 _PAUSE: Final = abi.load("PauseGuard")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,3 +37,25 @@ async def test_reaction_is_measured_and_stated(capsys: pytest.CaptureFixture[str
     bench.render(document)
     shown = capsys.readouterr().out
     assert f"{largest['naive']['p50']:,.0f}" in shown and "what was sampled is scaled" in shown
+
+
+@pytest.mark.slow
+async def test_a_pause_is_measured_and_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are ordered, nothing was liquidated after a pause, and the page's other part is left as it is."""
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("# Benchmarks\n\nkept\n\n## How soon a pause stops it\n\nold\n")
+    monkeypatch.setattr("keeper.lab.bench.report.share_dir", lambda: tmp_path)
+    document: dict[str, Any] = await bench.pause(trials=2, accounts=60, write=True)
+    assert (document["schema"], document["name"], document["trials"]) == (1, "pause", 2)
+    assert document["figures"].pop("executed_after_pause") == 0
+    assert set(document["figures"]) == {"gate_pending_ms", "gate_head_ms", "cancel_ms"}
+    for figure in document["figures"].values():
+        assert 0 < figure["p50"] <= figure["p90"] <= figure["p99"] and figure["unit"] == "ms"
+    document["figures"]["executed_after_pause"] = 7
+    bench.render_pause(document)
+    assert "after it: 7" in capsys.readouterr().out
+    written = page.read_text()
+    assert written.startswith("# Benchmarks\n\nkept\n\n## How soon") and "old" not in written

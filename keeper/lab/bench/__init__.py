@@ -1,6 +1,7 @@
 """Speed, measured on real protocols and stated as ratios within one run."""
 
+from keeper.lab.bench.pause import pause
 from keeper.lab.bench.reaction import reaction
-from keeper.lab.bench.report import render
+from keeper.lab.bench.report import render, render_pause
 
-__all__ = ["reaction", "render"]
+__all__ = ["pause", "reaction", "render", "render_pause"]

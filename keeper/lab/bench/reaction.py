@@ -8,12 +8,8 @@ each round, so what the machine does meanwhile falls on all of them.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-import math
 import os
-import platform
 import random
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +17,11 @@ from typing import Any, Final
 
 from eth_account import Account
 
-from keeper import __version__
+from keeper.lab.bench.machine import machine, spread_ms, versions
 from keeper.lab.bench.naive import Naive, Sweep
 from keeper.lab.bench.report import write_page
 from keeper.lab.bench.scene import Keeper, Scene, open_scene
 from keeper.lab.bench.witness import Witness
-from keeper.lab.install import tool
 from keeper.types import Address, hex_of
 
 SIZES: Final = (1_000, 10_000)
@@ -42,7 +37,6 @@ _SAMPLED: Final = {
 _SEED: Final = 7
 _GAS: Final = 1_500_000
 _MAX_FEE_WEI, _TIP_WEI = 100 * 10**9, 10**9
-_PACKAGES: Final = ("aiohttp", "coincurve", "msgspec", "numpy", "sqlalchemy", "web3")
 
 Round = dict[str, float]  # seconds by variant
 
@@ -55,8 +49,8 @@ async def reaction(*, heads: int, write: bool = False, sizes: Sequence[int] = SI
         "schema": 1,
         "name": "reaction",
         "heads": heads,
-        "machine": {**_machine(), "load": load},
-        "versions": {"keeper": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+        "machine": {**machine(), "load": load},
+        "versions": versions(),
         "figures": figures,
         "ratios": _ratios(figures[str(sizes[-1])]),
     }
@@ -173,12 +167,7 @@ def _naive(scene: Scene) -> Naive:
 def _figures(rounds: Sequence[Round], accounts: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, sampled in _SAMPLED.items():
-        ordered = sorted(each[name] for each in rounds)
-        figures[name] = {
-            f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1] * 1_000, 3)
-            for percent in (50, 90, 99)
-        }
-        figures[name]["unit"] = "ms"
+        figures[name] = spread_ms(each[name] for each in rounds)
         if sampled is not None and sampled < accounts:
             figures[name] |= {"sampled": sampled, "note": "sampled and scaled"}
     return figures
@@ -192,21 +181,3 @@ def _ratios(figures: Mapping[str, Any]) -> dict[str, float]:
         "naive": round(figures["naive"]["p50"] / keeper_ms, 1),
         "multicall": round(figures["multicall"]["p50"] / keeper_ms, 1),
     }
-
-
-def _machine() -> dict[str, Any]:
-    anvil = subprocess.run([tool("anvil"), "--version"], capture_output=True, text=True, check=True).stdout
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "anvil": anvil.split("\n")[0].rpartition(" ")[2],
-    }
-
-
-def _cpu() -> str:
-    """The processor's model, where the kernel tells it; else its architecture."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -18,6 +19,12 @@ _LABELS: Final = {
     "multicall": "web3.py + Multicall3",
     "naive": "web3.py, account by account",
 }
+_PAUSE_LABELS: Final = {
+    "gate_pending_ms": "handed to the node, to gate closed",
+    "gate_head_ms": "head of its block, to gate closed",
+    "cancel_ms": "handed to the node, to the last cancellation accepted",
+}
+_PAUSE_HEADING: Final = "## How soon a pause stops it"
 _PLACES: Final = ("p50", "p90", "p99")
 
 
@@ -37,11 +44,46 @@ def render(document: Mapping[str, Any]) -> None:
     )
 
 
+def render_pause(document: Mapping[str, Any]) -> None:
+    """Figures as a table, and what does not hold."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="Pause, ms", box=None, pad_edge=False, title_justify="left")
+    for column in ("", *_PLACES):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for cells in _pause_rows(document):
+        table.add_row(*cells)
+    console.print(table)
+    executed = document["figures"]["executed_after_pause"]
+    console.print(f"{document['trials']} pauses, {document['in_flight']} transactions in flight at each")
+    console.print(f"liquidations executed in the pause's block or after it: {executed}")
+    for failure in document["failures"]:
+        console.print(f"FAILED: {failure}")
+
+
+def write_pause(document: Mapping[str, Any]) -> None:
+    """Write the last part of `docs/benchmarks.md`, and leave the rest. Raises ConfigError without a source checkout."""
+    page = _page()
+    machine = document["machine"]
+    lines = ["| | p50 ms | p90 ms | p99 ms |", "|---|--:|--:|--:|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in _pause_rows(document)]
+    text = _PAUSE_PART.format(
+        heading=_PAUSE_HEADING,
+        table="\n".join(lines),
+        trials=document["trials"],
+        in_flight=document["in_flight"],
+        accounts=f"{document['accounts']:,}",
+        executed=document["figures"]["executed_after_pause"],
+        load=", ".join(f"{each:.1f}" for each in machine["load"]),
+        cpu=machine["cpu"],
+        cores=machine["cores"],
+    )
+    page.write_text(page.read_text().partition(_PAUSE_HEADING)[0].rstrip() + "\n\n" + text)
+
+
 def write_page(document: Mapping[str, Any]) -> None:
-    """Write `docs/benchmarks.md`. Raises ConfigError where there is no source checkout."""
-    page = share_dir() / "docs" / "benchmarks.md"
-    if not page.parent.is_dir():
-        raise ConfigError("--write writes docs/benchmarks.md of a source checkout; run it in one.")
+    """Write `docs/benchmarks.md` but for its last part, the pause's. Raises ConfigError without a source checkout."""
+    page = _page()
+    kept = "".join(page.read_text().partition(_PAUSE_HEADING)[1:]) if page.exists() else ""
     machine, versions, ratios = document["machine"], document["versions"], document["ratios"]
     lines = [
         "| accounts | variant | p50 ms | p90 ms | p99 ms | sampled and scaled from |",
@@ -63,7 +105,21 @@ def write_page(document: Mapping[str, Any]) -> None:
             load=", ".join(f"{each:.1f}" for each in machine["load"]),
             versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         )
+        + (f"\n{kept}" if kept else "")
     )
+
+
+def _page() -> Path:
+    page = share_dir() / "docs" / "benchmarks.md"
+    if not page.parent.is_dir():
+        raise ConfigError("--write writes docs/benchmarks.md of a source checkout; run it in one.")
+    return page
+
+
+def _pause_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, label in _PAUSE_LABELS.items():
+        figure = document["figures"][name]
+        yield (label, *(_milliseconds(figure[place]) for place in _PLACES))
 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -139,4 +195,21 @@ another variant is measured, and has caught up with the chain at a quiet head be
 
 {cpu}, {cores} cores; Python {python}, anvil {anvil}; load when it began: {load} (the cores were shared).
 Versions: {versions}.
+"""
+
+_PAUSE_PART: Final = """\
+{heading}
+
+Written by `keeper bench pause --write`: {trials} pauses of a guardian, each while {in_flight} of the keeper's
+transactions wait in the pool, with {accounts} borrowers in the book.
+
+{table}
+
+Liquidations executed in the block of a pause or after it, counted on the chain: {executed}.
+
+The clock starts when the guardian's transaction is handed to the node. The gate is closed after the node has announced
+it and answered an `eth_call` of it; the moment is the keeper's own, by the monotonic clock that all processes share.
+A cancellation is accepted when the node announces it as pending to another subscriber; the last of the {in_flight}
+counts, and each must be a transfer of nothing from the operator to itself. The head is that of the pause's block, from
+its arrival at another subscriber to the keeper having read it. {cpu}, {cores} cores; load when it began: {load}.
 """

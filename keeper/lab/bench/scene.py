@@ -88,6 +88,10 @@ class Scene:
         """One block in which the feed makes the target liquidatable. Nothing is asked of the node after it."""
         return await self._report(self.levels_e8[self.taken + 1])
 
+    async def fall_by(self, accounts: int) -> Fall:
+        """One block in which the feed makes so many targets liquidatable at once."""
+        return await self._report(self.levels_e8[self.taken + accounts])
+
     async def rise(self) -> None:
         """One block in which the feed makes it healthy again, without anything that was pending."""
         await self.lab.node.drop_pending()
@@ -189,6 +193,23 @@ class Keeper:
         head = (await self._scene.lab.node.head()).number
         await self._until(lambda: self._cursor() >= head, f"the keeper to reach block {head}")
         await asyncio.sleep(_QUIET_S)
+
+    async def follow(self) -> None:
+        """Wait until it has worked through the newest head."""
+        head = (await self._scene.lab.node.head()).number
+        await self._until(lambda: self._cursor() >= head, f"the keeper to reach block {head}")
+
+    async def closed(self, cause: str, since: int) -> float:
+        """When the gate was closed by a cause at or after head `since`, by the monotonic clock; waits for it."""
+
+        def line() -> dict[str, Any] | None:
+            found = (
+                each for each in self.logged("pause") if each["cause"] == cause and each["head"] >= since
+            )
+            return next(found, None)
+
+        await self._until(lambda: line() is not None, f"the gate to be closed by {cause}")
+        return int((line() or {})["at_us"]) / 1_000_000
 
     async def reacted(self, number: int) -> float:
         """Its own measure of a head: seconds from arrival to the first broadcast. Waits until all of it is booked."""

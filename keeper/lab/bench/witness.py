@@ -72,6 +72,15 @@ class Witness:
 
         return self._wait(later, "a pending transaction")
 
+    def all_pending(self, since_s: float, besides: str, count: int) -> dict[str, float]:
+        """The first `count` transactions announced as pending from then on, and when; waits for them."""
+
+        def enough() -> dict[str, float] | None:
+            news = {n: at_s for n, at_s in self._pending.items() if at_s >= since_s and n != besides}
+            return news if len(news) >= count else None
+
+        return self._wait(enough, f"{count} pending transactions")
+
     def load(self, raw: bytes) -> None:
         """Send this signed transaction as soon as the next head arrives."""
         with self._news:
