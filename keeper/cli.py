@@ -54,7 +54,11 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="Handle one head and exit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and try, but never sign.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after too many reverts in a row: somebody looked at them.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on after too many reverts in a row, or a pause that a reorg erased: somebody looked.",
+        ),
     ] = False,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
 ) -> None:

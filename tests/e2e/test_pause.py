@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eth_account import Account
@@ -94,7 +95,9 @@ async def in_pool(lab: Lab) -> list[tuple[bytes, bytes]]:
     """Target and data of the operator's pending transactions, lowest nonce first."""
     content = await lab.node.rpc.request("txpool_content")
     operator = "0x" + lab.world.cast.operator.address.hex()
-    mine = next((sent for who, sent in content["pending"].items() if who.lower() == operator), {})
+    mine: dict[str, Any] = next(
+        (sent for who, sent in content["pending"].items() if who.lower() == operator), {}
+    )
     return [
         (bytes.fromhex(mine[nonce]["to"][2:]), bytes.fromhex(mine[nonce]["input"][2:]))
         for nonce in sorted(mine, key=int)

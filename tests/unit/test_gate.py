@@ -377,14 +377,14 @@ def _resume(ledger: Ledger, scope: str = "global", cause: str = "chain") -> None
 
 def _outcome(ledger: Ledger, kind: str, number: int, protocol: str = "aave") -> None:
     cost = {"gas_cost_wei": 1, "gas_cost_usd_e8": 1}
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "settled": {**cost, "profit_token": GUARD, "profit_raw": 5},
         "reverted": cost,
         "lost_race": cost,
         "cancelled": cost,
         "reorged": {},
-    }[kind]
-    ledger.book(kind, Hash(bytes([number]) * 32), protocol, None, body, 2)
+    }
+    ledger.book(kind, Hash(bytes([number]) * 32), protocol, None, bodies[kind], 2)
 
 
 def _caps(ledger: Ledger, most: int = 10_000, protocol: str = "aave") -> Stage | None:
