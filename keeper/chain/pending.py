@@ -23,6 +23,8 @@ from keeper.errors import ChainError, RpcError
 from keeper.types import Address, Hash
 
 _AGAIN_S: Final = 1.0
+_LONGEST_AGAIN_S: Final = 30.0
+_FETCHED_AT_ONCE: Final = 32
 _TOPIC: Final = "newPendingTransactions"
 
 _log = structlog.get_logger("keeper.chain")
@@ -58,7 +60,7 @@ async def watch_pool(pool: Pool, mentions: Address, saw: Saw) -> None:
 
 
 async def _watch(pool: Pool, provider: Provider, mentions: bytes, saw: Saw) -> None:
-    failed = False
+    again_s = _AGAIN_S
     while True:
         try:
             rpc = await provider.rpc()
@@ -66,17 +68,48 @@ async def _watch(pool: Pool, provider: Provider, mentions: bytes, saw: Saw) -> N
             if subscription is None:
                 pool.note("no_pending_pool", provider.label, "It does not show pending transactions.")
                 return
-            failed = False
-            while True:
-                _, raw = await subscription.next_raw()
-                pending = await _mentioning(rpc, bytes(raw), mentions)
-                if pending is not None:
-                    await saw(pending)
+            again_s = _AGAIN_S
+            if not await _listen(rpc, subscription, mentions, saw):
+                why = "It shows only hashes of pending transactions, and chain.max_requests_per_s has no room for more."
+                pool.note("no_pending_pool", provider.label, why)
+                return
         except ChainError as error:
-            if not failed:
+            if again_s == _AGAIN_S:
                 _log.warning("pending_pool_interrupted", provider=provider.label, error=str(error))
-            failed = True
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(again_s)
+            again_s = min(2 * again_s, _LONGEST_AGAIN_S)
+
+
+async def _listen(rpc: Rpc, subscription: Subscription, mentions: bytes, saw: Saw) -> bool:
+    """Look at everything that is announced; False where only hashes are, of a provider that must be spared."""
+    fetching: set[asyncio.Task[None]] = set()
+
+    async def fetch(name: str) -> None:
+        found: msgspec.Raw = await rpc.ask(_KNOWN, "eth_getTransactionByHash", name)
+        await look(bytes(found))
+
+    async def look(raw: bytes) -> None:
+        if mentions in raw.lower():  # most never get as far as being parsed
+            await saw(_pending(raw, rpc.label))
+
+    try:
+        while True:
+            raw = bytes((await subscription.next_raw())[1])
+            if raw[:1] != b'"':
+                await look(raw)
+                continue
+            if rpc.paced:
+                return False
+            for done in [task for task in fetching if task.done()]:
+                fetching.discard(done)
+                done.result()
+            if len(fetching) >= _FETCHED_AT_ONCE:
+                await asyncio.wait(fetching, return_when=asyncio.FIRST_COMPLETED)
+            fetching.add(asyncio.create_task(fetch(decode(TEXT, raw, rpc.label, _TOPIC))))
+    finally:
+        for task in fetching:
+            task.cancel()
+        await asyncio.gather(*fetching, return_exceptions=True)
 
 
 async def _subscribed(rpc: Rpc) -> Subscription | None:
@@ -90,17 +123,8 @@ async def _subscribed(rpc: Rpc) -> Subscription | None:
     return None
 
 
-async def _mentioning(rpc: Rpc, raw: bytes, mentions: bytes) -> Pending | None:
-    """What was announced, if it mentions the address; most never get as far as being parsed."""
-    if raw[:1] == b'"':
-        name = decode(TEXT, raw, rpc.label, _TOPIC)
-        found: msgspec.Raw = await rpc.ask(_KNOWN, "eth_getTransactionByHash", name)
-        raw = bytes(found)
-        if raw == b"null":
-            return None  # mined elsewhere or gone by now
-    if mentions not in raw.lower():
-        return None
-    shape = decode(_BODY, raw, rpc.label, _TOPIC)
-    with reading(rpc.label, _TOPIC):
+def _pending(raw: bytes, label: str) -> Pending:
+    shape = decode(_BODY, raw, label, _TOPIC)
+    with reading(label, _TOPIC):
         to = address_of(shape.to) if shape.to else None
         return Pending(hash_of(shape.hash), address_of(shape.sender), to, data(shape.input))

@@ -87,6 +87,11 @@ class Rpc(ABC):
         raise ChainError(f"{self.label} has no subscriptions.")
 
     @property
+    def paced(self) -> bool:
+        """Whether requests are counted, so that none should be wasted."""
+        return self._pace is not None
+
+    @property
     def pushes(self) -> bool:
         """Whether `subscribe` works here."""
         return False

@@ -354,7 +354,8 @@ class Engine:
         stage = self.stage(plan.key.protocol)
         if stage is None or not stage.canary or not self._sender:
             return None
-        if not cleared and not self._sender.liquidating():
+        others = any(stage.protocol in (None, one.plan.key.protocol) for one in cleared)
+        if not others and not self._sender.liquidating(stage.protocol):
             return None
         return Refusal("clear", "awaits_canary", {"resume_cap_usd_e8": stage.cap_usd_e8})
 
@@ -414,7 +415,9 @@ class Engine:
         self._warned = standing
 
     async def _housekeep(self) -> None:
-        self._spent()  # asked here, so that no liquidation waits for it
+        self._spent()  # asked here, so that no liquidation waits for it; nor for how large it may be
+        for name in self._watch.adapters:
+            self.stage(name)
         self._ledger.checkpoint(int(self._wall_clock()))
         self._heads += 1
         for name, assumed in self._plan_gas.items():

@@ -164,9 +164,9 @@ class Reflexes:
         )
         if isinstance(verdict, Refusal):
             return verdict
-        self.gate.see_signed(message, carried=verdict)
+        self.gate.see_signed(message, verdict)
         self.book()
-        if verdict and self._sender is not None and self.moment is not None:
+        if verdict.told and self._sender is not None and self.moment is not None:
             try:
                 await self._sender.relay_pause(message, self.moment.market)
             except ChainError as error:

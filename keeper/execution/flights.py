@@ -14,9 +14,11 @@ import structlog
 
 from keeper import abi
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence
+from keeper.guard.message import SignedPause
+from keeper.guard.scopes import named
 from keeper.ledger import Ledger
 from keeper.store import Attempt, OpenTransaction, Store
-from keeper.types import ZERO_ADDRESS, Address, BlockNumber, Hash, Plan, PositionKey, Wei
+from keeper.types import ZERO_ADDRESS, Address, BlockNumber, BlockTime, Hash, Plan, PositionKey, Wei
 
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given to show up
 PAUSE_RELAY: Final = PositionKey("", "pause relay", ZERO_ADDRESS)  # what a relayed pause claims its nonce for
@@ -155,6 +157,18 @@ class Flights:
             )
             self._log.warning("former_operator", operator=sender, in_flight=count)
             self.ledger.book("warning", None, "", None, {"detail": detail}, self.now_s())
+
+    def claim_relay(self, message: SignedPause, nonce: int, at: BlockTime) -> Flight:
+        """Claim a nonce for relaying a guardian's message, in a transaction that goes on to store what is signed."""
+        at_s = self.now_s()
+        plan_id = abi.keccak(message.digest + nonce.to_bytes(32, "big"))
+        transaction = OpenTransaction(plan_id, self.operator, nonce, PAUSE_RELAY, "reserved", at_s, ())
+        flight = Flight(transaction, at.number, at.number)
+        self.store.reserve(plan_id, nonce, sender=self.operator, key=PAUSE_RELAY, at_s=at_s)
+        body = {"nonce": nonce, "operator": self.operator, "block": at.number, "block_hash": at.hash}
+        relayed = {"pause_guard": message.pause_guard, "scope": named(message.scope)}
+        self.note("intent", flight, body | relayed, at_s)
+        return flight
 
     def signed(
         self,

@@ -13,20 +13,18 @@ from typing import Any, Final
 
 import structlog
 
-from keeper.abi import keccak
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
-from keeper.execution.flights import PAUSE_RELAY, Flight, Flights
+from keeper.execution.flights import Flight, Flights
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
 from keeper.guard import STOPPED, Clearance, Fees, Gate
 from keeper.guard.message import SignedPause
-from keeper.guard.scopes import named
 from keeper.keys import RELAY_GAS, OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
-from keeper.store import Attempt, OpenTransaction
+from keeper.store import Attempt, OpenTransaction, Purpose
 from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
@@ -110,9 +108,13 @@ class Sender:
         """Whether a transaction for this position is signed and not accounted for."""
         return self._flights.holds(key)
 
-    def liquidating(self) -> bool:
-        """Whether anything in flight may still liquidate."""
-        return any(not (flight.cancelling or flight.relaying or flight.dead) for flight in self._flights)
+    def liquidating(self, protocol: str | None) -> bool:
+        """Whether anything in flight may still liquidate, of one protocol or of any."""
+        return any(
+            protocol in (None, flight.key.protocol)
+            for flight in self._flights
+            if not (flight.cancelling or flight.relaying or flight.dead)
+        )
 
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""
@@ -363,45 +365,27 @@ class Sender:
             with self._flights.store.transaction(
                 durable=True
             ):  # a claim without a signature could not be repeated
-                flight = flight or self._claimed_relay(message, at)
+                if flight is None:
+                    nonce = max(self._used_nonces, self._claimed_nonces)
+                    flight = self._flights.claim_relay(message, nonce, at)
+                    self._claimed_nonces = nonce + 1
                 self._flights.signed(
                     [(flight, self._signed_relay(message, flight, offered, at), {})], at.number
                 )
         await self._hand_over([flight], at)
+
+    def _signed_relay(self, message: SignedPause, flight: Flight, offered: Offered, at: BlockTime) -> Attempt:
+        fees = (offered.max_fee_wei, offered.tip_wei)
+        signed = self._key.sign_pause_relay(message.pause_guard, message.calldata, flight.nonce, *fees)
+        purpose: Purpose = "bump" if flight.transaction.attempts else "plan"
+        at_s = self._flights.now_s()
+        return Attempt(signed.hash, purpose, signed.raw, fees[0], RELAY_GAS, at.number, at_s, None)
 
     def withdraw_relays(self, scopes: Collection[Hash]) -> None:
         """The chain has these pauses: whatever still relays one is taken back unless it is mined first."""
         for flight in self._unmined():
             if flight.relaying and calldata_of(flight.last.raw)[4:36] in scopes:
                 flight.given_up = True
-
-    def _claimed_relay(self, message: SignedPause, at: BlockTime) -> Flight:
-        at_s, nonce = self._flights.now_s(), max(self._used_nonces, self._claimed_nonces)
-        plan_id = keccak(message.digest + nonce.to_bytes(32, "big"))
-        transaction = OpenTransaction(plan_id, self._key.address, nonce, PAUSE_RELAY, "reserved", at_s, ())
-        flight = Flight(transaction, at.number, at.number)
-        body = {"nonce": nonce, "operator": self._key.address, "block": at.number, "block_hash": at.hash}
-        with self._flights.store.transaction():
-            self._flights.store.reserve(plan_id, nonce, sender=self._key.address, key=PAUSE_RELAY, at_s=at_s)
-            relayed = {"pause_guard": message.pause_guard, "scope": named(message.scope)}
-            self._flights.note("intent", flight, body | relayed, at_s)
-        self._claimed_nonces = nonce + 1
-        return flight
-
-    def _signed_relay(self, message: SignedPause, flight: Flight, offered: Offered, at: BlockTime) -> Attempt:
-        signed = self._key.sign_pause_relay(
-            message.pause_guard, message.calldata, flight.nonce, offered.max_fee_wei, offered.tip_wei
-        )
-        return Attempt(
-            signed.hash,
-            "bump" if flight.transaction.attempts else "plan",
-            signed.raw,
-            offered.max_fee_wei,
-            RELAY_GAS,
-            at.number,
-            self._flights.now_s(),
-            None,
-        )
 
     def _unmined(self) -> list[Flight]:
         used = self._settling.used(self._key.address)

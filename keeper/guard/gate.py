@@ -4,7 +4,7 @@
 |---|---|---|
 | `halted` | the halt file is there | it is gone |
 | `pending` | a pause waits in the pool | the chain has it, or 3 blocks passed without it |
-| `signed` | a guardian handed over a signed message | the chain has it, or its time is over |
+| `signed` | a guardian handed over a signed message | the chain has it, or an unpause came after it |
 | `chain` | a head says so | an unpause is as many blocks deep as is configured |
 | `lost` | the chain lost a pause, or will not take one | the chain has it again, or a person restarts with `--resume` |
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from keeper.guard.message import SignedPause
+from keeper.guard.message import SignedPause, Verdict
 from keeper.guard.scopes import PauseState, Scope, scope_named, scope_of
 from keeper.ledger import Booked
 from keeper.types import GLOBAL_SCOPE, BlockNumber, Hash, Refusal, hex_of
@@ -95,11 +95,12 @@ class Gate:
         lifts_after = None if head is None else head + PROVISIONAL_BLOCKS
         self._close(scope, "pending", {"tx": hex_of(transaction), "lifts_after": lifts_after})
 
-    def see_signed(self, message: SignedPause, *, carried: bool) -> None:
-        """A guardian says so, and proved who it is; `carried`: the chain does not say so and must be told."""
+    def see_signed(self, message: SignedPause, verdict: Verdict) -> None:
+        """A guardian says so, and proved who it is; the chain may have to be told."""
         self.messages[message.scope] = message
-        if carried:
-            self._close(message.scope, "signed", {"message": message.document()})
+        if verdict.told:
+            numbers = {"message": message.document(), "vetoes": verdict.vetoes}
+            self._close(message.scope, "signed", numbers)
 
     def see_chain(self, pause: PauseState) -> None:
         """Take in what the chain says at a head; an unpause only `see_final` believes."""
@@ -108,7 +109,9 @@ class Gate:
             known = self._closed.get((scope, "chain"))
             if state.paused:
                 self._close(scope, "chain", _of(state))
-                for cause in ("pending", "signed", "lost"):
+                signed = self._closed.get((scope, "signed"), {})
+                vetoing = bool(state.unpause_at_s) and signed.get("vetoes") is True
+                for cause in ("pending", "lost") if vetoing else ("pending", "lost", "signed"):
                     self._open(scope, cause, {"head": head})
                 continue
             if known is not None and state.epoch <= known["epoch"]:

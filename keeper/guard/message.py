@@ -18,7 +18,7 @@ import msgspec
 
 from keeper import abi
 from keeper.errors import AdapterError, ConfigError
-from keeper.guard.scopes import PAUSE_GUARD, Scope, read_scopes
+from keeper.guard.scopes import PAUSE_GUARD, read_scopes
 from keeper.seams import Reads
 from keeper.types import Address, BlockTime, Hash, Refusal, Reverted, hex_of
 
@@ -116,10 +116,18 @@ class SignedPause:
         return self.reason.encode("ascii").ljust(8, b"\0")
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A message that the contract would take: whether the chain has to be `told`, and it `vetoes` an unpause there."""
+
+    told: bool
+    vetoes: bool
+
+
 def read_verdict(
     message: SignedPause, signer: Address, protocol: str | None, at: BlockTime
-) -> Reads[bool | Refusal]:
-    """Whether the chain still has to be told, or why the contract would refuse the message, by its state at `at`.
+) -> Reads[Verdict | Refusal]:
+    """What the message would do by the chain's state at `at`, or why the contract would refuse it.
 
     `protocol` is the scope's configured name, None for the global scope.
     """
@@ -143,12 +151,8 @@ def read_verdict(
     if message.issued_at_s > at.timestamp_s + delay_s:
         numbers = {"issued_at_s": message.issued_at_s, "latest_s": at.timestamp_s + delay_s}
         return Refusal("pause", "signature_from_future", numbers)
-    return not state.paused or _overrules(message, state, delay_s)
-
-
-def _overrules(message: SignedPause, state: Scope, delay_s: int) -> bool:
-    """Whether it vetoes an unpause that is scheduled."""
-    return bool(state.unpause_at_s) and message.issued_at_s >= state.unpause_at_s - delay_s
+    vetoes = bool(state.unpause_at_s) and message.issued_at_s >= state.unpause_at_s - delay_s
+    return Verdict(not state.paused or vetoes, vetoes)
 
 
 def _bytes(name: str, text: str, size: int) -> bytes:

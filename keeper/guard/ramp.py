@@ -21,10 +21,14 @@ _OUTCOMES: Final = ("settled", "reverted", "reorged")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What may be repaid by one liquidation, in USD with 8 decimals; a `canary` goes alone."""
+    """What may be repaid by one liquidation, in USD with 8 decimals; a `canary` goes alone.
+
+    Alone of all, or of the liquidations of `protocol` where only that was paused.
+    """
 
     cap_usd_e8: int
     canary: bool
+    protocol: str | None
 
 
 class Ramp:
@@ -59,10 +63,8 @@ class Ramp:
             return None
         own = None if scope == named(GLOBAL_SCOPE) else scope
         succeeded: list[str] = []
-        outcomes = self._ledger.entries(None, kind=_OUTCOMES, protocol=own)[::-1]
-        for entry in outcomes:
-            if entry.seq < since.seq:
-                continue
+        outcomes = self._ledger.entries(None, kind=_OUTCOMES, protocol=own, after_seq=since.seq)
+        for entry in outcomes[::-1]:
             if entry.kind == "settled" and int(entry.body["profit_raw"]) > 0:
                 succeeded.append(entry.plan_id)
             elif entry.kind == "reverted":
@@ -72,4 +74,4 @@ class Ramp:
             if self._canary_usd_e8 << len(succeeded) >= self._most_usd_e8:
                 self._over[scope] = since.seq
                 return None
-        return Stage(self._canary_usd_e8 << len(succeeded), canary=not succeeded)
+        return Stage(self._canary_usd_e8 << len(succeeded), canary=not succeeded, protocol=own)

@@ -176,9 +176,12 @@ class Ledger:
         protocol: str | None = None,
         since_s: int | None = None,
         before_seq: int | None = None,
+        after_seq: int | None = None,
     ) -> list[Booked]:
         """Entries that match everything given, newest first; page on with `before_seq`, all of them if limit None."""
         query = _matching(kind, account, plan, protocol, since_s, None)
+        if after_seq is not None:
+            query = query.where(entries.c.seq > after_seq)
         if before_seq is not None:
             query = query.where(entries.c.seq < before_seq)
         return self._booked(query.order_by(desc(entries.c.seq)).limit(limit))

@@ -480,6 +480,25 @@ async def test_a_signed_message_closes_at_once_and_is_relayed(lab: Lab, tmp_path
             await hand_over(record, signed_pause(line, guardian, issued_at_s=int(relayed.at_s) - 5))
 
 
+async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: Path) -> None:
+    """Handed over while everything is paused and an unpause is scheduled, it is relayed, and the schedule is gone."""
+    async with open_line(lab, tmp_path) as line:
+        guardian = lab.world.cast.guardians[0]
+        await line.guard().send(guardian.address, "pause", GLOBAL_SCOPE, _DRILL, _NO_INCIDENT)
+        schedule = PAUSE.function("scheduleUnpause").encode(GLOBAL_SCOPE)
+        await execute(lab.node, lab.world.safe, InnerCall(line.rig.pause_guard, schedule))
+        await lab.node.mine_on_demand()
+        await line.step()
+        assert await line.engine.reflexes.accept(signed_pause(line, guardian)) is None
+        await line.step()
+        assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] > 0, "not mined yet, and not given up"
+        await lab.node.mine()
+        await line.step()
+        assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] == 0
+        assert [entry.body["status"] for entry in line.booked("relayed")] == [1]
+        assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
 async def test_a_stuck_relay_is_made_dearer_until_the_chain_has_it(lab: Lab, tmp_path: Path) -> None:
     """The base fee rises past what it offers: each head signs it again under the same nonce, and a restart goes on."""
     async with open_line(lab, tmp_path) as line:

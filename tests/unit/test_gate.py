@@ -13,7 +13,7 @@ from eth_account import Account
 from keeper import abi
 from keeper.errors import ConfigError
 from keeper.guard import STOPPED, Gate, PauseState, Ramp, Scope, Stage, named, scope_named, scope_of
-from keeper.guard.message import SignedPause
+from keeper.guard.message import SignedPause, Verdict
 from keeper.guard.sightings import paused_by
 from keeper.keys import signer_of
 from keeper.ledger import Ledger
@@ -31,6 +31,7 @@ KEY = "0x" + "11" * 32
 PAUSE = abi.load("PauseGuard").function("pause")
 BY_SIG = abi.load("PauseGuard").function("pauseBySig")
 MESSAGE = SignedPause(GUARD, AAVE, "DRILL", Hash(bytes(32)), 1_050, b"\x01" * 65)
+TOLD = Verdict(told=True, vetoes=False)
 _E8 = 10**8
 
 
@@ -189,7 +190,7 @@ def test_a_pending_pause_that_lands_is_the_chains() -> None:
 def test_a_signed_pause_holds_until_the_chain_has_it() -> None:
     """Blocks alone never lift it."""
     closed = gate()
-    closed.see_signed(MESSAGE, carried=True)
+    closed.see_signed(MESSAGE, TOLD)
     for number in range(1, 50):
         closed.see_chain(at(number, {}))
     assert cause(closed) == "signed"
@@ -197,10 +198,20 @@ def test_a_signed_pause_holds_until_the_chain_has_it() -> None:
     assert cause(closed) == "chain" and closed.messages == {AAVE: MESSAGE}, "kept, lest it be erased"
 
 
+def test_a_veto_holds_until_the_schedule_is_gone() -> None:
+    """The scope is paused already: only that nothing is scheduled any more shows that the chain took the message."""
+    closed = gate()
+    closed.see_signed(MESSAGE, Verdict(told=True, vetoes=True))
+    closed.see_chain(at(1, {AAVE: replace(PAUSED, unpause_at_s=1_080)}))
+    assert closed.closed("signed") == [AAVE]
+    closed.see_chain(at(2, {AAVE: PAUSED}))
+    assert closed.closed("signed") == []
+
+
 def test_words_older_than_an_unpause_are_dead() -> None:
     """The chain was paused and unpaused in between, by others: what a guardian said before no longer holds."""
     closed = gate()
-    closed.see_signed(MESSAGE, carried=True)
+    closed.see_signed(MESSAGE, TOLD)
     state = at(2, {AAVE: UNPAUSED})
     closed.see_chain(state)
     closed.see_final(state, None)
@@ -210,7 +221,7 @@ def test_words_older_than_an_unpause_are_dead() -> None:
 def test_what_the_chain_will_not_take_stays_closed() -> None:
     """A relay that reverts is not tried for ever, and the gate does not open for it."""
     closed = gate()
-    closed.see_signed(MESSAGE, carried=True)
+    closed.see_signed(MESSAGE, TOLD)
     closed.give_up(AAVE, "reverted")
     closed.see_chain(at(9, {}))
     assert cause(closed) == "lost" and not closed.messages
@@ -224,7 +235,7 @@ def test_every_cause_survives_a_restart(ledger: Ledger) -> None:
     closed = gate()
     closed.see_chain(at(1, {AAVE: PAUSED}))
     closed.carried(AAVE, b"\x02raw")
-    closed.see_signed(replace(MESSAGE, scope=MORPHO), carried=True)
+    closed.see_signed(replace(MESSAGE, scope=MORPHO), TOLD)
     closed.see_pending(GLOBAL_SCOPE, TX, BlockNumber(1))
     book(ledger, closed)
     restarted = again(ledger)
@@ -257,7 +268,7 @@ def test_a_person_clears_only_what_is_lost(ledger: Ledger) -> None:
     closed = gate()
     closed.see_chain(at(1, {AAVE: PAUSED, MORPHO: PAUSED}))
     closed.see_chain(at(2, {MORPHO: PAUSED}))
-    closed.see_signed(replace(MESSAGE, scope=GLOBAL_SCOPE), carried=True)
+    closed.see_signed(replace(MESSAGE, scope=GLOBAL_SCOPE), TOLD)
     book(ledger, closed)
     ledger.book("resume", None, "", None, {"reverts_cleared": True}, 2)
     resumed = again(ledger)
@@ -411,12 +422,16 @@ def test_the_cap_doubles_with_each_success_up_to_the_limit(ledger: Ledger) -> No
         _outcome(ledger, "lost_race", 20 + number)
         _outcome(ledger, "cancelled", 30 + number)
         _outcome(ledger, "settled", number)
-    assert caps == [Stage(1_000 * _E8, True), Stage(2_000 * _E8, False), Stage(4_000 * _E8, False)]
+    assert caps == [
+        Stage(1_000 * _E8, True, None),
+        Stage(2_000 * _E8, False, None),
+        Stage(4_000 * _E8, False, None),
+    ]
     assert ramp.stage("aave") is None and _caps(ledger, 8_000) is None
     _outcome(ledger, "reverted", 8)
     assert ramp.stage("aave") is None and _caps(ledger, 8_000) is None, "over is over until the next pause"
     _resume(ledger)
-    assert ramp.stage("aave") == Stage(1_000 * _E8, True)
+    assert ramp.stage("aave") == Stage(1_000 * _E8, True, None)
 
 
 def test_a_revert_starts_over(ledger: Ledger) -> None:
@@ -424,9 +439,9 @@ def test_a_revert_starts_over(ledger: Ledger) -> None:
     _resume(ledger)
     _outcome(ledger, "settled", 1)
     _outcome(ledger, "settled", 2)
-    assert _caps(ledger) == Stage(4_000 * _E8, False)
+    assert _caps(ledger) == Stage(4_000 * _E8, False, None)
     _outcome(ledger, "reverted", 3)
-    assert _caps(ledger) == Stage(1_000 * _E8, True)
+    assert _caps(ledger) == Stage(1_000 * _E8, True, None)
 
 
 def test_an_orphaned_success_does_not_count(ledger: Ledger) -> None:
@@ -434,21 +449,21 @@ def test_an_orphaned_success_does_not_count(ledger: Ledger) -> None:
     _resume(ledger)
     _outcome(ledger, "settled", 1)
     _outcome(ledger, "reorged", 1)
-    assert _caps(ledger) == Stage(1_000 * _E8, True)
+    assert _caps(ledger) == Stage(1_000 * _E8, True, None)
     _outcome(ledger, "settled", 1)
-    assert _caps(ledger) == Stage(2_000 * _E8, False)
+    assert _caps(ledger) == Stage(2_000 * _E8, False, None)
 
 
 def test_a_protocols_ramp_is_its_own(ledger: Ledger) -> None:
     """Another protocol is not limited by it, and its successes do not count for it; the global ramp counts all."""
     _resume(ledger, "aave")
     _outcome(ledger, "settled", 1, "morpho")
-    assert _caps(ledger) == Stage(1_000 * _E8, True)
+    assert _caps(ledger) == Stage(1_000 * _E8, True, "aave")
     assert _caps(ledger, protocol="morpho") is None
     _resume(ledger)
     _outcome(ledger, "settled", 2, "morpho")
-    assert _caps(ledger, protocol="morpho") == Stage(2_000 * _E8, False)
-    assert _caps(ledger) == Stage(1_000 * _E8, True), "the narrower of the two"
+    assert _caps(ledger, protocol="morpho") == Stage(2_000 * _E8, False, None)
+    assert _caps(ledger) == Stage(1_000 * _E8, True, "aave"), "the narrower of the two"
 
 
 def test_a_canary_as_large_as_the_limit_is_none(ledger: Ledger) -> None:
