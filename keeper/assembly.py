@@ -258,13 +258,14 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
 
 
 def decisive_settings(configured: Settings) -> dict[str, Any]:
-    """The settings that decide what is liquidated and how, as plain JSON: limits, profit, protocols and venues."""
+    """The settings that decide what is liquidated and how, as plain JSON: limits, profit, protocols, resume, venues."""
     limits = configured.limits.model_dump()
     limits["deny_accounts"] = sorted(limits["deny_accounts"])
     sections = {
         "limits": limits,
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
+        "resume": configured.resume.model_dump(),
         "venues": [model.model_dump() for model in configured.venues],
     }
     settings: dict[str, Any] = plain(sections, "settings")

@@ -121,12 +121,13 @@ async def _work(
         while (head := await _next(heads, stopping, reacting)) is not None:
             await _guarded_step(engine, head, statistics, ledger, wall_clock)
     finally:
-        await _end(reacting)
+        reacting.cancel()
         ledger.book("stopped", None, "", None, statistics.body(), int(wall_clock()))
         _log.info("stopped", **_ledger_head(ledger, int(wall_clock())))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
                 await heads.aclose()
+        await _end(reacting)
 
 
 async def _next(

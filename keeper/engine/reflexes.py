@@ -142,7 +142,10 @@ class Reflexes:
             logs = await self._chain.logs([filters], max(head.number - _NO_REORG_DEEPER, 0), head.number)
             for log in logs:
                 if log.topics[1] in wanted:
-                    self.gate.carried(log.topics[1], await self._chain.raw(log.transaction_hash))
+                    raw = await self._chain.raw(log.transaction_hash)
+                    if not raw:
+                        _log.warning("carrier_unknown", tx=log.transaction_hash)  # it cannot be sent again
+                    self.gate.carried(log.topics[1], raw)
         except ChainError as error:
             _log.warning("carrier_unknown", error=str(error))
         else:

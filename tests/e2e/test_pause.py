@@ -20,6 +20,7 @@ from keeper.guard.door import door_of, hand_over
 from keeper.guard.message import SignedPause
 from keeper.lab.actors import Actor, account
 from keeper.lab.chainlink import set_price
+from keeper.lab.judge import judge
 from keeper.lab.node import Contract, Tx
 from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Terms, make_rig
@@ -476,8 +477,12 @@ async def test_a_signed_message_closes_at_once_and_is_relayed(lab: Lab, tmp_path
         assert not line.store.open_transactions()
         await unpaused(lab, line)
         assert len((await line.step()).sent) == 2
+        await lab.node.mine()
+        assert len((await line.step()).settled) == 2
         with pytest.raises(ExecutionError, match="signature_expired"):
             await hand_over(record, signed_pause(line, guardian, issued_at_s=int(relayed.at_s) - 5))
+        verdict = await judge(line.rig.config)
+        assert verdict.ok, str(verdict)
 
 
 async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: Path) -> None:
@@ -490,8 +495,10 @@ async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: P
         await lab.node.mine_on_demand()
         await line.step()
         assert await line.engine.reflexes.accept(signed_pause(line, guardian)) is None
+        await lab.node.drop_pending()
+        await lab.node.mine()
         await line.step()
-        assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] > 0, "not mined yet, and not given up"
+        assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] > 0, "not mined, and not given up"
         await lab.node.mine()
         await line.step()
         assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] == 0
