@@ -362,9 +362,8 @@ class Sender:
             return
         offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))
         if flight is None or offered.max_fee_wei > flight.last.max_fee_wei:
-            with self._flights.store.transaction(
-                durable=True
-            ):  # a claim without a signature could not be repeated
+            # at once: a claim that a crash left without a signature could not be made again
+            with self._flights.store.transaction(durable=True):
                 if flight is None:
                     nonce = max(self._used_nonces, self._claimed_nonces)
                     flight = self._flights.claim_relay(message, nonce, at)

@@ -117,7 +117,7 @@ class Gate:
             if known is not None and state.epoch <= known["epoch"]:
                 known.pop("unpaused_at_s", None)
                 self._close(scope, "lost", {"epoch": known["epoch"]})
-            self._lift(scope, state, head)
+            self._lift(scope, head)
 
     def see_final(self, pause: PauseState, after_s: int | None) -> None:
         """Every unpause before `after_s` is final; None: every one that there is."""
@@ -132,10 +132,14 @@ class Gate:
                 since = known or {"epoch": state.epoch - 1}
                 self._close(scope, "chain", {**since, "unpaused_at_s": state.last_unpaused_at_s})
             elif known is None or state.epoch > known["epoch"]:
+                numbers = {"head": pause.at.number, "epoch": state.epoch}
                 for cause in ("chain", "lost"):
-                    self._open(scope, cause, {"head": pause.at.number, "epoch": state.epoch})
-                self.messages.pop(scope, None)
+                    self._open(scope, cause, numbers)
                 self.carriers.pop(scope, None)
+                message = self.messages.get(scope)
+                if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
+                    self._open(scope, "signed", numbers)  # said before the unpause: dead, as in the contract
+                    del self.messages[scope]
 
     def unsettled(self, pause: PauseState) -> bool:
         """Whether there is an unpause that `see_final` has to judge."""
@@ -178,23 +182,21 @@ class Gate:
             kept = {name: value for name, value in body.items() if name not in _BOOKED}
             if cause == "pending":
                 kept["lifts_after"] = None  # from the first head on
-            if "message" in kept:
+            if cause == "signed":
                 self.messages[scope] = SignedPause.of(kept["message"])
+            elif cause == "lost" and "error" in kept:
+                self.messages.pop(scope, None)  # the chain would not take it
             if "carried_by" in body:
                 self.carriers[scope] = tuple(bytes.fromhex(raw[2:]) for raw in body["carried_by"])
             self._closed[scope, cause] = kept
 
-    def _lift(self, scope: Hash, state: Scope, head: BlockNumber) -> None:
+    def _lift(self, scope: Hash, head: BlockNumber) -> None:
         pending = self._closed.get((scope, "pending"))
         if pending is not None:
             if pending["lifts_after"] is None:
                 pending["lifts_after"] = head + PROVISIONAL_BLOCKS
             if head >= pending["lifts_after"]:
                 self._open(scope, "pending", {"head": head})
-        message = self.messages.get(scope)
-        if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
-            # an unpause came first: the words are dead, and what it says is the chain's to say
-            self._open(scope, "signed", {"head": head})
 
     def _close(self, scope: Hash, cause: str, numbers: dict[str, Any]) -> None:
         new = (scope, cause) not in self._closed
@@ -211,8 +213,9 @@ class Gate:
         for cause in causes:
             self._closed.pop((scope, cause), None)
         if "chain" in causes:
-            self.messages.pop(scope, None)
             self.carriers.pop(scope, None)
+            if (scope, "signed") not in self._closed:
+                self.messages.pop(scope, None)
 
 
 def _of(state: Scope) -> dict[str, Any]:

@@ -485,6 +485,31 @@ async def test_a_signed_message_closes_at_once_and_is_relayed(lab: Lab, tmp_path
         assert verdict.ok, str(verdict)
 
 
+async def test_a_relayed_pause_that_a_reorg_erases_is_relayed_again(
+    fresh_lab: OpenLab, tmp_path: Path
+) -> None:
+    """The operator's own transaction was orphaned: it is in flight again, made dearer, and the pause comes back."""
+    lab = await fresh_lab(clock="steady")
+    rig = await make_rig(lab, tmp_path, Terms(max_head_age_s=3_600))
+    async with open_again(lab, rig) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        assert await line.engine.reflexes.accept(signed_pause(line, lab.world.cast.guardians[0])) is None
+        await lab.node.mine()
+        await line.step()
+        assert stopped(line) == "chain" and len(line.booked("relayed")) == 1
+        await lab.node.rpc.request("anvil_reorg", 1, [])
+        await lab.node.drop_pending()
+        await lab.node.mine()
+        await line.step()
+        assert line.engine.reflexes.gate.closed("lost") == [GLOBAL_SCOPE] and len(line.booked("reorged")) == 1
+        for _ in range(2):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain" and not line.engine.reflexes.gate.closed("lost")
+        assert len(line.booked("relayed")) == 2 and not line.store.open_transactions()
+
+
 async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: Path) -> None:
     """Handed over while everything is paused and an unpause is scheduled, it is relayed, and the schedule is gone."""
     async with open_line(lab, tmp_path) as line:

@@ -218,13 +218,30 @@ def test_words_older_than_an_unpause_are_dead() -> None:
     assert cause(closed) is None and not closed.messages
 
 
-def test_what_the_chain_will_not_take_stays_closed() -> None:
-    """A relay that reverts is not tried for ever, and the gate does not open for it."""
+def test_words_younger_than_an_unpause_outlive_its_finality(ledger: Ledger) -> None:
+    """A guardian speaks again before the unpause is final: when it is, the words still hold, over a restart too."""
+    closed = gate()
+    closed.see_chain(at(1, {AAVE: PAUSED}))
+    after = at(2, {AAVE: UNPAUSED})
+    closed.see_chain(after)
+    closed.see_final(after, 1_000)
+    message = replace(MESSAGE, issued_at_s=1_101)
+    closed.see_signed(message, TOLD)
+    closed.see_final(after, None)
+    book(ledger, closed)
+    for each in (closed, again(ledger)):
+        assert cause(each) == "signed" and each.messages == {AAVE: message}
+
+
+def test_what_the_chain_will_not_take_stays_closed(ledger: Ledger) -> None:
+    """A relay that reverts is not tried for ever, after a restart neither, and the gate does not open for it."""
     closed = gate()
     closed.see_signed(MESSAGE, TOLD)
     closed.give_up(AAVE, "reverted")
     closed.see_chain(at(9, {}))
-    assert cause(closed) == "lost" and not closed.messages
+    book(ledger, closed)
+    for each in (closed, again(ledger)):
+        assert cause(each) == "lost" and not each.messages and not each.closed("signed")
 
 
 # --- restarts ---
