@@ -18,6 +18,7 @@ from keeper.chain.pool import Pool
 from keeper.chain.provider import Provider
 from keeper.chain.rpc import Rpc
 from keeper.chain.subscription import Subscription
+from keeper.chain.transactions import Shape, proof_of, signed_bytes
 from keeper.chain.wire import TEXT, address_of, data, decode, hash_of, reading
 from keeper.errors import ChainError, RpcError
 from keeper.types import Address, Hash
@@ -32,22 +33,20 @@ _log = structlog.get_logger("keeper.chain")
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A transaction that waits in the pool; `sender` as the node says, `to` None where it creates a contract."""
+    """A transaction that waits in the pool; `sender` as the node says, `to` None where it creates a contract.
+
+    `raw` are its signed bytes and `proof` what was signed and the signature, where the node shows them.
+    """
 
     hash: Hash
     sender: Address
     to: Address | None
     data: bytes
+    raw: bytes
+    proof: tuple[Hash, bytes] | None
 
 
-class _Shape(msgspec.Struct):
-    hash: str
-    sender: str = msgspec.field(name="from")
-    input: str
-    to: str | None = None
-
-
-_BODY: Final = msgspec.json.Decoder(_Shape)
+_BODY: Final = msgspec.json.Decoder(Shape)
 _KNOWN: Final = msgspec.json.Decoder(msgspec.Raw)
 Saw = Callable[[Pending], Awaitable[None]]
 
@@ -127,4 +126,5 @@ def _pending(raw: bytes, label: str) -> Pending:
     shape = decode(_BODY, raw, label, _TOPIC)
     with reading(label, _TOPIC):
         to = address_of(shape.to) if shape.to else None
-        return Pending(hash_of(shape.hash), address_of(shape.sender), to, data(shape.input))
+        sender, shown = address_of(shape.sender), (signed_bytes(shape), proof_of(shape))
+        return Pending(hash_of(shape.hash), sender, to, data(shape.input), *shown)

@@ -36,7 +36,9 @@ class Sent:
     raw: bytes
 
 
-class _Shape(msgspec.Struct, rename="camel"):
+class Shape(msgspec.Struct, rename="camel"):
+    """A transaction as nodes send it, mined or waiting."""
+
     hash: str
     sender: str = msgspec.field(name="from")
     nonce: str
@@ -54,11 +56,11 @@ class _Shape(msgspec.Struct, rename="camel"):
 
 
 class _BlockShape(msgspec.Struct):
-    transactions: list[_Shape]
+    transactions: list[Shape]
 
 
 _BLOCK: Final = msgspec.json.Decoder(_BlockShape | None)
-_ONE: Final = msgspec.json.Decoder(_Shape | None)
+_ONE: Final = msgspec.json.Decoder(Shape | None)
 _TEXT: Final = msgspec.json.Decoder(str | None)
 
 
@@ -73,7 +75,7 @@ async def raw_of(rpc: Rpc, transaction_hash: Hash) -> bytes:
         return raw
     shape = await rpc.ask(_ONE, "eth_getTransactionByHash", name)
     with reading(rpc.label, "eth_getTransactionByHash"):
-        return _raw(shape) if shape else b""
+        return signed_bytes(shape) if shape else b""
 
 
 async def sent_in(rpc: Rpc, sender: Address, number: int) -> list[Sent]:
@@ -85,7 +87,7 @@ async def sent_in(rpc: Rpc, sender: Address, number: int) -> list[Sent]:
         return [_sent(one) for one in shape.transactions if address_of(one.sender) == sender]
 
 
-def _sent(shape: _Shape) -> Sent:
+def _sent(shape: Shape) -> Sent:
     return Sent(
         hash=hash_of(shape.hash),
         nonce=quantity(shape.nonce),
@@ -94,20 +96,41 @@ def _sent(shape: _Shape) -> Sent:
         data=data(shape.input),
         gas_limit=Gas(quantity(shape.gas)),
         max_fee_wei=Wei(quantity(shape.max_fee_per_gas or "0x0")),
-        raw=_raw(shape),
+        raw=signed_bytes(shape),
     )
 
 
-def _raw(shape: _Shape) -> bytes:
-    """The signed bytes, believed only if they have the transaction's hash."""
+def signed_bytes(shape: Shape) -> bytes:
+    """The signed bytes of an EIP-1559 transaction, believed only if they have its hash; empty for any other."""
+    fields, signature = _fields(shape), _signature(shape)
+    if not fields or len(signature) != 3:
+        return b""
+    raw = _TYPE_2 + rlp_list(fields + b"".join(map(rlp, signature)))
+    return raw if hex_of(keccak(raw)) == shape.hash.lower() else b""
+
+
+def proof_of(shape: Shape) -> tuple[Hash, bytes] | None:
+    """What the sender of an EIP-1559 transaction signed, and the 65-byte signature; None where it is not shown."""
+    if not signed_bytes(shape):
+        return None
+    parity, r, s = _signature(shape)
+    if parity > 1 or max(r, s) >= 2**256:
+        return None
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes([27 + parity])
+    return keccak(_TYPE_2 + rlp_list(_fields(shape))), signature
+
+
+def _signature(shape: Shape) -> list[int]:
+    return [quantity(part) for part in (shape.v, shape.r, shape.s) if part is not None]
+
+
+def _fields(shape: Shape) -> bytes:
+    """What is signed, but for its type; empty for another type, or where the node leaves something out."""
     tip, fee, to = shape.max_priority_fee_per_gas, shape.max_fee_per_gas, shape.to
-    signature = [quantity(part) for part in (shape.v, shape.r, shape.s) if part is not None]
-    if shape.type != "0x2" or len(signature) != 3 or not (shape.chain_id and tip and fee and to):
+    if shape.type != "0x2" or not (shape.chain_id and tip and fee and to):
         return b""
     fields: tuple[int | bytes, ...] = (
         *(quantity(text) for text in (shape.chain_id, shape.nonce, tip, fee, shape.gas)),
         *(data(to), quantity(shape.value), data(shape.input)),
     )
-    content = b"".join(map(rlp, fields)) + _NO_ACCESS_LIST + b"".join(map(rlp, signature))
-    raw = _TYPE_2 + rlp_list(content)
-    return raw if hex_of(keccak(raw)) == shape.hash.lower() else b""
+    return b"".join(map(rlp, fields)) + _NO_ACCESS_LIST

@@ -69,7 +69,7 @@ class Reflexes:
         self._door = door
         self._signer_of = signer_of
         self._wall_clock = wall_clock
-        self._judged: dict[Hash, None] = {}
+        self._judged: dict[Hash, bytes] = {}  # with the signed bytes, where they were shown
         self._looked_for: set[Hash] = set()  # paused scopes whose carrier was looked for
 
     async def run(self) -> None:
@@ -142,9 +142,10 @@ class Reflexes:
             logs = await self._chain.logs([filters], max(head.number - _NO_REORG_DEEPER, 0), head.number)
             for log in logs:
                 if log.topics[1] in wanted:
-                    raw = await self._chain.raw(log.transaction_hash)
+                    name = log.transaction_hash
+                    raw = await self._chain.raw(name) or self._judged.get(name, b"")
                     if not raw:
-                        _log.warning("carrier_unknown", tx=log.transaction_hash)  # it cannot be sent again
+                        _log.warning("carrier_unknown", tx=name)  # it cannot be sent again
                     self.gate.carried(log.topics[1], raw)
         except ChainError as error:
             _log.warning("carrier_unknown", error=str(error))
@@ -182,12 +183,17 @@ class Reflexes:
             return
         scopes = paused_by(pending.to, pending.data, self._pause_guard) & self._scopes.keys()
         if scopes:
-            self._judged[pending.hash] = None
+            self._judged[pending.hash] = pending.raw
             if len(self._judged) > _JUDGED:
                 del self._judged[next(iter(self._judged))]
             group.create_task(self._judge(pending, pending.to, scopes))
 
     async def _judge(self, pending: Pending, to: Address, scopes: set[Hash]) -> None:
+        # with a quorum one provider's word for who sent it is not enough to stop for
+        proven = pending.proof is not None and self._signer_of(*pending.proof) == pending.sender
+        if self._chain.quorum > 1 and not proven:
+            _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
+            return
         try:
             answer = await self._chain.call(pending.sender, to, pending.data)
         except ChainError as error:

@@ -239,6 +239,23 @@ async def test_a_pause_that_never_lands_is_lifted_after_three_blocks(lab: Lab, t
         assert [entry.body["cause"] for entry in line.booked("resume")] == ["pending"]
 
 
+async def test_with_a_quorum_a_pending_pause_must_be_signed(lab: Lab, tmp_path: Path) -> None:
+    """What one provider only says a guardian sent is ignored; what the guardian signed closes the gate."""
+    urls = (lab.anvil.ws_url, lab.anvil.url)
+    rig = await make_rig(lab, tmp_path, Terms(), urls)
+    rig.config.write_text(rig.config.read_text().replace("max_head_age_s", "quorum = 2\nmax_head_age_s", 1))
+    async with open_again(lab, rig) as line, reacting(line):
+        await line.step()
+        await lab.node.mine_on_demand()
+        guardian = lab.world.cast.guardians[0]
+        await line.pend(Tx(guardian.address, rig.pause_guard, pause_call(), gas=200_000))  # impersonated
+        await asyncio.sleep(0.3)
+        assert stopped(line) is None
+        await lab.node.drop_pending()
+        await _paused_by_raw(lab, line, guardian)
+        await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
 async def test_a_pending_pause_of_one_protocol_stops_that_one(lab: Lab, tmp_path: Path) -> None:
     """Only its own flights are taken back, and the other protocol goes on."""
     await borrow(lab, markets=("3.0", "3.6"))
