@@ -218,10 +218,7 @@ class Pause(Section):
     """`[pause]`: when a pause is over."""
 
     unpause_confirmations: int = Field(
-        64,
-        ge=0,
-        le=100_000,
-        description="Blocks on top of an unpause before it counts; a pause counts at once.",
+        64, ge=0, le=100_000, description="Blocks on top of an unpause before it counts."
     )
 
 
@@ -371,7 +368,7 @@ def _contracts(document: Document) -> Contracts | None:
 
 
 def _protocols(document: Document, models: Mapping[str, type[BaseModel]]) -> list[BaseModel | None]:
-    tables = _tables(document, "protocols")
+    tables = document.list_of_tables("protocols")
     if not tables:
         document.fail(("protocols",), "there is no protocol to watch; add a [[protocols]] table.")
     names: set[str] = set()
@@ -391,7 +388,7 @@ def _protocols(document: Document, models: Mapping[str, type[BaseModel]]) -> lis
 
 
 def _venues(document: Document, models: Mapping[str, type[BaseModel]]) -> list[BaseModel | None]:
-    tables = _tables(document, "venues")
+    tables = document.list_of_tables("venues")
     return [_of_kind(document, ("venues", index), table, models) for index, table in enumerate(tables)]
 
 
@@ -409,14 +406,6 @@ def _of_kind(
         document.fail((*key, "kind"), f"{what}; the kinds are: {allowed}.")
         return None
     return document.parse(model, key, table)
-
-
-def _tables(document: Document, name: str) -> list[dict[str, Any]]:
-    raw = document.tables.get(name, [])
-    if isinstance(raw, list) and all(isinstance(table, dict) for table in raw):
-        return raw
-    document.fail((name,), f"{shown(raw)} is not a list of tables; write [[{name}]] above each.")
-    return []
 
 
 def _private_key(document: Document, name: str) -> SecretStr | None:

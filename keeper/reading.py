@@ -125,6 +125,14 @@ class Document:
         """Note a key nothing reads."""
         self.fail(key, f"this key is unknown; correct or remove it{_suggest(str(key[-1]), allowed)}.")
 
+    def list_of_tables(self, name: str) -> list[dict[str, Any]]:
+        """The `[[name]]` tables; none, with a problem noted, where it is something else."""
+        raw = self.tables.get(name, [])
+        if isinstance(raw, list) and all(isinstance(table, dict) for table in raw):
+            return raw
+        self.fail((name,), f"{shown(raw)} is not a list of tables; write [[{name}]] above each.")
+        return []
+
     def _table(self, model: type[BaseModel], key: Key, raw: Mapping[str, Any]) -> dict[str, Any]:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         typed: dict[str, Any] = {}

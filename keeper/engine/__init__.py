@@ -19,7 +19,8 @@ from keeper.engine.head import Policy, StepReport, View
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
-from keeper.execution.sender import Cleared, Sender, Stuck
+from keeper.execution.flights import Cleared, Stuck
+from keeper.execution.sender import Sender
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan

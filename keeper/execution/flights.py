@@ -13,14 +13,29 @@ from typing import Any, Final
 import structlog
 
 from keeper import abi
+from keeper.execution.fees import Offered
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence
+from keeper.guard import STOPPED, Clearance
 from keeper.guard.message import SignedPause
 from keeper.guard.scopes import named
 from keeper.ledger import Ledger
 from keeper.store import Attempt, OpenTransaction, Store
-from keeper.types import ZERO_ADDRESS, Address, BlockNumber, BlockTime, Hash, Plan, PositionKey, Wei
+from keeper.types import (
+    ZERO_ADDRESS,
+    Address,
+    BlockNumber,
+    BlockTime,
+    Hash,
+    Plan,
+    PositionKey,
+    Refusal,
+    Trial,
+    Wei,
+)
 
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given to show up
+# What an entry says of a replacement that differs from its plan's intent.
+_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
 PAUSE_RELAY: Final = PositionKey("", "pause relay", ZERO_ADDRESS)  # what a relayed pause claims its nonce for
 
 
@@ -84,10 +99,50 @@ class Flight:
         """What follows from the last complaint."""
         return CONSEQUENCES[self.complaint] if self.complaint is not None else None
 
+    def doomed(self, number: int, stop: Refusal | None) -> bool:
+        """Whether its nonce is to be taken back at block `number`, where `stop` is why nothing may be signed now."""
+        return (
+            self.given_up
+            or self.expired(number)
+            or self.consequence is Consequence.CANCEL
+            or (stop is not None and stop.reason in STOPPED)
+        )
+
     def expired(self, number: int) -> bool:
         """Whether, at block `number`, what was signed last should have been mined long ago."""
         last_block = self.last.last_block
         return last_block is None or number > last_block + _GRACE_BLOCKS
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """A plan that may be sent; `numbers` go into the ledger's intent."""
+
+    plan: Plan
+    trial: Trial
+    clearance: Clearance
+    numbers: Mapping[str, Any]
+
+    def renewed(self, flight: Flight) -> Mapping[str, Any]:
+        """What the entry of a replacement says beside its fees; a plan's first transaction has an intent that does."""
+        if not flight.transaction.attempts:
+            return {}
+        at = self.trial.at
+        return {
+            "block": at.number,
+            "block_hash": at.hash,
+            **{name: self.numbers[name] for name in _RENEWED},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A plan whose transaction must be replaced or taken back: what it offers, and how often it was signed."""
+
+    plan: Plan
+    offered: Offered
+    urgency: int
+    worst_case_wei: int
 
 
 class Flights:

@@ -8,7 +8,6 @@ record. What is in flight is then replaced (`Sender.stuck`), offered again or ta
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -16,11 +15,11 @@ import structlog
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
-from keeper.execution.flights import Flight, Flights
+from keeper.execution.flights import Cleared, Flight, Flights, Stuck
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
-from keeper.guard import STOPPED, Clearance, Fees, Gate
+from keeper.guard import Fees, Gate
 from keeper.guard.message import SignedPause
 from keeper.keys import RELAY_GAS, OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
@@ -37,7 +36,6 @@ from keeper.types import (
     Refusal,
     Settlement,
     Submission,
-    Trial,
     Wei,
     hex_of,
 )
@@ -45,28 +43,6 @@ from keeper.types import (
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
 _TRANSFER_GAS: Final = Gas(21_000)
 Standing = Callable[[str], Refusal | None]
-# What an entry says of a replacement that differs from its plan's intent.
-_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """A plan that may be sent; `numbers` go into the ledger's intent."""
-
-    plan: Plan
-    trial: Trial
-    clearance: Clearance
-    numbers: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    """A plan whose transaction must be replaced or taken back: what it offers, and how often it was signed."""
-
-    plan: Plan
-    offered: Offered
-    urgency: int
-    worst_case_wei: int
 
 
 class Sender:
@@ -174,7 +150,7 @@ class Sender:
         head, at_s = cleared[0].trial.at, self._flights.now_s()
         flights = self._reserved(cleared, head, at_s)
         signed = [
-            (flight, self._signed_plan(one, flight, at_s), _renewed(one, flight))
+            (flight, self._signed_plan(one, flight, at_s), one.renewed(flight))
             for one, flight in zip(cleared, flights, strict=True)
         ]
         self._flights.signed(signed, head.number)
@@ -305,7 +281,7 @@ class Sender:
             self._too_cheap(flight, market)
             for flight in self._unmined()
             if not flight.cancelling
-            and not _doomed(flight, market.head, stop := standing(flight.key.protocol))
+            and not flight.doomed(market.head.number, stop := standing(flight.key.protocol))
             and stop is None
         ]
         return [each for each in found if each is not None]
@@ -332,7 +308,7 @@ class Sender:
             if flight.relaying and not (flight.given_up or flight.cancelling):
                 continue  # see `relay_pause`
             stop = standing(flight.key.protocol)
-            if flight.cancelling or _doomed(flight, head, stop):
+            if flight.cancelling or flight.doomed(head.number, stop):
                 offered = self._cancellation(flight, market)
                 if offered is not None:
                     back.append((flight, offered))
@@ -467,22 +443,5 @@ class Sender:
                 self._lacking_wei = 0
 
 
-def _doomed(flight: Flight, head: Head, stop: Refusal | None) -> bool:
-    return (
-        flight.given_up
-        or flight.expired(head.number)
-        or flight.consequence is Consequence.CANCEL
-        or (stop is not None and stop.reason in STOPPED)
-    )
-
-
 def _offered(flight: Flight) -> Offered:
     return Offered(flight.last.max_fee_wei, tip_of(flight.last.raw))
-
-
-def _renewed(one: Cleared, flight: Flight) -> Mapping[str, Any]:
-    """What the entry of a replacement says beside its fees; a plan's first transaction has an intent that does."""
-    if not flight.transaction.attempts:
-        return {}
-    at = one.trial.at
-    return {"block": at.number, "block_hash": at.hash, **{name: one.numbers[name] for name in _RENEWED}}
