@@ -230,16 +230,8 @@ def tip_of(raw: bytes) -> Wei:
 
 
 def signer_of(digest: Hash, signature: bytes) -> Address | None:
-    """Whose 65-byte signature of `digest` it is, as the contracts recover it; None where it is nobody's."""
-    if (
-        len(signature) != 65
-        or signature[64] not in (27, 28)
-        or int.from_bytes(signature[32:64]) > _HALF_ORDER
-    ):
+    """Whose signature of `digest` it is, as PauseGuard reads it: no malleable twin, and nothing but the hash itself."""
+    plain = len(signature) == _SIGNATURE_BYTES and signature[64] in (27, 28)
+    if not plain or int.from_bytes(signature[32:64]) > _HALF_ORDER:
         return None
-    compact = signature[:64] + bytes([signature[64] - 27])
-    try:
-        key = PublicKey.from_signature_and_message(compact, digest, hasher=None)
-    except ValueError:  # no point of the curve
-        return None
-    return Address(abi.keccak(key.format(compressed=False)[1:])[12:])
+    return recovered(digest, signature)

@@ -35,7 +35,6 @@ from keeper.chain.wire import (
     TEXT,
     already_known,
     data,
-    failed_execution,
     hash_of,
     quantity,
     reading,
@@ -52,7 +51,6 @@ from keeper.types import (
     Head,
     Log,
     Result,
-    Reverted,
     Wei,
     hex_of,
 )
@@ -216,22 +214,6 @@ class Chain:
                 return data(text)
 
         return await self._believed(work)
-
-    async def call(self, sender: Address, to: Address, payload: bytes) -> Result:
-        """What a call by `sender` would return on the newest state."""
-        message = {"from": hex_of(sender), "to": hex_of(to), "data": hex_of(payload)}
-
-        async def work(rpc: Rpc) -> Result:
-            try:
-                text = await rpc.ask(TEXT, "eth_call", message, "latest")
-            except RpcError as error:
-                if failed_execution(error):
-                    return Reverted(error.data)
-                raise
-            with reading(rpc.label, "eth_call"):
-                return data(text)
-
-        return await self._believed(work, pinned=False)
 
     # --- logs ---
 

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from keeper.abi import load
-from keeper.chain.client import Chain, Pending
+from keeper.chain.client import Chain, Pending, SimCall
 from keeper.errors import ChainError, ConfigError
 from keeper.execution.fees import Market
 from keeper.execution.sender import Sender
@@ -24,11 +24,23 @@ from keeper.guard.door import serve
 from keeper.guard.message import SignedPause, read_verdict
 from keeper.guard.sightings import paused_by
 from keeper.ledger import Ledger
-from keeper.types import GLOBAL_SCOPE, Address, BlockNumber, BlockTime, Filters, Hash, Head, Refusal, Reverted
+from keeper.types import (
+    GLOBAL_SCOPE,
+    Address,
+    BlockNumber,
+    BlockTime,
+    Filters,
+    Gas,
+    Hash,
+    Head,
+    Refusal,
+    Reverted,
+)
 
 _HALT_FILE_EVERY_S: Final = 0.1
 _NO_REORG_DEEPER: Final = 128  # where a pause's transaction is looked for, to have it if it is orphaned
 _JUDGED: Final = 4_096  # pending transactions that are remembered to have been looked at
+_PAUSE_GAS: Final = Gas(5_000_000)  # more than a Safe's largest batch around a pause takes
 _EXEC: Final = load("Safe").function("execTransaction")
 _PAUSED: Final = load("PauseGuard").event("Paused")
 
@@ -195,7 +207,8 @@ class Reflexes:
             _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
             return
         try:
-            answer = await self._chain.call(pending.sender, to, pending.data)
+            head = self.moment.head if self.moment else await self._chain.head()
+            answer = await self._chain.call(SimCall(pending.sender, to, pending.data, _PAUSE_GAS), head)
         except ChainError as error:
             _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
         else:

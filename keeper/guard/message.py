@@ -20,13 +20,12 @@ from keeper import abi
 from keeper.errors import AdapterError, ConfigError
 from keeper.guard.scopes import PAUSE_GUARD, read_scopes
 from keeper.seams import Reads
+from keeper.typed_data import Pause, pause_hash
 from keeper.types import Address, BlockTime, Hash, Refusal, Reverted, hex_of
 
 _VERSION: Final = 1
-_DOMAIN_TYPE: Final = abi.keccak(b"EIP712Domain(string name,string version,address verifyingContract)")
-_NAME: Final = abi.keccak(b"PauseGuard") + abi.keccak(b"1")
-_PAUSE_TYPE: Final = abi.keccak(b"Pause(bytes32 scope,bytes8 reason,bytes32 incident,uint40 issuedAt)")
 _REASON: Final = re.compile(r"[ -~]{1,8}")
+_HEX_REASON: Final = 2 + 2 * 8
 _LAST_TIME_S: Final = 2**40 - 1
 
 
@@ -36,7 +35,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     scope: str
     reason: str
     incident: str
-    issued_at: int
+    issued_at: int | str
     signature: str
 
 
@@ -71,16 +70,20 @@ class SignedPause:
     def _of(cls, line: _Line) -> Self:
         if line.version != _VERSION:
             raise ValueError(f"version {line.version} is not known here; version {_VERSION} is.")
-        if not _REASON.fullmatch(line.reason):
+        reason = line.reason
+        if len(reason) == _HEX_REASON:  # as signers' files have it
+            reason = _bytes("reason", reason, 8).rstrip(b"\0").decode("ascii")
+        if not _REASON.fullmatch(reason):
             raise ValueError("reason must be 1 to 8 printable ASCII characters.")
-        if not 0 < line.issued_at <= _LAST_TIME_S:
+        issued_at_s = int(line.issued_at)
+        if not 0 < issued_at_s <= _LAST_TIME_S:
             raise ValueError("issued_at must be seconds since 1970.")
         return cls(
             abi.address(line.pause_guard),
             Hash(_bytes("scope", line.scope, 32)),
-            line.reason,
+            reason,
             Hash(_bytes("incident", line.incident, 32)),
-            line.issued_at,
+            issued_at_s,
             _bytes("signature", line.signature, 65),
         )
 
@@ -99,11 +102,8 @@ class SignedPause:
     @property
     def digest(self) -> Hash:
         """What the guardian's key signed."""
-        domain = abi.keccak(_DOMAIN_TYPE + _NAME + bytes(12) + self.pause_guard)
-        words = (
-            self.scope + self._reason.ljust(32, b"\0") + self.incident + self.issued_at_s.to_bytes(32, "big")
-        )
-        return abi.keccak(b"\x19\x01" + domain + abi.keccak(_PAUSE_TYPE + words))
+        pause = Pause(self.scope, self._reason, self.incident, self.issued_at_s)
+        return pause_hash(self.pause_guard, pause)
 
     @property
     def calldata(self) -> bytes:

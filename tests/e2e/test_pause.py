@@ -26,15 +26,8 @@ from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Terms, make_rig
 from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
-from keeper.multisig.safe import (
-    CALL,
-    InnerCall,
-    SafeTx,
-    batch,
-    exec_calldata,
-    pack_signatures,
-    safe_tx_hash,
-)
+from keeper.multisig.safe import CALL, InnerCall, batch, exec_calldata, pack_signatures
+from keeper.typed_data import SafeTx, safe_tx_hash
 from keeper.types import GLOBAL_SCOPE, Hash, Refusal, Trial
 from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again, open_line

@@ -17,8 +17,9 @@ from keeper.guard.message import SignedPause, Verdict
 from keeper.guard.sightings import paused_by
 from keeper.keys import signer_of
 from keeper.ledger import Ledger
-from keeper.multisig.safe import InnerCall, SafeTx, batch, exec_calldata
+from keeper.multisig.safe import InnerCall, batch, exec_calldata
 from keeper.store import Store
+from keeper.typed_data import SafeTx
 from keeper.types import GLOBAL_SCOPE, Address, BlockNumber, BlockTime, Hash
 
 AAVE, MORPHO = scope_of("aave"), scope_of("morpho")
@@ -350,6 +351,8 @@ def test_a_message_travels_unchanged_and_names_its_signer() -> None:
     """A line of JSON and back; the signer is recovered as the contract does."""
     message = _signed()
     assert SignedPause.of(message.document()) == message
+    as_file = {**message.document(), "reason": "0x" + b"DRILL\0\0\0".hex(), "issued_at": "1050"}
+    assert SignedPause.of(as_file) == message, "and as signers' files spell it"
     assert signer_of(message.digest, message.signature) == abi.address(Account.from_key(KEY).address)
     assert BY_SIG.decode_input(message.calldata)[0] == AAVE
 
@@ -384,7 +387,7 @@ def test_a_twin_signature_is_nobodys() -> None:
         ({"reason": ""}, "reason must be"),
         ({"reason": "TOO LONG A WORD"}, "reason must be"),
         ({"issued_at": 0}, "issued_at"),
-        ({"issued_at": "1"}, "issued_at"),
+        ({"issued_at": "soon"}, "soon"),
         ({"signature": "0x"}, "signature must be"),
         ({"pause_guard": "0x12"}, "not an address"),
         ({"extra": 1}, "extra"),
