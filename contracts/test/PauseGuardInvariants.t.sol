@@ -192,11 +192,11 @@ contract PauseGuardPlayer is TestBase {
         Message memory message = relayed[which % relayed.length];
         (bytes8 reason, bytes32 about) = (REASON, incident);
         how %= 6;
-        if (how == 0) message.scope ^= bytes32(1 << (bit % 256));
-        if (how == 1) message.issuedAt ^= uint40(1 << (bit % 40));
-        if (how == 2) reason ^= bytes8(uint64(1 << (bit % 64)));
-        if (how == 3) about ^= bytes32(1 << (bit % 256));
-        if (how == 4) message.signature[bit % 65] ^= bytes1(uint8(1 << (bit % 8)));
+        if (how == 0) message.scope ^= bytes32(2 ** (bit % 256));
+        if (how == 1) message.issuedAt ^= uint40(2 ** (bit % 40));
+        if (how == 2) reason ^= bytes8(uint64(2 ** (bit % 64)));
+        if (how == 3) about ^= bytes32(2 ** (bit % 256));
+        if (how == 4) message.signature[bit % 65] ^= bytes1(uint8(2 ** (bit % 8)));
         if (how == 5) message.signature = twinOf(message.signature);
         assertFalse(submitted(message, reason, about), "a forged signature was taken");
     }
