@@ -6,7 +6,6 @@ import {IAaveV3FlashReceiver} from "../src/interfaces/IAaveV3Flash.sol";
 import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
 import {FuzzSelector} from "./LiquidatorInvariants.t.sol";
 import {SiegeSetup} from "./SiegeSetup.sol";
-import {LyingFlashSource} from "./mocks/LyingFlashSource.sol";
 import {Exchange, Lender} from "./mocks/Markets.sol";
 import {LendingPool} from "./mocks/Protocols.sol";
 
@@ -116,13 +115,14 @@ contract Besieger is SiegeSetup {
     /* PLANS */
 
     function drawPlan() internal returns (ILiquidator.Plan memory plan) {
-        plan.flashSource = address(lender);
+        plan.flashSource = draw(2) == 0 ? address(lender) : address(bank);
         plan.flashToken = address(usdc);
         plan.calls = new ILiquidator.Call[](1 + draw(2));
         for (uint256 i; i < plan.calls.length; ++i) {
             uint256 repay = 1e6 + draw(5e9);
+            uint256 approved = repay + draw(2) * draw(1e6);
             plan.calls[i] = ILiquidator.Call(
-                address(lender), address(usdc), repay, abi.encodeCall(Lender.liquidate, (repay))
+                address(lender), address(usdc), approved, abi.encodeCall(Lender.liquidate, (repay))
             );
             plan.flashAmount += repay;
         }
@@ -133,6 +133,15 @@ contract Besieger is SiegeSetup {
         plan.protocolEpoch = guard.scopeState(LENDING).epoch;
         plan.lastBlock = type(uint64).max;
         drawSwaps(plan);
+    }
+
+    /// @dev A plan that borrows and calls, and to which nothing but the lock or the callback's check can object.
+    function harmless(uint256 flashAmount) internal returns (ILiquidator.Plan memory plan) {
+        plan = drawPlan();
+        plan.flashAmount = flashAmount;
+        if (flashAmount == 0) plan.flashSource = address(0);
+        (plan.swaps, plan.calls) = (new ILiquidator.Swap[](0), new ILiquidator.Call[](1));
+        plan.calls[0] = ILiquidator.Call(address(lender), address(0), 0, abi.encodeCall(Lender.reward, ()));
     }
 
     function drawSwaps(ILiquidator.Plan memory plan) internal {
@@ -207,23 +216,19 @@ contract Besieger is SiegeSetup {
 
     function strikeOf(uint256 which) internal returns (address, bytes memory) {
         address victim = address(liquidator);
-        bytes memory params = plans.length == 0 ? abi.encode(0) : plans[draw(plans.length)];
         if (which == 0) {
+            bytes memory params = abi.encode(harmless(0));
             return (
                 victim,
-                abi.encodeCall(IAaveV3FlashReceiver.executeOperation, (address(usdc), 1, 0, victim, params))
+                abi.encodeCall(IAaveV3FlashReceiver.executeOperation, (address(usdc), 0, 0, victim, params))
             );
         }
-        // A loan of the listed source in the Liquidator's name, and one of the thief's own source.
-        if (which == 1) {
+        // A loan of the listed source in the Liquidator's name, and one of the thief's own source; free of premium.
+        if (which < 3) {
+            bytes memory params = abi.encode(harmless(1000));
             return (
-                address(lender), abi.encodeCall(Lender.flashLoanSimple, (victim, address(usdc), 1e6, params, 0))
-            );
-        }
-        if (which == 2) {
-            return (
-                address(liar),
-                abi.encodeCall(LyingFlashSource.flashLoanSimple, (victim, address(usdc), 1e6, params, 0))
+                which == 1 ? address(lender) : address(liar),
+                abi.encodeCall(Lender.flashLoanSimple, (victim, address(usdc), 1000, params, 0))
             );
         }
         address from = draw(2) == 0 ? victim : treasury;
@@ -236,13 +241,7 @@ contract Besieger is SiegeSetup {
         }
         // In the middle of a plan the Liquidator is locked.
         if (which == 7) return (victim, abi.encodeCall(ILiquidator.sweep, (list(address(usdc), address(weth)))));
-        if (which == 8) {
-            ILiquidator.Plan memory plan = drawPlan();
-            (plan.flashSource, plan.flashAmount) = (address(0), 0);
-            (plan.swaps, plan.calls) = (new ILiquidator.Swap[](0), new ILiquidator.Call[](1));
-            plan.calls[0] = ILiquidator.Call(address(lender), address(0), 0, abi.encodeCall(Lender.reward, ()));
-            return (victim, abi.encodeCall(ILiquidator.execute, (plan)));
-        }
+        if (which == 8) return (victim, abi.encodeCall(ILiquidator.execute, (harmless(0))));
         if (which == 9) return (address(usdc), abi.encodeCall(usdc.transfer, (from, 1 + draw(1e9))));
         if (which == 10) return (address(lender), abi.encodeCall(Lender.liquidate, (1 + draw(1e9))));
         return (
@@ -301,10 +300,12 @@ contract Besieger is SiegeSetup {
         uint256 seized = lender.seizedBy(address(this)) + lender.seizedBy(address(liquidator));
         assertEq(usdc.balanceOf(address(lender)), LENT_USDC + lender.repaid() + lender.premiums(), "lender's USDC");
         assertEq(weth.balanceOf(address(lender)), LENT_WETH - seized, "lender's WETH");
+        assertEq(usdc.balanceOf(address(bank)), LENT_USDC + bank.premiums(), "bank's USDC");
         assertEq(breaches, 0, "something forbidden worked");
-        address[7] memory spenders = [
+        address[8] memory spenders = [
             address(this),
             address(lender),
+            address(bank),
             address(exchange_),
             address(pool),
             address(router),

@@ -8,9 +8,9 @@ import {LyingFlashSource} from "./mocks/LyingFlashSource.sol";
 import {EvilToken, Exchange, Lender} from "./mocks/Markets.sol";
 import {LendingPool} from "./mocks/Protocols.sol";
 
-/// @notice A world where no token that counts is made or lost: an honest lender, an exchange with an honest pool and
-/// pools that whoever inherits this owns, and a pool, a router and a flash source of his that the Safe never listed. He
-/// is rich and holds the operator's key.
+/// @notice A world where no token that counts is made or lost: an honest lender and bank, an exchange with an honest
+/// pool and pools that whoever inherits this owns, and a pool, a router and a flash source of his that the Safe never
+/// listed. He is rich and holds the operator's key.
 abstract contract SiegeSetup is LiquidatorSetup {
     uint24 internal constant HONEST = 3000;
     uint24 internal constant OWN = 1;
@@ -19,6 +19,7 @@ abstract contract SiegeSetup is LiquidatorSetup {
     uint256 internal constant USDC_VALUE = 1e30;
 
     Lender internal lender;
+    Lender internal bank; // lends flash loans only
     Exchange internal exchange_;
     EvilToken internal evil;
     LyingFlashSource internal liar;
@@ -26,10 +27,11 @@ abstract contract SiegeSetup is LiquidatorSetup {
 
     constructor() {
         setUp();
-        (lender, exchange_) = (new Lender(usdc, weth), new Exchange());
+        (lender, bank, exchange_) = (new Lender(usdc, weth), new Lender(usdc, weth), new Exchange());
         (evil, liar) = (new EvilToken(), new LyingFlashSource());
         relist();
         usdc.mint(address(lender), LENT_USDC);
+        usdc.mint(address(bank), LENT_USDC);
         weth.mint(address(lender), LENT_WETH);
         usdc.mint(address(this), 1e15);
         weth.mint(address(this), 1e24);
@@ -51,6 +53,7 @@ abstract contract SiegeSetup is LiquidatorSetup {
         allow(address(lender), Lender.liquidate.selector, LENDING);
         allow(address(lender), Lender.reward.selector, LENDING);
         asSafe(abi.encodeCall(ILiquidator.setFlashSource, (address(lender), ILiquidator.FlashKind.AAVE_V3)));
+        asSafe(abi.encodeCall(ILiquidator.setFlashSource, (address(bank), ILiquidator.FlashKind.AAVE_V3)));
         asSafe(abi.encodeCall(ILiquidator.setVenue, (address(exchange_), ILiquidator.VenueKind.UNISWAP_V3)));
         asSafe(abi.encodeCall(ILiquidator.setOperator, (address(this), true)));
     }
