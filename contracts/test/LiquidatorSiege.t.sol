@@ -93,7 +93,7 @@ contract Besieger is SiegeSetup {
     }
 
     function donate(uint256 amount) external weighed {
-        usdc.transfer(address(liquidator), bound(amount, 1, 1e10));
+        assertTrue(usdc.transfer(address(liquidator), bound(amount, 1, 1e10)), "given");
     }
 
     function pauseOrResume(bool everything) external {
