@@ -365,8 +365,8 @@ async def test_flag_chain_hash(table: Table) -> None:
 
 async def test_flag_delegatecall_spares_only_multi_send_with_its_own_code(table: Table) -> None:
     """A batch through the canonical contract is clean; with other code there, or offline, it is a delegatecall."""
-    guardian_address = checksum(table.lab.world.cast.guardians[0].address)
-    file = await table.build("remove-guardian", guardian_address, "global")
+    old, new = table.lab.world.cast.operator.address, actor("newcomer").address
+    file = await table.build("rotate-operator", checksum(old), checksum(new))
     shown = await table.show(file)
     assert shown["red_flags"] == [] and len(shown["calls"]) == 2
     assert shown["batch_by"] == checksum(table.lab.world.safe.multi_send_call_only)
@@ -377,12 +377,21 @@ async def test_flag_delegatecall_spares_only_multi_send_with_its_own_code(table:
 
 
 async def test_a_batch_is_not_built_where_it_would_do_nothing(table: Table) -> None:
-    """A delegatecall to an address without code succeeds and does nothing, so a chain without it is refused."""
+    """A delegatecall to an address without code succeeds and does nothing, so a chain without it is refused.
+
+    Removing a rogue guardian and restarting what it held is one plain call, which needs no batch.
+    """
     await table.lab.node.set_code(dict.fromkeys(CALL_ONLY, b""))
-    who = checksum(table.lab.world.cast.guardians[0].address)
+    cast = table.lab.world.cast
     with pytest.raises(ConfigError, match="has no MultiSendCallOnly at 0x9641d764"):
-        await table.build("remove-guardian", who, "global")
-    await table.build("remove-guardian", who)
+        await table.build(
+            "rotate-operator", checksum(cast.operator.address), checksum(actor("newcomer").address)
+        )
+    file = await table.build("remove-guardian", checksum(cast.guardians[0].address), "global")
+    shown = await table.show(file)
+    assert [call["function"] for call in shown["calls"]] == [
+        "removeGuardianAndScheduleUnpause(address,bytes32)"
+    ]
 
 
 async def test_a_safe_that_is_none_is_said(table: Table) -> None:
