@@ -12,17 +12,14 @@ from pathlib import Path
 from keeper import abi
 from keeper.abi import checksum
 from keeper.fixed import WAD
-from keeper.lab.actors import account, actor
+from keeper.lab.actors import Actor, account, actor
 from keeper.lab.chainlink import set_price
 from keeper.lab.node import Contract
 from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
-from keeper.lab.safe import execute
 from keeper.lab.world import Lab
 from keeper.ledger import Ledger
-from keeper.multisig.safe import InnerCall
 from keeper.store import Store
-from keeper.types import GLOBAL_SCOPE, Address
 from tests.conftest import OpenLab
 from tests.e2e.custody import kept
 from tests.e2e.process import Daemon, Ran, daemon, keeper, until
@@ -31,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 ETHER = 10**18
 _E8 = 10**8
 _CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LIQUIDATOR, PAUSE_GUARD, SAFE = abi.load("Liquidator"), abi.load("PauseGuard"), abi.load("Safe")
+_NEW = actor("whoever comes next")
 Act = Callable[[], Awaitable[None]]
 
 
@@ -54,18 +51,19 @@ class Case:
     rig: Rig
     ran: dict[str, Ran] = field(default_factory=dict)
     running: Daemon | None = None
+    title: str = ""
 
     async def follow(
         self, title: str, before: Mapping[str, Act] | None = None, after: Mapping[str, Act] | None = None
     ) -> None:
         """Run a section; what its words ask of people is done before or after the command that is named."""
-        steps, folder = shown(title), self.rig.folder
+        steps, folder, self.title = shown(title), self.rig.folder, title
         assert {*(before or {}), *(after or {})} <= set(steps), "the test acts where the runbook says so"
         async with AsyncExitStack() as stack:
             for step in steps:
                 if before and step in before:
                     await before[step]()
-                words = shlex.split(step)
+                words = [self.names().get(word, word) for word in shlex.split(step)]
                 if words[0] == "touch":
                     (folder / words[1]).touch()
                 elif words[0] == "rm":
@@ -73,7 +71,9 @@ class Case:
                 elif words == ["keeper", "run"]:
                     self.running = await stack.enter_async_context(daemon(folder))
                 else:
-                    self.ran[step] = await keeper(folder, *words[1:])
+                    self.ran[step] = await keeper(folder, *words[1:], env=self.keys(words))
+                if words[-1].endswith(".safetx.json"):
+                    await self.through_the_safe(words[-1])
                 if after and step in after:
                     await after[step]()
             if self.running is not None:
@@ -89,20 +89,41 @@ class Case:
         """How the commands ended."""
         return {ran.code for ran in self.ran.values()}
 
-    async def safe(self, *calls: InnerCall) -> None:
-        """Two of three owners sign and execute."""
-        await execute(self.lab.node, self.lab.world.safe, *calls)
+    def names(self) -> dict[str, str]:
+        """Who is meant by the runbook's placeholders; each section has one exchange."""
+        swap = self.title.startswith("An owner")
+        old = self.lab.world.cast.owners[2] if swap else self.lab.world.cast.operator
+        return {"0x…OLD": checksum(old.address), "0x…NEW": checksum(_NEW.address)}
 
-    async def rotate(self) -> None:
-        """What the Safe and the operator do when a key is exchanged."""
-        old, new = self.lab.world.cast.operator, actor("the next operator")
-        function = LIQUIDATOR.function("setOperator")
-        await self.safe(
-            InnerCall(self.rig.liquidator, function.encode(old.address, False)),
-            InnerCall(self.rig.liquidator, function.encode(new.address, True)),
-        )
-        await self.lab.node.set_balances([new.address], ETHER)
-        (self.rig.folder / ".env").write_text(f"KEEPER_PRIVATE_KEY=0x{new.key.hex()}\n")
+    def keys(self, words: list[str]) -> dict[str, str]:
+        """What people put into the environment of one command."""
+        if words[:2] != ["keeper", "pause"]:
+            return {}
+        people = self.lab.world.cast
+        return _environment(GUARDIAN=people.guardians[0], SENDER=people.liquidator)
+
+    async def through_the_safe(self, file: str) -> None:
+        """Two of three owners sign it, and somebody executes it."""
+        people = self.lab.world.cast
+        words = ("--despite-red-flags",) if file.startswith("swap") else ()
+        shown = await keeper(self.rig.folder, "pause", "show", file)
+        assert shown.code == (1 if words else 0), shown.out + shown.err
+        for owner in people.owners[:2]:
+            env = _environment(SIGNER=owner)
+            signed = await keeper(self.rig.folder, "pause", "sign", file, *words, env=env)
+            assert signed.code == 0, signed.err
+        env = _environment(SENDER=people.liquidator)
+        done = await keeper(self.rig.folder, "pause", "exec", file, *words, env=env)
+        assert done.code == 0, done.err
+
+    async def renew(self) -> None:
+        """The new operator gets its gas money, and the keeper its key."""
+        await self.lab.node.set_balances([_NEW.address], ETHER)
+        (self.rig.folder / ".env").write_text(f"KEEPER_PRIVATE_KEY=0x{_NEW.key.hex()}\n")
+
+
+def _environment(**keys: Actor) -> dict[str, str]:
+    return {f"KEEPER_{role}_PRIVATE_KEY": f"0x{who.key.hex()}" for role, who in keys.items()}
 
 
 async def _case(fresh_lab: OpenLab, folder: Path) -> Case:
@@ -125,33 +146,29 @@ def test_every_section_is_followed() -> None:
 async def test_a_stolen_key_is_replaced(fresh_lab: OpenLab, tmp_path: Path) -> None:
     """Stopped, backed up, paused, rotated and unpaused; the new key liquidates, and the old one has no right left."""
     case = await _case(fresh_lab, tmp_path)
-    lab, guard = case.lab, case.rig.pause_guard
+    lab = case.lab
     await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
-    operator = lab.world.cast.operator.address
 
-    async def paused_and_rotated() -> None:
-        pause = PAUSE_GUARD.function("pause").encode(GLOBAL_SCOPE, b"KEYCOMP\0", bytes(32))
-        await case.safe(InnerCall(guard, pause))
-        await case.rotate()
-
-    async def unpaused() -> None:
+    async def delayed() -> None:
         assert case.booked("intent", "signed") == 0, "nothing was signed while it was stopped"
-        await case.safe(InnerCall(guard, PAUSE_GUARD.function("scheduleUnpause").encode(GLOBAL_SCOPE)))
-        await lab.node.rpc.request("evm_increaseTime", 10)
-        await case.safe(InnerCall(guard, PAUSE_GUARD.function("executeUnpause").encode(GLOBAL_SCOPE)))
+        await lab.node.advance(10)
 
     await case.follow("Stop at once")
-    assert "halt file" in case.ran["keeper pause status"].out
+    status = case.ran["keeper pause status"].out
+    assert "halt file" in status and "EXPLOIT" in status
     await case.follow(
         "The operator's key may be stolen",
-        before={"keeper doctor": paused_and_rotated, "rm keeper.halt": unpaused},
+        before={
+            "keeper pause build rotate-operator 0x…OLD 0x…NEW --out rotate.safetx.json": case.renew,
+            "keeper pause unpause global": delayed,
+        },
         after={"keeper run": lambda: until(lambda: case.booked("settled") == 1, "a liquidation")},
     )
     assert case.codes() == {0}, {step: ran.err for step, ran in case.ran.items() if ran.code}
     assert (tmp_path / "incident.db").exists()
     nonces = [
-        await lab.node.rpc.request("eth_getTransactionCount", checksum(who), "latest")
-        for who in (operator, actor("the next operator").address)
+        await lab.node.rpc.request("eth_getTransactionCount", checksum(who.address), "latest")
+        for who in (lab.world.cast.operator, _NEW)
     ]
     assert nonces == ["0x0", "0x1"]
 
@@ -174,7 +191,9 @@ async def test_the_operator_is_rotated(fresh_lab: OpenLab, tmp_path: Path) -> No
 
     await case.follow(
         "Rotating the operator",
-        before={"keeper doctor": case.rotate},
+        before={
+            "keeper pause build rotate-operator 0x…OLD 0x…NEW --out rotate.safetx.json": case.renew,
+        },
         after={
             "touch keeper.halt": taken_back,
             "keeper run": lambda: until(lambda: case.booked("settled") == 1, "a liquidation"),
@@ -240,19 +259,9 @@ async def test_what_owners_and_payers_look_at(fresh_lab: OpenLab, tmp_path: Path
     case = await _case(fresh_lab, tmp_path)
     text = case.rig.config.read_text()
     case.rig.config.write_text(text.replace('kind = "env"', 'kind = "env"\nmax_balance_wei = 1'))
-    safe = case.lab.world.safe
-    owners = Contract(case.lab.node, safe.address, SAFE)
-
-    async def swapped() -> None:
-        listed, lost = list(await owners.read("getOwners")), case.lab.world.cast.owners[2].address
-        previous = [Address(bytes(19) + b"\x01"), *listed][listed.index(lost)]
-        new = actor("a new owner").address
-        await case.safe(InnerCall(safe.address, SAFE.function("swapOwner").encode(previous, lost, new)))
-        assert new in await owners.read("getOwners")
-
-    await case.follow(
-        "An owner of the Safe lost a key, or must be replaced", before={"keeper doctor": swapped}
-    )
+    await case.follow("An owner of the Safe lost a key, or must be replaced")
+    owners = await Contract(case.lab.node, case.lab.world.safe.address, abi.load("Safe")).read("getOwners")
+    assert _NEW.address in owners and case.lab.world.cast.owners[2].address not in owners
     await case.follow("Refuelling")
     assert case.codes() == {0}
     assert "more than signer.max_balance_wei (1)" in case.ran["keeper doctor"].out
