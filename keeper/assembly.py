@@ -25,6 +25,7 @@ from keeper.engine import Engine
 from keeper.engine.head import Policy
 from keeper.errors import ConfigError
 from keeper.execution.flights import Flights
+from keeper.execution.funds import Bounds, Funds
 from keeper.execution.reconcile import reconcile
 from keeper.execution.relay import Refund, Relay
 from keeper.execution.routes import BundleRelays, PrivateRelays, Way
@@ -32,14 +33,27 @@ from keeper.execution.sender import Sender
 from keeper.guard import Guard, Limits
 from keeper.installation import Needs
 from keeper.keys import DeployerKey, GuardianKey, OperatorKey, RelayKey, SafeOwnerKey, SenderKey
+from keeper.keys.aws_kms import AwsKms
+from keeper.keys.policy import Policy as KeyPolicy
+from keeper.keys.signers import LocalSigner, Signer, from_keystore
+from keeper.keys.sigv4 import Credentials
+from keeper.keys.web3signer import Web3Signer
 from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
 from keeper.seams import Adapter, FlashSource, Venue, each
+from keeper.signer import (
+    AWS_CREDENTIALS,
+    KEYSTORE_PASSWORD,
+    AwsKmsSigner,
+    EnvSigner,
+    KeystoreSigner,
+    Web3SignerSigner,
+)
 from keeper.store import Store
 from keeper.store.canonical import canonical, plain
-from keeper.types import Address, Reverted, Token, Wei, hex_of
+from keeper.types import Address, Gas, Reverted, Token, Wei, hex_of
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -106,9 +120,38 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
         yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
 
-def operator_key(configured: Settings) -> OperatorKey:
-    """The hot key, from the environment or `.env`."""
-    return OperatorKey(configured.private_key(), configured.chain.id, PRIVATE_KEY)
+def operator_key(configured: Settings, wall_clock: Callable[[], float] = time.time) -> OperatorKey:
+    """The hot key, wherever it is kept; no network is used before it is asked. Raises `ConfigError`."""
+    signer = _signer(configured)
+    contracts, given = configured.contracts, limits(configured)
+    bounds = KeyPolicy(
+        chain_id=configured.chain.id,
+        operator=signer.address,
+        liquidator=contracts.liquidator if contracts else None,
+        pause_guard=contracts.pause_guard if contracts else None,
+        max_fee_wei=given.max_fee_wei,
+        max_gas_limit=given.max_gas_limit,
+        max_gas_spend_wei_per_hour=given.max_gas_spend_wei_per_hour,
+    )
+    return OperatorKey(signer, bounds, wall_clock)
+
+
+def _signer(configured: Settings) -> Signer:
+    match configured.signer:
+        case EnvSigner():
+            return LocalSigner(configured.private_key(), f"the secret {PRIVATE_KEY}")
+        case KeystoreSigner() as kept:
+            return from_keystore(kept.keystore, configured.signer_secret(KEYSTORE_PASSWORD))
+        case Web3SignerSigner() as kept:
+            return Web3Signer(kept.url, kept.address)
+        case AwsKmsSigner() as kept:
+            key_id, secret, token = AWS_CREDENTIALS
+            who = Credentials(
+                configured.signer_secret(key_id),
+                configured.signer_secret(secret),
+                configured.signer_secret(token) if token in configured.signer_secrets else "",
+            )
+            return AwsKms(kept.url, kept.region, kept.key_id, who, kept.address)
 
 
 def owner_key(chain_id: int) -> SafeOwnerKey:
@@ -149,6 +192,7 @@ async def engine(
     configured = parts.settings
     contracts = configured.require_contracts()
     liquidator = contracts.liquidator
+    parts.closing.push_async_callback(operator.close)
     ledger = Ledger(store)
     watch = Watch(parts.chain, parts.sources, store, remember=sign)
     sender = None
@@ -162,6 +206,7 @@ async def engine(
             flights,
             watch.liquidations,
             liquidator,
+            Funds(parts.chain, operator.address, bounds(configured), ledger, wall_clock),
             time.monotonic,
             await _way(parts, flights),
             send.fallback_after_blocks if send.fallback == "public" else None,
@@ -275,6 +320,7 @@ def limits(configured: Settings) -> Limits:
     given = configured.limits
     return Limits(
         max_fee_wei=given.max_fee_wei,
+        max_gas_limit=Gas(given.max_gas_limit),
         max_gas_spend_wei_per_hour=Wei(given.max_gas_spend_wei_per_hour),
         max_loss_usd_e8_per_day=given.max_loss_usd_e8_per_day,
         max_consecutive_reverts=given.max_consecutive_reverts,
@@ -282,6 +328,11 @@ def limits(configured: Settings) -> Limits:
         deny_accounts=given.deny_accounts,
         max_head_age_s=configured.chain.max_head_age_s,
     )
+
+
+def bounds(configured: Settings) -> Bounds:
+    """What the operator should hold."""
+    return Bounds(configured.signer.min_balance_wei, configured.signer.max_balance_wei)
 
 
 def _adapter(model: BaseModel) -> Adapter:

@@ -31,6 +31,14 @@ from keeper import abi
 from keeper.errors import ConfigError
 from keeper.log import secrets
 from keeper.reading import Document, Key, dotted, rewrite_table, shown
+from keeper.signer import (
+    SECRETS,
+    SIGNERS,
+    AnySigner,
+    AwsKmsSigner,
+    Web3SignerSigner,
+    signer_secrets,
+)
 from keeper.types import Address, Wei
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
@@ -104,14 +112,6 @@ class Contracts(Section):
     treasury: Address = Field(description="Where every profit goes.")
 
 
-class EnvSigner(Section):
-    """`[signer] kind = "env"`: the operator's key is the secret KEEPER_PRIVATE_KEY."""
-
-    kind: Literal["env"] = Field(
-        "env", description="Where the operator's key is kept; env: KEEPER_PRIVATE_KEY."
-    )
-
-
 class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
@@ -132,6 +132,9 @@ class Limits(Section):
     """`[limits]`: where the daemon stops itself."""
 
     max_fee_gwei: Gwei = Field(Decimal(200), description="Highest fee per gas that is ever signed, in gwei.")
+    max_gas_limit: int = Field(
+        10_000_000, ge=21_000, le=2**24, description="Highest gas limit of a liquidation that is ever signed."
+    )
     max_gas_spend_wei_per_hour: int = Field(
         10**17, gt=0, description="Most gas money per hour in wei, in-flight transactions included."
     )
@@ -234,7 +237,7 @@ class Settings(Section):
     path: Path
     chain: Chain
     contracts: Contracts | None
-    signer: EnvSigner
+    signer: AnySigner
     profit: Profit
     limits: Limits
     send: Send
@@ -245,6 +248,7 @@ class Settings(Section):
     operator_secret: SecretStr | None
     deployer_secret: SecretStr | None
     relay_secret: SecretStr | None
+    signer_secrets: Mapping[str, SecretStr]  # passwords and credentials, by their names
 
     def require_contracts(self) -> Contracts:
         """The deployed contracts, or `ConfigError` before `keeper deploy`."""
@@ -264,6 +268,10 @@ class Settings(Section):
         """The key that relays know us by, in hex, or `ConfigError` when it was not given."""
         return self._secret(RELAY_KEY, self.relay_secret)
 
+    def signer_secret(self, name: str) -> str:
+        """A password or credential that the kind of signer needs, or `ConfigError` when it was not given."""
+        return self._secret(name, self.signer_secrets.get(name))
+
     def _secret(self, name: str, value: SecretStr | None) -> str:
         if value is None:
             env = self.path.parent / ".env"
@@ -279,7 +287,6 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "guard": Guard,
     "store": StoreSettings,
 }
-_SIGNERS: Final[Mapping[str, type[BaseModel]]] = {"env": EnvSigner}
 _REQUIRED: Final = ("chain", "profit")
 
 
@@ -296,7 +303,8 @@ def load(
     line per problem: where, which key, what is wrong and what to do.
     """
     path = path.expanduser().absolute()
-    document = Document.read(path, environ, (PRIVATE_KEY, DEPLOYER_KEY, RELAY_KEY))
+    names = (PRIVATE_KEY, DEPLOYER_KEY, RELAY_KEY, *SECRETS)
+    document = Document.read(path, environ, names)
     tables = document.tables
     known = [*_SECTIONS, "contracts", "signer", "protocols", "venues"]
     for name in tables:
@@ -308,7 +316,7 @@ def load(
             document.fail((name,), f"this section is missing; add [{name}].")
         else:
             found[name] = document.parse(model, (name,), tables.get(name, {}))
-    found["signer"] = _of_kind(document, ("signer",), tables.get("signer", {"kind": "env"}), _SIGNERS)
+    found["signer"] = _of_kind(document, ("signer",), tables.get("signer", {"kind": "env"}), SIGNERS)
     found["protocols"] = _protocols(document, protocol_models)
     found["venues"] = _venues(document, venue_models)
     found["operator_secret"] = _private_key(document, PRIVATE_KEY)
@@ -317,10 +325,13 @@ def load(
     rich = [_digits(found[name]) for name in ("operator_secret", "deployer_secret") if found[name]]
     if found["relay_secret"] and _digits(found["relay_secret"]) in rich:
         document.fail((RELAY_KEY,), "relays need a key of their own that owns nothing; generate one.")
+    found["signer_secrets"] = signer_secrets(document.secrets, found["signer"], environ)
     document.check()
     settings = Settings(**found)
     for url in (*settings.chain.rpc_urls, *settings.send.relays):
         secrets.register_url(url)
+    if isinstance(settings.signer, Web3SignerSigner | AwsKmsSigner):
+        secrets.register_url(settings.signer.url)
     return settings
 
 

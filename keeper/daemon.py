@@ -3,8 +3,8 @@
 A node that fails costs a head, never the run; what the money depends on (ledger, keys, a transaction that cannot be
 accounted for) ends the run at once, because going on could do harm.
 
-Told to stop, it lets the step under way end by itself for a moment and then abandons it where it waits for a node.
-Between a reserved nonce and stored bytes nothing waits: there is always either nothing signed or everything on record.
+Told to stop, it lets the step under way end by itself for a moment and then abandons it where it waits for others.
+What was signed is on record however the step ends; a nonce for which nothing was signed is freed at the next start.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ class Limits:
     """What the operator allows; amounts in wei or in USD with 8 decimals (`_usd_e8`)."""
 
     max_fee_wei: Wei
+    max_gas_limit: Gas
     max_gas_spend_wei_per_hour: Wei
     max_loss_usd_e8_per_day: int
     max_consecutive_reverts: int
@@ -315,6 +316,9 @@ class Guard:
         if fees.max_fee_wei > limits.max_fee_wei:
             numbers = {"fee_wei": fees.max_fee_wei, "max_fee_wei": limits.max_fee_wei}
             return Refusal("clear", "fee_over_limit", numbers)
+        if fees.gas_limit > limits.max_gas_limit:
+            numbers = {"gas_limit": fees.gas_limit, "max_gas_limit": limits.max_gas_limit}
+            return Refusal("clear", "gas_over_limit", numbers)
         worst_wei = spent.gas_wei_last_hour + spent.in_flight_wei + fees.worst_case_wei
         if worst_wei > limits.max_gas_spend_wei_per_hour:
             numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "in_flight_wei": spent.in_flight_wei}

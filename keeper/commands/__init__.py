@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -44,7 +44,8 @@ async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        standing = require(await _checks(parts, key.address, builds))
+        parts.closing.push_async_callback(key.close)
+        standing = require(await _checks(parts, key.address, key.ready, builds))
         for check in standing:
             structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
         with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
@@ -128,7 +129,8 @@ async def doctor(config: Path, builds: Builds) -> dict[str, Any]:
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        checks = await _checks(parts, key.address, builds)
+        parts.closing.push_async_callback(key.close)
+        checks = await _checks(parts, key.address, key.ready, builds)
     return {
         "schema": SCHEMA,
         "ok": all(check.ok or not check.required for check in checks),
@@ -301,7 +303,9 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:
+async def _checks(
+    parts: Parts, operator: Address, ready: Callable[[], Awaitable[str]], builds: Builds
+) -> list[Check]:
     if parts.settings.send.relays:
         parts.settings.relay_key()  # raises where it is missing
     return await preflight(
@@ -311,6 +315,7 @@ async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check
         parts.venues,
         parts.flash_sources,
         operator,
+        ready,
         builds,
         time.time(),
     )

@@ -18,7 +18,8 @@ from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
-from keeper.execution.sender import Cleared, Sender, Stuck
+from keeper.execution.sender import Sender, Stuck
+from keeper.execution.signing import Cleared
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
@@ -326,8 +327,11 @@ class Engine:
                 cleared.append(answer)
                 spent = besides.with_in_flight(answer.clearance.fees)
         if self._sender:
-            for each in await self._sender.send(cleared):
-                (report.replaced if each.plan_id in replacing else report.sent).append(each)
+            for asked, each in zip(cleared, await self._sender.send(cleared, standing), strict=True):
+                if isinstance(each, Refusal):
+                    report.refuse(asked.plan.key, each)
+                else:
+                    (report.replaced if each.plan_id in replacing else report.sent).append(each)
 
     def _approve(
         self, plan: Plan, trial: Trial | Refusal, view: View, head: Head, spent: Spent, stuck: Stuck | None

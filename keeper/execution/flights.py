@@ -150,6 +150,16 @@ class Flights:
             self._log.warning("former_operator", operator=sender, in_flight=count)
             self.ledger.book("warning", None, "", None, {"detail": detail}, self.now_s())
 
+    def give_back(self, flights: Sequence[Flight], at_s: int) -> list[int]:
+        """Free the nonces of those for which nothing was signed, whose plans have ended; the nonces."""
+        free = [flight for flight in flights if not flight.transaction.attempts]
+        if free:
+            with self.store.transaction():
+                for flight in free:
+                    self.store.release(flight.plan_id, at_s)
+        self.ended.update(flight.plan_id for flight in free)
+        return [flight.nonce for flight in free]
+
     def signed(
         self,
         signed: Sequence[tuple[Flight, Attempt, Mapping[str, Any]]],

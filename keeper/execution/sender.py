@@ -1,13 +1,15 @@
 """From a cleared plan to signed bytes on their way: record, sign, record, offer, and see it through.
 
 The order is the promise: the intent with its nonce is stored before the key is asked, and the signed bytes before
-anybody sees them. Nothing here waits between signing and storing, so that a stop finds either no signature or one on
-record. What is in flight is then replaced (`Sender.stuck`), offered again or taken back (`Sender.tend`).
+anybody sees them. Nothing here waits between a signature and its storing, and what was signed is stored however the
+asking for more ends: a stop finds either no signature or one on record. A nonce for which nothing was signed is free
+again, at once where the key's holder failed and at the next start where the run ended. What is in flight is then
+replaced (`Sender.stuck`), offered again or taken back (`Sender.tend`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,10 +19,13 @@ from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
 from keeper.execution.flights import Flight, Flights
+from keeper.execution.funds import Funds
+from keeper.execution.nonces import Nonces
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
-from keeper.guard import Clearance, Fees
+from keeper.execution.signing import Cleared, Signing, Standing
+from keeper.guard import Fees
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
@@ -28,7 +33,6 @@ from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
     BlockTime,
-    Gas,
     Hash,
     Head,
     Plan,
@@ -36,26 +40,11 @@ from keeper.types import (
     Refusal,
     Settlement,
     Submission,
-    Trial,
     hex_of,
 )
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
-_TRANSFER_GAS: Final = Gas(21_000)
 _STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
-Standing = Callable[[str], Refusal | None]
-# What an entry says of a replacement that differs from its plan's intent.
-_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """A plan that may be sent; `numbers` go into the ledger's intent."""
-
-    plan: Plan
-    trial: Trial
-    clearance: Clearance
-    numbers: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +71,7 @@ class Sender:
         flights: Flights,
         rivals: Rivals,
         liquidator: Address,
+        funds: Funds,
         monotonic: Callable[[], float],
         way: Way | None = None,
         public_after_blocks: int | None = None,
@@ -89,16 +79,15 @@ class Sender:
         self._chain = chain
         self._key = key
         self._flights = flights
+        self._signing = Signing(key, flights, liquidator, monotonic)
         self._settling = Settling(chain, flights, rivals, calldata_of)
         self._liquidator = liquidator
+        self._funds = funds
         self._monotonic = monotonic
         self._pool = PublicPool(chain)
         self._way: Way = way or self._pool
         self._public_after_blocks = public_after_blocks
-        self._used_nonces = 0  # on chain, as it was last told: a wrong answer must not outlast the next
-        self._claimed_nonces = 0  # on record
-        self._lacking_wei = 0  # what the operator could not pay for when it was last asked
-        self._funds_wei = 0  # what it had when that was last counted; nothing until then
+        self._nonces = Nonces(flights.store, key.address)
         self._log = structlog.get_logger("keeper.sender")
 
     def in_flight(self, key: PositionKey) -> bool:
@@ -116,11 +105,10 @@ class Sender:
         """
         if plan.plan_id in self._flights.ended:
             return Refusal("send", "plan_ended", {"head": plan.at.number})
-        if self._lacking_wei:
-            others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
-            needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
-            if needed_wei > self._funds_wei:
-                return Refusal("send", "insufficient_funds", {"needed_wei": needed_wei})
+        others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
+        needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
+        if not self._funds.cover(needed_wei):
+            return Refusal("send", "insufficient_funds", {"needed_wei": needed_wei})
         return None
 
     async def recover(self, head: Head) -> None:
@@ -128,15 +116,18 @@ class Sender:
         if self._flights.store.copied_at_s() is not None:
             raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
         self._flights.recover(head.number)
-        self._used_nonces = await self._chain.nonce(self._key.address, "latest")
-        claimed = self._flights.store.highest_nonce(self._key.address)
-        self._claimed_nonces = 0 if claimed is None else claimed + 1
+        self._nonces.recover(await self._chain.nonce(self._key.address, "latest"))
 
     async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
         """Account for everything in flight that the chain has decided; see `Settling.settle`."""
         self._flights.bury(head.number)
+        open_before = [flight.plan_id for flight in self._flights]
         settlements = await self._settling.settle(head, native)
-        self._used_nonces = self._settling.used(self._key.address) or self._used_nonces
+        costs_wei = {each.plan_id: each.gas_cost_wei for each in settlements}
+        for plan_id in open_before:
+            if plan_id not in self._flights:
+                self._key.settled(plan_id, costs_wei.get(plan_id, 0))
+        self._nonces.used = self._settling.used(self._key.address) or self._nonces.used
         return settlements
 
     def doubt(self, above: int) -> None:
@@ -145,25 +136,32 @@ class Sender:
 
     # --- signing and handing over ---
 
-    async def send(self, cleared: Sequence[Cleared]) -> list[Submission]:
+    async def send(self, cleared: Sequence[Cleared], standing: Standing) -> list[Submission | Refusal]:
         """Record, sign, record and hand over cleared liquidations, in this order; one in flight is replaced.
 
         A replacement takes the nonce of what it replaces, so that at most one of them is ever executed. A node that
         does not take the bytes is not an error of the plan: it stays in flight until it is mined or taken back.
+
+        The key's holder may take its time. Where it fails, that plan and all after it are refused, for nonces without a
+        transaction hold up those above. Where something stops a plan meanwhile (`standing`), it is not signed any more,
+        or not handed over: `tend` takes it back or, should the stop be over, offers it.
         """
         if not cleared:
             return []
         head, at_s = cleared[0].trial.at, self._flights.now_s()
         flights = self._reserved(cleared, head, at_s)
-        signed = [
-            (flight, self._signed_plan(one, flight, at_s), _renewed(one, flight))
-            for one, flight in zip(cleared, flights, strict=True)
-        ]
-        self._flights.signed(signed, head.number)
+        attempts, failure = await self._signing.plans(
+            list(zip(cleared, flights, strict=True)), head.number, at_s, standing
+        )
+        self._nonces.give_back(self._flights.give_back(flights[len(attempts) :], at_s))
+        stops = [standing(flight.key.protocol) for flight in flights[: len(attempts)]]
         sent_s = self._monotonic()
-        await self._hand_over(flights, head)
-        return [
-            Submission(
+        await self._hand_over(
+            [flight for flight, stop in zip(flights, stops, strict=False) if stop is None], head
+        )
+        answers = [
+            stop
+            or Submission(
                 flight.plan_id,
                 flight.nonce,
                 attempt.hash,
@@ -172,19 +170,20 @@ class Sender:
                 attempt.max_fee_wei,
                 sent_s,
             )
-            for one, (flight, attempt, _) in zip(cleared, signed, strict=True)
+            for one, flight, attempt, stop in zip(cleared, flights, attempts, stops, strict=False)
         ]
+        return answers + [failure] * (len(cleared) - len(attempts))
 
     def _reserved(self, cleared: Sequence[Cleared], head: BlockTime, at_s: int) -> list[Flight]:
         """The flight of each: the one it replaces, or a new one whose nonce is claimed and on record."""
         flights: list[Flight] = []
-        nonce = max(self._used_nonces, self._claimed_nonces)
         with self._flights.store.transaction():
             for one in cleared:
                 plan = one.plan
                 if plan.plan_id in self._flights:
                     flights.append(self._flights[plan.plan_id])
                     continue
+                nonce = self._nonces.take()
                 transaction = OpenTransaction(
                     plan.plan_id, self._key.address, nonce, plan.key, "reserved", at_s, ()
                 )
@@ -195,23 +194,7 @@ class Sender:
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
                 self._flights.note("intent", flight, body | dict(one.numbers), at_s)
                 flights.append(flight)
-                nonce += 1
-        self._claimed_nonces = nonce
         return flights
-
-    def _signed_plan(self, one: Cleared, flight: Flight, at_s: int) -> Attempt:
-        fees = one.clearance.fees
-        signed = self._key.sign(self._liquidator, one.trial.calldata, flight.nonce, fees, one.clearance)
-        return Attempt(
-            signed.hash,
-            "bump" if flight.transaction.attempts else "plan",
-            signed.raw,
-            fees.max_fee_wei,
-            fees.gas_limit,
-            one.trial.last_block,
-            at_s,
-            None,
-        )
 
     async def _hand_over(self, flights: Sequence[Flight], head: BlockTime) -> None:
         """Offer what was signed last, each by its way, and note what was answered."""
@@ -262,7 +245,7 @@ class Sender:
             return
         flight.complaint = complaint
         if CONSEQUENCES[complaint] is Consequence.REFILL:
-            self._lacking_wei, self._funds_wei = attempt.worst_case_wei, 0
+            self._funds.lacks(attempt.worst_case_wei)
         if (attempt.hash, str(error)) in flight.told:
             return
         flight.told.add((attempt.hash, str(error)))
@@ -302,7 +285,7 @@ class Sender:
 
         What nobody knows whether it may be signed now (`standing`) waits.
         """
-        await self._count_funds()
+        await self._funds.count(self._flights.worst_case_wei())
         back: list[tuple[Flight, Offered]] = []
         again: list[Flight] = []
         for flight in self._unmined():
@@ -340,18 +323,9 @@ class Sender:
         """Replace each by a transfer of nothing to ourselves, and offer `again` what needs no new signature."""
         at, at_s = BlockTime(head.number, head.hash, head.timestamp_s), self._flights.now_s()
         self._way.withdraw([flight for flight, _ in back if not flight.cancelling], at)
-        signed: list[tuple[Flight, Attempt, Mapping[str, Any]]] = []
-        for flight, offered in back:
-            raw = self._key.sign_cancel(flight.nonce, offered.max_fee_wei, offered.tip_wei)
-            # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
-            attempt = Attempt(
-                raw.hash, "cancel", raw.raw, offered.max_fee_wei, _TRANSFER_GAS, head.number, at_s, None
-            )
-            signed.append((flight, attempt, {}))
-        if signed:
-            self._flights.signed(signed, head.number)
+        signed = await self._signing.cancellations(back, head.number, at_s)
         if signed or again:
-            await self._hand_over([*(flight for flight, _ in back), *again], at)
+            await self._hand_over([*signed, *again], at)
 
     def _cancellation(self, flight: Flight, market: Market) -> Offered | None:
         """What takes its nonce back, dearer each time one was taken but not mined; None to leave it as it is."""
@@ -392,13 +366,6 @@ class Sender:
         waited = head.number - flight.signed_at >= _PATIENCE_BLOCKS
         return untaken or waited or self._way_of(flight).renews
 
-    async def _count_funds(self) -> None:
-        """What the operator can pay for, and whether it can pay again for what it could not."""
-        if self._lacking_wei:
-            self._funds_wei = await self._chain.balance(self._key.address)
-            if self._funds_wei >= max(self._lacking_wei, self._flights.worst_case_wei()):
-                self._lacking_wei = 0
-
 
 def _doomed(flight: Flight, head: Head, stop: Refusal | None) -> bool:
     return (
@@ -411,11 +378,3 @@ def _doomed(flight: Flight, head: Head, stop: Refusal | None) -> bool:
 
 def _offered(flight: Flight) -> Offered:
     return Offered(flight.last.max_fee_wei, tip_of(flight.last.raw))
-
-
-def _renewed(one: Cleared, flight: Flight) -> Mapping[str, Any]:
-    """What the entry of a replacement says beside its fees; a plan's first transaction has an intent that does."""
-    if not flight.transaction.attempts:
-        return {}
-    at = one.trial.at
-    return {"block": at.number, "block_hash": at.hash, **{name: one.numbers[name] for name in _RENEWED}}

@@ -7,7 +7,7 @@ keeper there anyway, and a daemon that will not start cannot recover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from keeper.chain.client import Chain
 from keeper.config import Settings
@@ -22,6 +22,7 @@ from keeper.preflight.surroundings import (
     check_money,
     check_protocols,
     check_quorum,
+    check_signer,
 )
 from keeper.seams import Adapter, FlashSource, Venue
 from keeper.types import Address, BlockTime
@@ -36,13 +37,14 @@ async def preflight(
     venues: Sequence[Venue],
     flash_sources: Sequence[FlashSource],
     operator: Address,
+    ready: Callable[[], Awaitable[str]],
     builds: Mapping[str, Build],
     now_s: float,
 ) -> list[Check]:
     """Check everything at one head, `now_s` being wall-clock seconds; adapters are loaded on the way.
 
-    `builds` are our two contracts by name. Raises `ChainError` only when no node answers; that the chain is the
-    configured one and can be read at all was settled when it was opened.
+    `ready` asks whoever holds the operator's key; `builds` are our two contracts by name. Raises `ChainError` only when
+    no node answers; that the chain is the configured one and can be read at all was settled when it was opened.
     """
     found = Findings()
     head = await chain.head()
@@ -50,6 +52,7 @@ async def preflight(
     check_head(found, settings, head, now_s)
     codes = await check_addresses(found, chain, settings, head)
     loaded = await check_protocols(found, chain, adapters, head)
+    await check_signer(found, ready)
     await check_money(found, chain, settings, operator, head, at)
     needs = Needs(
         operator=operator,

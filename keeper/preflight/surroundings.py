@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,8 @@ from keeper import abi
 from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
 from keeper.config import Settings
-from keeper.errors import AdapterError
+from keeper.errors import AdapterError, SignerError
+from keeper.execution.funds import Bounds
 from keeper.installation import FEED_MAX_AGE_S
 from keeper.preflight.findings import Findings, dollars, why_not
 from keeper.prices import Feed, Price, read_price
@@ -95,6 +96,14 @@ async def check_protocols(
 # --- money -----------------------------------------------------------------------------------------------------------
 
 
+async def check_signer(found: Findings, ready: Callable[[], Awaitable[str]]) -> None:
+    """Whether whoever holds the operator's key has it."""
+    try:
+        found.good("signer", await ready())
+    except SignerError as error:
+        found.bad("signer", str(error), "See that it runs, and correct [signer].")
+
+
 async def check_money(
     found: Findings, chain: Chain, settings: Settings, operator: Address, head: Head, at: BlockTime
 ) -> None:
@@ -132,6 +141,11 @@ async def check_money(
         found.warn("operator balance", detail, fix)
     else:
         found.good("operator balance", detail)
+    complaint = Bounds(settings.signer.min_balance_wei, settings.signer.max_balance_wei).complaint(
+        operator, balance_wei
+    )
+    if complaint is not None:
+        found.warn("operator bounds", *complaint)
 
 
 def check_quorum(found: Findings, settings: Settings) -> None:
