@@ -158,6 +158,59 @@ class Limits(Section):
         return _scaled(self.max_repay_usd, 8)
 
 
+class Breakers(Section):
+    """`[breakers]`: when the daemon stops itself besides the limits; `keeper breakers list` shows what tripped."""
+
+    max_exposure_usd: Usd = Field(Decimal(3 * 10**6), description="Most debt in flight per protocol, in USD.")
+    max_deviation_bps: int = Field(
+        500,
+        ge=1,
+        description="How far the venue's price of a token may be from the protocol's, in basis points.",
+    )
+    volatility_window_s: int = Field(
+        300, ge=1, le=86_400, description="Prices are held against those of so many seconds."
+    )
+    volatility_smaller_bps: int = Field(
+        1500, ge=1, description="A token that moved so far within the window is liquidated in smaller sizes."
+    )
+    volatility_smaller_percent: int = Field(
+        25, ge=1, le=100, description="How much of limits.max_repay_usd a liquidation may then repay."
+    )
+    volatility_stop_bps: int = Field(
+        3500, ge=1, description="A token that moved so far within the window is not liquidated at all."
+    )
+    calm_s: int = Field(
+        600, ge=1, description="How long moves and deviations must stay below half before they count as over."
+    )
+    disagreement_window_s: int = Field(
+        3600,
+        ge=1,
+        description="As many nodes as make a quorum that were contradicted within it stop everything.",
+    )
+    max_reorg_depth: int = Field(
+        10, ge=0, description="A reorganisation of more blocks stops everything until a person looked."
+    )
+    min_transactions: int = Field(
+        2, ge=0, description="Nothing new is sent when the operator cannot pay for so many; 0: never."
+    )
+    recheck_code_blocks: int = Field(
+        50, ge=1, description="Every watched contract's code is read again within so many blocks."
+    )
+
+    @property
+    def max_exposure_usd_e8(self) -> int:
+        """The most debt in flight in USD with 8 decimals, exactly."""
+        return _scaled(self.max_exposure_usd, 8)
+
+    @field_validator("volatility_stop_bps")
+    @classmethod
+    def _smaller_first(cls, stop_bps: int, info: ValidationInfo) -> int:
+        smaller_bps = info.data.get("volatility_smaller_bps", 0)
+        if stop_bps < smaller_bps:
+            raise ValueError(f"it is below volatility_smaller_bps ({smaller_bps}); sizes get smaller first.")
+        return stop_bps
+
+
 class Send(Section):
     """`[send]`: how transactions reach a block."""
 
@@ -237,6 +290,7 @@ class Settings(Section):
     signer: EnvSigner
     profit: Profit
     limits: Limits
+    breakers: Breakers
     send: Send
     guard: Guard
     store: StoreSettings
@@ -275,6 +329,7 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "chain": Chain,
     "profit": Profit,
     "limits": Limits,
+    "breakers": Breakers,
     "send": Send,
     "guard": Guard,
     "store": StoreSettings,

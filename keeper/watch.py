@@ -59,6 +59,7 @@ class Watch:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
         self.orphaned = False  # whether blocks followed before are not below the head last fetched
+        self.depth = 0  # how many blocks that were followed are not below it, as far as it was not absorbed
         self.common = BlockNumber(-1)  # the newest block that the head last fetched shares with those before
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
@@ -125,6 +126,7 @@ class Watch:
             await self.load(head)
         reloaded = await self._absorb(logs, head, doubted or set())
         self._doubted = None
+        self.depth = 0
         self._cursor = head.number
         return reloaded or doubted is not None
 
@@ -175,7 +177,8 @@ class Watch:
         return list(takewhile(lambda each: each.at.number > number, reversed(self._followed)))
 
     def _forget(self, gone: Sequence[_Followed]) -> None:
-        for _ in gone:
+        for each in gone:
+            self.depth = max(self.depth, each.at.number - self.common)
             self._followed.pop()
         self._unsaved = [block for block in self._unsaved if block.number <= self.common]
         self._cursor = min(self._cursor, self.common)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from keeper.breakers.trips import TAKEN_BACK
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
@@ -42,7 +43,11 @@ from keeper.types import (
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
 _TRANSFER_GAS: Final = Gas(21_000)
-_STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
+_STOPPED: Final = (
+    "paused",
+    "halted",
+    *TAKEN_BACK,
+)  # refusals of the guard under which nothing is left in flight
 Standing = Callable[[str], Refusal | None]
 # What an entry says of a replacement that differs from its plan's intent.
 _RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
@@ -104,6 +109,10 @@ class Sender:
     def in_flight(self, key: PositionKey) -> bool:
         """Whether a transaction for this position is signed and not accounted for."""
         return self._flights.holds(key)
+
+    def in_flight_plans(self) -> dict[Hash, PositionKey]:
+        """Every plan that may still be mined, and which position it liquidates."""
+        return {flight.plan_id: flight.key for flight in self._flights if not flight.dead}
 
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from keeper.breakers.trips import Trip
 from keeper.chain.client import Chain
 from keeper.config import Settings
 from keeper.errors import AdapterError
@@ -17,6 +18,7 @@ from keeper.preflight.contracts import check_contracts
 from keeper.preflight.findings import Check, Findings, require
 from keeper.preflight.surroundings import (
     check_addresses,
+    check_breakers,
     check_files,
     check_head,
     check_money,
@@ -38,11 +40,12 @@ async def preflight(
     operator: Address,
     builds: Mapping[str, Build],
     now_s: float,
+    tripped: Sequence[Trip] = (),
 ) -> list[Check]:
     """Check everything at one head, `now_s` being wall-clock seconds; adapters are loaded on the way.
 
-    `builds` are our two contracts by name. Raises `ChainError` only when no node answers; that the chain is the
-    configured one and can be read at all was settled when it was opened.
+    `builds` are our two contracts by name, `tripped` the breakers that stop it by the record. Raises `ChainError` only
+    when no node answers; that the chain is the configured one and can be read at all was settled when it was opened.
     """
     found = Findings()
     head = await chain.head()
@@ -61,6 +64,7 @@ async def preflight(
     await check_contracts(found, chain, settings, codes, builds, needs, at)
     check_quorum(found, settings)
     check_files(found, settings)
+    check_breakers(found, tripped)
     return found.checks
 
 

@@ -91,6 +91,9 @@ class _Venue:
     kind: VenueKind = VenueKind.UNISWAP_V3
     router: Address = ROUTER
 
+    def contracts(self) -> dict[str, Address]:
+        return {"router": self.router}
+
     def pool(self, one: Address, other: Address, fee: int) -> _Reserves | None:
         return self.pools.get((frozenset((one, other)), fee))
 
