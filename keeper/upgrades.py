@@ -20,7 +20,7 @@ from keeper import abi
 from keeper.breakers import Breakers
 from keeper.breakers.trips import CODE, Trip, clear
 from keeper.chain.client import Chain
-from keeper.errors import AdapterError, ChainError, LedgerError
+from keeper.errors import ChainError, LedgerError
 from keeper.ledger import Ledger
 from keeper.seams import UPGRADE_TOPICS, Adapter, Reads
 from keeper.types import (
@@ -259,11 +259,9 @@ def _tells(log: Log, facts: Facts, moved: bool) -> bool:
 
 
 def _implementation_of(beacon: Address) -> Reads[Address]:
+    """What a beacon names, the zero address where it names none."""
     [result] = yield [_IMPLEMENTATION.call(beacon)]
-    if isinstance(result, Reverted):
-        raise AdapterError(f"The beacon {abi.checksum(beacon)} names no implementation.")
-    implementation: Address = _IMPLEMENTATION.one(result)
-    return implementation
+    return ZERO_ADDRESS if isinstance(result, Reverted) else Address(result[12:32].rjust(20, b"\0"))
 
 
 def _hash(code: bytes) -> Hash:
