@@ -153,6 +153,7 @@ class Engine:
         self._watch.save()
         await self._housekeep()
         await self._upgrades.patrol(head)
+        self.breakers.book()
         return report
 
     async def look(self, head: Head) -> View:
