@@ -86,7 +86,7 @@ class Breakers(Section):
         2, ge=0, description="Nothing new is sent when the operator cannot pay for so many; 0: never."
     )
     recheck_code_blocks: int = Field(
-        50, ge=1, description="Every watched contract's code is read again within so many blocks."
+        300, ge=1, description="Every watched contract's code is read again within so many blocks."
     )
 
     @property

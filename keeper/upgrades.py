@@ -139,14 +139,22 @@ class Upgrades:
     async def _check(self, parts: Sequence[Part], head: Head, since: int) -> None:
         """Hold contracts against what is known of them, and then the libraries they turn out to have."""
         waiting = list(parts)
+        unknown: dict[str, dict[str, dict[str, str]]] = {}  # by protocol and role: what was never seen before
         while waiting:
             batch, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
             answers = await asyncio.gather(*(self._facts(part, head) for part in batch))
             for part, (facts, code) in zip(batch, answers, strict=True):
-                await self._judge(part, facts, head, since)
+                if part in self._known:
+                    await self._judge(part, facts, head, since)
+                else:
+                    unknown.setdefault(part.protocol, {})[part.role] = facts.body()
                 if facts.runs not in self._read:
                     waiting += await self._find_libraries(part, code, head)
                     self._read.add(facts.runs)
+        for protocol, contracts in unknown.items():
+            body = {"contracts": contracts, "head": head.number}
+            self._ledger.book("watched", None, protocol, None, body, int(self._wall_clock()))
+            self._known |= {Part(protocol, role): now for role, now in contracts.items()}
 
     async def _find_libraries(self, part: Part, code: bytes, head: Head) -> list[Part]:
         """What the code of a contract is linked to and nobody watches yet."""
@@ -177,12 +185,7 @@ class Upgrades:
         return facts, runs
 
     async def _judge(self, part: Part, facts: Facts, head: Head, since: int) -> None:
-        was, now = self._known.get(part), facts.body()
-        if was is None:
-            self._known[part] = now
-            body = {"contract": part.role, "now": now, "head": head.number}
-            self._ledger.book("watched", None, part.protocol, None, body, int(self._wall_clock()))
-            return
+        was, now = self._known[part], facts.body()
         trip = self._breakers.trip_of_code(*part)
         if now != (was if trip is None else trip.numbers["now"]):
             who = await self._who(part, was["address"], facts, head, since)
@@ -227,8 +230,9 @@ def linked(code: bytes) -> list[Address]:
 def known_parts(ledger: Ledger) -> dict[Part, dict[str, str]]:
     """Every contract as it may be, by the ledger: as first seen, or as acknowledged since."""
     return {
-        Part(entry.protocol, entry.body["contract"]): entry.body["now"]
+        Part(entry.protocol, role): now
         for entry in reversed(ledger.entries(None, kind="watched"))
+        for role, now in entry.body["contracts"].items()
     }
 
 
@@ -246,7 +250,7 @@ def acknowledge(ledger: Ledger, trip: Trip, code_hash: str, reason: str, at_s: i
             "acknowledge only what was read."
         )
     with ledger.batch():
-        body = {"contract": place.subject, "now": dict(now), "head": trip.head, "reason": reason}
+        body = {"contracts": {place.subject: dict(now)}, "head": trip.head, "reason": reason}
         ledger.book("watched", None, place.protocol, None, body, at_s)
         clear(ledger, trip, reason, at_s)
 

@@ -49,7 +49,7 @@ KINDS: Final = frozenset(
         "resume",
         "tripped",  # a breaker stops something; see `keeper.breakers`
         "cleared",  # it no longer does, by itself or by a person
-        "watched",  # a contract is as it may be: as it was first seen, or as a person acknowledged it
+        "watched",  # contracts are as they may be: as they were first seen, or as a person acknowledged them
         "warning",
         "started",
         "stopped",
