@@ -258,6 +258,9 @@ def ledger_correct(document: Mapping[str, Any]) -> None:
 def _trip(trip: Mapping[str, Any]) -> None:
     _console.print(f"TRIPPED {_tripped(trip)} since {_time(trip['since_s'])}: {_numbers(trip['numbers'])}")
     _console.print(f"        clears {trip['clears']}")
+    if "now" in trip["numbers"]:
+        now, whose = trip["numbers"]["now"], trip["protocol"] or "global"
+        _console.print(f"        keeper breakers acknowledge {whose} {now['address']} {now['runs']} --reason …")
 
 
 def _tripped(trip: Mapping[str, Any]) -> str:

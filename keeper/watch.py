@@ -59,7 +59,7 @@ class Watch:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
         self.orphaned = False  # whether blocks followed before are not below the head last fetched
-        self.depth = 0  # how many blocks that were followed are not below it, as far as it was not absorbed
+        self.depth = 0  # at most so many blocks were replaced by others, as far as that was not absorbed
         self.common = BlockNumber(-1)  # the newest block that the head last fetched shares with those before
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
@@ -86,7 +86,9 @@ class Watch:
         if self._store:
             self._followed.extend(_Followed(block, None) for block in self._store.blocks())
         self.common = await self._shared(head)
-        self._forget(self._above(self.common))
+        gone = self._above(self.common)
+        self._measure(gone, head)
+        self._forget(gone)
         start: int = head.number
         for source in self._sources:
             cursor = self._store.cursor(source.adapter.name) if self._store else None
@@ -171,14 +173,19 @@ class Watch:
         if any(each.touched is None for each in gone):
             doubted |= set(self.book) | await self._known(head)
         self._doubted = doubted
+        self._measure(gone, head)
         self._forget(gone)
+
+    def _measure(self, gone: Sequence[_Followed], head: Head) -> None:
+        """How deep the reorganisation is: none where `head` only lags behind what was followed."""
+        if gone and gone[-1].at.number <= head.number:
+            self.depth = max(self.depth, gone[0].at.number - self.common)
 
     def _above(self, number: BlockNumber) -> list[_Followed]:
         return list(takewhile(lambda each: each.at.number > number, reversed(self._followed)))
 
     def _forget(self, gone: Sequence[_Followed]) -> None:
-        for each in gone:
-            self.depth = max(self.depth, each.at.number - self.common)
+        for _ in gone:
             self._followed.pop()
         self._unsaved = [block for block in self._unsaved if block.number <= self.common]
         self._cursor = min(self._cursor, self.common)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -175,7 +175,8 @@ def check_breakers(found: Findings, tripped: Sequence[Trip]) -> None:
     for trip in tripped:
         place = trip.place
         scope = " ".join(part for part in (place.protocol, place.subject) if part) or "everything"
-        numbers = ", ".join(f"{name} {value}" for name, value in trip.numbers.items())
+        figures = {name: value for name, value in trip.numbers.items() if not isinstance(value, Mapping)}
+        numbers = ", ".join(f"{name} {value}" for name, value in figures.items())
         detail = f"{place.breaker} stops {scope} since block {trip.head}: {numbers}."
         found.warn(f"breaker {place.breaker}", detail, f"It clears {CLEARED[place.breaker]}.")
     if not tripped:

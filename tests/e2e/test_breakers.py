@@ -353,16 +353,21 @@ async def test_a_deep_reorganisation_waits_for_a_person(stage: Stage, running: b
         await stage.liquidates(line)
 
 
-async def test_a_shallow_reorganisation_is_followed(stage: Stage) -> None:
-    """As many blocks as are allowed stop nothing."""
+@pytest.mark.parametrize("fault", ["shallow", "behind"])
+async def test_a_shallow_reorganisation_or_a_head_that_lags_is_followed(stage: Stage, fault: str) -> None:
+    """As many blocks as are allowed stop nothing, nor does a node that is further behind on the same branch."""
     await stage.borrow(WHO)
     stage.configure(max_reorg_depth=3)
     node = stage.lab.node
     async with stage.line() as line:
-        for _ in range(5):
+        for _ in range(6):
             await node.mine()
             await line.step()
-        await node.rpc.request("anvil_reorg", 3, [])
+        if fault == "shallow":
+            await node.rpc.request("anvil_reorg", 3, [])
+        else:
+            await node.rpc.request("anvil_rollback", 5)
+            await line.step()
         await stage.price(FALLEN)
         await stage.liquidates(line)
         assert not line.booked("tripped")
