@@ -260,7 +260,9 @@ def _trip(trip: Mapping[str, Any]) -> None:
     _console.print(f"        clears {trip['clears']}")
     if "now" in trip["numbers"]:
         now, whose = trip["numbers"]["now"], trip["protocol"] or "global"
-        _console.print(f"        keeper breakers acknowledge {whose} {now['address']} {now['runs']} --reason …")
+        _console.print(
+            f"        keeper breakers acknowledge {whose} {now['address']} {now['runs']} --reason …"
+        )
 
 
 def _tripped(trip: Mapping[str, Any]) -> str:

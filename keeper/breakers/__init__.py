@@ -243,6 +243,8 @@ class Breakers:
 
     def _moved(self, protocol: str, token: Address, move_bps: int) -> None:
         terms = self._terms
+        if move_bps < terms.volatility_smaller_bps and not self._open:
+            return
         for breaker, limit_bps in (
             (trips.SMALLER, terms.volatility_smaller_bps),
             (trips.VOLATILE, terms.volatility_stop_bps),

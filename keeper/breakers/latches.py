@@ -39,27 +39,41 @@ class Latch:
 
 @dataclass(slots=True)
 class Moves:
-    """How far one price moved within the last `window_s` seconds; prices are positive."""
+    """How far one price moved within the last `window_s` seconds; prices are positive.
+
+    Of earlier prices only those are kept that can still become the lowest or the highest, so that a head costs the
+    same however many the window holds.
+    """
 
     window_s: int
     price: int = 0
     _seen_s: int = 0
-    _earlier: deque[tuple[int, int]] = field(default_factory=deque)  # until when, which price
+    _lows: deque[tuple[int, int]] = field(default_factory=deque)  # until when, which price: rising
+    _highs: deque[tuple[int, int]] = field(default_factory=deque)  # falling
 
     def still(self, price: int) -> bool:
         """Whether this price is the only one within the window, so that `bps` would say 0."""
-        return price == self.price and not self._earlier
+        return price == self.price and not self._lows
 
     def bps(self, price: int, now_s: int) -> int:
         """The distance from the lowest to the highest price within the window, in basis points of the lowest."""
         if self.price and price != self.price:
-            self._earlier.append((self._seen_s, self.price))
+            self._keep(self.price)
         self.price, self._seen_s = price, now_s
-        while self._earlier and self._earlier[0][0] < now_s - self.window_s:
-            self._earlier.popleft()
-        prices = [price, *(earlier for _, earlier in self._earlier)]
-        low = min(prices)
-        return (max(prices) - low) * BPS // low
+        for kept in (self._lows, self._highs):
+            while kept and kept[0][0] < now_s - self.window_s:
+                kept.popleft()
+        low = min(price, self._lows[0][1]) if self._lows else price
+        high = max(price, self._highs[0][1]) if self._highs else price
+        return (high - low) * BPS // low
+
+    def _keep(self, price: int) -> None:
+        while self._lows and self._lows[-1][1] >= price:
+            self._lows.pop()
+        while self._highs and self._highs[-1][1] <= price:
+            self._highs.pop()
+        self._lows.append((self._seen_s, price))
+        self._highs.append((self._seen_s, price))
 
 
 @dataclass(slots=True)
