@@ -107,7 +107,6 @@ class Engine:
         await self.prepare(head)
         await self._watch.start(head)
         self.breakers.at(head)
-        self.breakers.reorganised(self._watch.depth)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
         self._warned = self._warnings()  # preflight has told these

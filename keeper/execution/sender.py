@@ -43,11 +43,8 @@ from keeper.types import (
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
 _TRANSFER_GAS: Final = Gas(21_000)
-_STOPPED: Final = (
-    "paused",
-    "halted",
-    *TAKEN_BACK,
-)  # refusals of the guard under which nothing is left in flight
+# Refusals under which nothing is left in flight.
+_STOPPED: Final = ("paused", "halted", *TAKEN_BACK)
 Standing = Callable[[str], Refusal | None]
 # What an entry says of a replacement that differs from its plan's intent.
 _RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")

@@ -19,7 +19,7 @@ from keeper.lab.aave import AaveMarket, configurator_of, oracle_of
 from keeper.lab.actors import account
 from keeper.lab.artifacts import aave_v3_0
 from keeper.lab.chainlink import set_price
-from keeper.lab.node import Contract, Node, Receipt
+from keeper.lab.node import Contract, Node, Receipt, Tx
 from keeper.lab.positions import PositionSpec, open_position
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab
@@ -288,6 +288,32 @@ async def test_a_new_price_source_of_a_token_stops_its_protocol(stage: Stage) ->
         assert entry.body["numbers"]["sender"] == checksum(stage.admin)
         refusal = line.engine.breakers.standing(OLD)
         assert refusal is not None and line.engine.breakers.standing(NEW) is None
+
+
+async def test_a_proxys_own_word_is_looked_into_at_once(stage: Stage) -> None:
+    """A price source that says Upgraded, which no event of Aave tells: both its protocols stop at that very head."""
+    config = stage.rig.config
+    config.write_text(config.read_text().replace("recheck_code_blocks = 4", "recheck_code_blocks = 1000"))
+    source, logic, fresh = stage.lab.world.feeds["ISO"].proxy, account(4_003), account(4_004)
+    upgrade = b"\x73" + fresh + b"\x7f" + SLOTS["implementation"].to_bytes(32) + b"\x55"  # sstore
+    upgrade += b"\x73" + fresh + b"\x7f" + keccak(b"Upgraded(address)") + bytes.fromhex("5f5fa200")
+    proxy = (
+        bytes.fromhex("3615603257")  # called with nothing it upgrades itself
+        + bytes.fromhex("365f5f37 5f5f365f73")
+        + logic
+        + bytes.fromhex("5af4 3d5f5f3e 602e57 3d5ffd 5b3d5ff3 5b")
+        + upgrade
+    )
+    await stage.node.set_code({logic: await stage.node.code(source), source: proxy})
+    async with stage.line() as line:
+        await line.step()
+        receipt = await stage.node.send(Tx(stage.admin, source, b""))
+        await line.step()
+        token = checksum(stage.lab.world.tokens["ISO"].address)
+        assert sorted(said(line)) == [(OLD, f"price source of {token}"), (NEW, f"price source of {token}")]
+        numbers = line.booked("tripped")[0].body["numbers"]
+        assert numbers["transaction"] == hex_of(receipt.transaction_hash)
+        assert numbers["now"]["implementation"] == checksum(fresh)
 
 
 @pytest.mark.parametrize(

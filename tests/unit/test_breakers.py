@@ -132,7 +132,8 @@ def _weigh(bench: Bench, answer: Plan | Refusal) -> Plan | Refusal:
 
 # --- numbers alone ---------------------------------------------------------------------------------------------------
 
-_STEPS = st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 400)), max_size=80)
+_VALUES = st.sampled_from([499, 500, 999, 1_000]) | st.integers(0, 2_000)
+_STEPS = st.lists(st.tuples(_VALUES, st.integers(0, 400)), max_size=80)
 
 
 @given(_STEPS)
