@@ -104,13 +104,19 @@ class Upgrades:
         await self._check(list(self._parts), head, since)
 
     def suspects(self, logs: Sequence[Log], *, reloaded: bool) -> bool:
-        """Whether something must be read again before anything is signed: what `logs` say, or all when reloaded."""
-        for log in logs:
-            if log.topics and log.topics[0] in UPGRADE_TOPICS:
-                self._suspects |= {part for part, address in self._parts.items() if address == log.address}
+        """Whether something must be read again before anything is signed.
+
+        That is what says itself that it was upgraded and, where adapters were loaded again, what has moved and what
+        their events name.
+        """
+        named = {log.address for log in logs if log.topics and log.topics[0] in UPGRADE_TOPICS}
         if reloaded:
+            before = self._parts
             self._list()
-            self._suspects |= {part for part in self._parts if part.protocol}
+            named |= {Address(bytes(topic)[-20:]) for log in logs for topic in log.topics[1:]}
+            self._suspects |= {part for part, address in self._parts.items() if before.get(part) != address}
+        if named:
+            self._suspects |= {part for part, address in self._parts.items() if address in named}
         if self._suspects:
             self._events += logs
         return bool(self._suspects)
