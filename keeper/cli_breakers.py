@@ -8,7 +8,9 @@ import typer
 
 from keeper.terminal import DEFAULT_CONFIG, Config, Json, say
 
-breakers_app = typer.Typer(help="What stopped the keeper by itself.", no_args_is_help=True, rich_markup_mode=None)
+breakers_app = typer.Typer(
+    help="What stopped the keeper by itself.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads it later.")]
 
