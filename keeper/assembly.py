@@ -19,6 +19,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from keeper import abi
+from keeper.breakers import Breakers, Terms
 from keeper.chain.client import Chain
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine
@@ -54,6 +55,7 @@ from keeper.signer import (
 from keeper.store import Store
 from keeper.store.canonical import canonical, plain
 from keeper.types import Address, Gas, Reverted, Token, Wei, hex_of
+from keeper.upgrades import Upgrades
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -211,12 +213,17 @@ async def engine(
             await _way(parts, flights),
             send.fallback_after_blocks if send.fallback == "public" else None,
         )
+    breakers = Breakers(terms(configured), ledger, wall_clock)
+    recheck_blocks = configured.breakers.recheck_code_blocks
+    shared = _shared_contracts(parts, contracts)
     line = Engine(
         chain=parts.chain,
         watch=watch,
         venues=parts.venues,
         flash_sources=parts.flash_sources,
         guard=Guard(liquidator, limits(configured), configured.guard.halt_file),
+        breakers=breakers,
+        upgrades=Upgrades(parts.chain, watch.adapters, shared, ledger, breakers, wall_clock, recheck_blocks),
         ledger=ledger,
         sender=sender,
         policy=await policy(parts, contracts, operator.address),
@@ -287,11 +294,12 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
 
 
 def decisive_settings(configured: Settings) -> dict[str, Any]:
-    """The settings that decide what is liquidated and how, as plain JSON: limits, profit, protocols and venues."""
+    """The settings that decide what is liquidated and how, as plain JSON."""
     limits = configured.limits.model_dump()
     limits["deny_accounts"] = sorted(limits["deny_accounts"])
     sections = {
         "limits": limits,
+        "breakers": configured.breakers.model_dump(),
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
         "venues": [model.model_dump() for model in configured.venues],
@@ -333,6 +341,29 @@ def limits(configured: Settings) -> Limits:
 def bounds(configured: Settings) -> Bounds:
     """What the operator should hold."""
     return Bounds(configured.signer.min_balance_wei, configured.signer.max_balance_wei)
+
+
+def terms(configured: Settings) -> Terms:
+    """Where the breakers trip, in their units."""
+    limits, breakers = configured.limits, configured.breakers
+    stated = breakers.model_dump(exclude={"max_exposure_usd", "recheck_code_blocks"})
+    return Terms(
+        max_gas_spend_wei_per_hour=limits.max_gas_spend_wei_per_hour,
+        max_loss_usd_e8_per_day=limits.max_loss_usd_e8_per_day,
+        max_consecutive_reverts=limits.max_consecutive_reverts,
+        max_repay_usd_e8=limits.max_repay_usd_e8,
+        max_exposure_usd_e8=breakers.max_exposure_usd_e8,
+        quorum=configured.chain.quorum,
+        **stated,
+    )
+
+
+def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
+    """What every liquidation goes through, by what it is."""
+    shared = {"Liquidator": contracts.liquidator, "PauseGuard": contracts.pause_guard}
+    for venue in parts.venues:
+        shared |= {f"{role} {abi.checksum(at)}": at for role, at in venue.contracts().items()}
+    return shared
 
 
 def _adapter(model: BaseModel) -> Adapter:

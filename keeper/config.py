@@ -16,11 +16,10 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationInfo,
@@ -39,7 +38,8 @@ from keeper.signer import (
     Web3SignerSigner,
     signer_secrets,
 )
-from keeper.types import Address, Wei
+from keeper.thresholds import Breakers, Limits, Section, Usd, scaled
+from keeper.types import Address
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
 DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
@@ -52,16 +52,6 @@ _PLACEHOLDERS: Final = (
     "0x...",
     "0x" + "0" * 40,
 )  # what [contracts] holds before `keeper deploy`
-
-# At most 8 decimals (9 for gwei), so that conversion to integers is exact.
-Usd = Annotated[Decimal, Field(ge=0, le=10**12, decimal_places=8)]
-Gwei = Annotated[Decimal, Field(gt=0, le=10**9, decimal_places=9)]
-
-
-class Section(BaseModel):
-    """A table of the file: frozen, and closed to keys it does not name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class Chain(Section):
@@ -125,40 +115,7 @@ class Profit(Section):
     @property
     def min_profit_usd_e8(self) -> int:
         """The least net profit in USD with 8 decimals, exactly."""
-        return _scaled(self.min_profit_usd, 8)
-
-
-class Limits(Section):
-    """`[limits]`: where the daemon stops itself."""
-
-    max_fee_gwei: Gwei = Field(Decimal(200), description="Highest fee per gas that is ever signed, in gwei.")
-    max_gas_limit: int = Field(
-        10_000_000, ge=21_000, le=2**24, description="Highest gas limit of a liquidation that is ever signed."
-    )
-    max_gas_spend_wei_per_hour: int = Field(
-        10**17, gt=0, description="Most gas money per hour in wei, in-flight transactions included."
-    )
-    max_loss_usd_per_day: Usd = Field(
-        Decimal(50), description="Most USD lost per day; gas of reverts and lost races counts."
-    )
-    max_consecutive_reverts: int = Field(3, ge=1, description="Reverts in a row after which nothing is sent.")
-    max_repay_usd: Usd = Field(Decimal(10**6), description="Largest debt repaid by one liquidation, in USD.")
-    deny_accounts: frozenset[Address] = Field(frozenset(), description="Accounts never liquidated.")
-
-    @property
-    def max_fee_wei(self) -> Wei:
-        """The highest fee per gas in wei, exactly."""
-        return Wei(_scaled(self.max_fee_gwei, 9))
-
-    @property
-    def max_loss_usd_e8_per_day(self) -> int:
-        """The most USD lost per day with 8 decimals, exactly."""
-        return _scaled(self.max_loss_usd_per_day, 8)
-
-    @property
-    def max_repay_usd_e8(self) -> int:
-        """The largest repaid debt in USD with 8 decimals, exactly."""
-        return _scaled(self.max_repay_usd, 8)
+        return scaled(self.min_profit_usd, 8)
 
 
 class Send(Section):
@@ -240,6 +197,7 @@ class Settings(Section):
     signer: AnySigner
     profit: Profit
     limits: Limits
+    breakers: Breakers
     send: Send
     guard: Guard
     store: StoreSettings
@@ -283,6 +241,7 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "chain": Chain,
     "profit": Profit,
     "limits": Limits,
+    "breakers": Breakers,
     "send": Send,
     "guard": Guard,
     "store": StoreSettings,
@@ -435,7 +394,3 @@ def _base(info: ValidationInfo) -> Path:
     """The folder of the file; models made by hand keep their paths as they are."""
     context: Mapping[str, Path] = info.context or {}
     return context.get("base", Path())
-
-
-def _scaled(amount: Decimal, decimals: int) -> int:
-    return int(amount.scaleb(decimals))

@@ -322,7 +322,8 @@ class Guard:
         worst_wei = spent.gas_wei_last_hour + spent.in_flight_wei + fees.worst_case_wei
         if worst_wei > limits.max_gas_spend_wei_per_hour:
             numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "in_flight_wei": spent.in_flight_wei}
-            return Refusal("clear", "gas_budget", numbers | {"limit_wei": limits.max_gas_spend_wei_per_hour})
+            numbers |= {"needed_wei": fees.worst_case_wei, "limit_wei": limits.max_gas_spend_wei_per_hour}
+            return Refusal("clear", "gas_budget", numbers)
         if spent.loss_usd_e8_last_day > limits.max_loss_usd_e8_per_day:
             numbers = {
                 "loss_usd_e8": spent.loss_usd_e8_last_day,

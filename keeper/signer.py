@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from keeper.errors import ConfigError
 from keeper.log import secrets
+from keeper.thresholds import Section
 from keeper.types import Address
 
 KEYSTORE_PASSWORD: Final = "KEEPER_KEYSTORE_PASSWORD"  # noqa: S105 - the name of one
@@ -24,10 +25,8 @@ _CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
 _LOOPBACK: Final = ("http://127.0.0.1:", "http://localhost:", "http://[::1]:")
 
 
-class SignerSection(BaseModel):
+class SignerSection(Section):
     """What every kind has: the bounds of the operator's balance."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     min_balance_wei: int = Field(
         0, ge=0, description="Below this much gas money the operator is to be refuelled; 0: no such warning."

@@ -57,6 +57,7 @@ class _BlockShape(msgspec.Struct):
 
 
 _BLOCK: Final = msgspec.json.Decoder(_BlockShape | None)
+_ONE: Final = msgspec.json.Decoder(_Shape | None)
 
 
 async def sent_in(rpc: Rpc, sender: Address, number: int) -> list[Sent]:
@@ -66,6 +67,13 @@ async def sent_in(rpc: Rpc, sender: Address, number: int) -> list[Sent]:
         raise Lacking(f"{rpc.label} does not know block {number}.")
     with reading(rpc.label, "eth_getBlockByNumber"):
         return [_sent(one) for one in shape.transactions if address_of(one.sender) == sender]
+
+
+async def sender_of(rpc: Rpc, transaction_hash: Hash) -> Address | None:
+    """Who sent a transaction; None where the node does not know it."""
+    shape = await rpc.ask(_ONE, "eth_getTransactionByHash", hex_of(transaction_hash))
+    with reading(rpc.label, "eth_getTransactionByHash"):
+        return address_of(shape.sender) if shape is not None else None
 
 
 def _sent(shape: _Shape) -> Sent:

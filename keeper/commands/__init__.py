@@ -15,6 +15,7 @@ import structlog
 from keeper import abi, assembly
 from keeper.assembly import Parts
 from keeper.commands import pause as signers
+from keeper.commands.breakers import trip_of, tripped
 from keeper.commands.shapes import SCHEMA, account_of, entry_of
 from keeper.config import Settings, write_contracts
 from keeper.daemon import book_notices, run_once
@@ -36,11 +37,8 @@ from keeper.watch import Watch
 Builds = Mapping[str, Build]  # our two contracts by name, as built
 
 
-async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume: bool) -> None:
-    """The daemon; refuses to start on anything that preflight requires and does not find.
-
-    `resume` books that a person looked at the reverts in a row, which then no longer stop it.
-    """
+async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool) -> None:
+    """The daemon; refuses to start on anything that preflight requires and does not find."""
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
@@ -54,9 +52,7 @@ async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume
             for check in standing:
                 body = {"name": check.name, "detail": check.detail}
                 ledger.book("warning", None, "", None, body, int(time.time()))
-            book_notices(parts.chain, ledger, time.time)
-            if resume:
-                ledger.book("resume", None, "", None, {"reverts_cleared": True}, int(time.time()))
+            book_notices(parts.chain, ledger, engine.breakers, time.time)
             if once:
                 await run_once(parts.chain, engine)
             else:
@@ -120,6 +116,7 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
         "account": abi.checksum(account),
         "block": _block(head),
         "protocols": protocols,
+        "breakers": [trip_of(trip) for trip in engine.breakers.open()],
         "history": history,
     }
 
@@ -232,7 +229,13 @@ async def pause_status(config: Path) -> dict[str, Any]:
             }
         )
     halted = configured.guard.halt_file.exists()
-    return {"schema": SCHEMA, "block": _block(head), "halt_file_present": halted, "scopes": scopes}
+    return {
+        "schema": SCHEMA,
+        "block": _block(head),
+        "halt_file_present": halted,
+        "scopes": scopes,
+        "breakers": [trip_of(trip) for trip in tripped(configured)],
+    }
 
 
 async def _stages(
@@ -318,6 +321,7 @@ async def _checks(
         ready,
         builds,
         time.time(),
+        tripped(parts.settings),
     )
 
 

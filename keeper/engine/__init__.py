@@ -8,12 +8,14 @@ over but the book, the ledger and what is in flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
+from keeper.breakers import Breakers
+from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View
 from keeper.errors import AdapterError
@@ -27,8 +29,9 @@ from keeper.planner.sizing import PLAN_GAS
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
-from keeper.trial import Attempt, describe, try_stacked
+from keeper.trial import Attempt, describe, next_base_fee, try_stacked
 from keeper.types import (
+    Address,
     BlockNumber,
     BlockTime,
     Head,
@@ -38,6 +41,7 @@ from keeper.types import (
     Trial,
     Wei,
 )
+from keeper.upgrades import Upgrades
 from keeper.watch import Watch
 
 T = TypeVar("T")
@@ -59,6 +63,8 @@ class Engine:
         venues: Sequence[Venue],
         flash_sources: Sequence[FlashSource],
         guard: Guard,
+        breakers: Breakers,
+        upgrades: Upgrades,
         ledger: Ledger,
         sender: Sender | None,
         policy: Policy,
@@ -69,6 +75,8 @@ class Engine:
         self._venues = venues
         self._flash_sources = flash_sources
         self._guard = guard
+        self.breakers = breakers
+        self._upgrades = upgrades
         self._ledger = ledger
         self._sender = sender
         self._policy = policy
@@ -99,6 +107,9 @@ class Engine:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
         await self._watch.start(head)
+        self.breakers.at(head)
+        await self._upgrades.start(head, self._watch.common + 1)
+        self.breakers.book()
         self._warned = self._warnings()  # preflight has told these
         if self._sender:
             self._sender.doubt(self._watch.common)
@@ -107,6 +118,7 @@ class Engine:
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
         report = StepReport(head)
+        self.breakers.at(head)
         # the look first: it is what the node takes longer for
         view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head), return_exceptions=True)
         # only now: whichever failed, the other must not go on beside the next step
@@ -116,9 +128,13 @@ class Engine:
             raise logs
         if self._sender and self._watch.orphaned:
             self._sender.doubt(self._watch.common)
-        if await self._watch.absorb(logs, head):
+        self.breakers.reorganised(self._watch.depth)
+        if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
+        if self._upgrades.suspects(logs, reloaded=reloaded):
+            await self._upgrades.settle(head)
+        self.breakers.saw(self._prices(view))
         if self._sender:
             report.settled = await self._sender.settle(head, view.native)
         if self._chain.quorum > 1:
@@ -131,11 +147,13 @@ class Engine:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         if self._sender:
-            await self._sender.tend(head, self._market(head), partial(self.standing, view, head))
+            await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         self._book(report)
         self._note_pause(view)
         self._watch.save()
         await self._housekeep()
+        await self._upgrades.patrol(head)
+        self.breakers.book()
         return report
 
     async def look(self, head: Head) -> View:
@@ -146,9 +164,12 @@ class Engine:
             read_scopes(self._policy.pause_guard, list(adapters), at),
             read_price(self._policy.native_feed, at),
             read_price(self._policy.profit_feed, at),
+            funds_of(self._policy.operator),
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
-        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
+        pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
+        dearest_wei = min(2 * next_base_fee(head) + self._tips_wei[0], self._policy.max_fee_wei)
+        self.breakers.funds(funds_wei, dearest_wei)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(
@@ -164,6 +185,7 @@ class Engine:
             return just(marks)
         policy = self._policy
         adapter = self._watch.adapters[health.key.protocol]
+        options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
         context = PlanContext(
             at=view.at,
             adapter=adapter,
@@ -176,12 +198,12 @@ class Engine:
             max_fee_wei=policy.max_fee_wei,
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
-            max_repay_usd_e8=policy.max_repay_usd_e8,
+            max_repay_usd_e8=self.breakers.most_usd_e8(health.key.protocol, options),
             plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
             thorough=thorough,
         )
-        options = adapter.options(self._watch.book.position(health.key), health, marks)
-        return plan(health, self._turns.untried(health.key, options), context)
+        planned = plan(health, self._turns.untried(health.key, options), context)
+        return self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -199,9 +221,10 @@ class Engine:
         """Drive one read at `head`."""
         return await self._chain.read(read, head.hash)
 
-    def standing(self, view: View, head: Head, protocol: str) -> Refusal | None:
-        """Why nothing of `protocol` may be signed at `head`, or None."""
-        return self._guard.standing(view.pause, protocol, head, self._wall_clock())
+    def standing(self, view: View, head: Head, protocol: str, *, new: bool = True) -> Refusal | None:
+        """Why nothing of `protocol` may be signed at `head`, or None; without `new`: not even be replaced."""
+        refusal = self._guard.standing(view.pause, protocol, head, self._wall_clock())
+        return refusal or self.breakers.standing(protocol, new=new)
 
     def clear(self, plan: Plan, trial: Trial, view: View, head: Head) -> Clearance | Refusal:
         """Ask the guard for the right to send what was tried."""
@@ -221,7 +244,17 @@ class Engine:
         fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
             return fees
-        return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        refusal = self.breakers.admits(plan, new=stuck is None)
+        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+
+    def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
+        """Every protocol's prices, where they could be read."""
+        adapters = self._watch.adapters
+        return {
+            name: adapters[name].prices(marks)
+            for name, marks in view.marks.items()
+            if not isinstance(marks, Refusal)
+        }
 
     def _market(self, head: Head) -> Market:
         return Market(head, self._tips_wei, self._policy.max_fee_wei)
@@ -301,7 +334,7 @@ class Engine:
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
         """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried."""
-        market, standing = self._market(head), partial(self.standing, view, head)
+        market, standing = self._market(head), partial(self.standing, view, head, new=False)
         stuck = self._sender.stuck(market, standing) if self._sender else []
         replacing = {each.plan.plan_id: each for each in stuck}
         chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
@@ -352,7 +385,10 @@ class Engine:
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())
+        in_flight = self._sender.in_flight_plans() if self._sender else {}
+        self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
+            self.breakers.book()
             for protocol, account, refusal in report.refused:
                 entry = self._ledger.book_refusal(
                     refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from keeper.breakers.trips import TAKEN_BACK
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
@@ -44,7 +45,8 @@ from keeper.types import (
 )
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
-_STOPPED: Final = ("paused", "halted")  # refusals of the guard under which nothing is left in flight
+# Refusals under which nothing is left in flight.
+_STOPPED: Final = ("paused", "halted", *TAKEN_BACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,10 @@ class Sender:
     def in_flight(self, key: PositionKey) -> bool:
         """Whether a transaction for this position is signed and not accounted for."""
         return self._flights.holds(key)
+
+    def in_flight_plans(self) -> dict[Hash, PositionKey]:
+        """Every plan that may still be mined, and which position it liquidates."""
+        return {flight.plan_id: flight.key for flight in self._flights if not flight.dead}
 
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""

@@ -127,6 +127,15 @@ max_loss_usd_per_day = {terms.max_loss_usd_per_day}
 max_consecutive_reverts = {terms.max_consecutive_reverts}
 max_repay_usd = 10000000.0
 
+[breakers]
+max_exposure_usd = 1000000000000.0
+max_deviation_bps = 100000
+volatility_smaller_bps = 1000000
+volatility_stop_bps = 1000000
+disagreement_window_s = 1
+max_reorg_depth = 1000000
+min_transactions = 0
+
 [send]
 route = "public"
 {protocols}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from keeper.breakers.trips import Trip
 from keeper.chain.client import Chain
 from keeper.config import Settings
 from keeper.errors import AdapterError
@@ -17,6 +18,7 @@ from keeper.preflight.contracts import check_contracts
 from keeper.preflight.findings import Check, Findings, require
 from keeper.preflight.surroundings import (
     check_addresses,
+    check_breakers,
     check_files,
     check_head,
     check_money,
@@ -40,11 +42,13 @@ async def preflight(
     ready: Callable[[], Awaitable[str]],
     builds: Mapping[str, Build],
     now_s: float,
+    tripped: Sequence[Trip] = (),
 ) -> list[Check]:
     """Check everything at one head, `now_s` being wall-clock seconds; adapters are loaded on the way.
 
-    `ready` asks whoever holds the operator's key; `builds` are our two contracts by name. Raises `ChainError` only when
-    no node answers; that the chain is the configured one and can be read at all was settled when it was opened.
+    `ready` asks whoever holds the operator's key; `builds` are our two contracts by name, `tripped` the breakers that
+    stop it by the record. Raises `ChainError` only when no node answers; that the chain is the configured one and can
+    be read at all was settled when it was opened.
     """
     found = Findings()
     head = await chain.head()
@@ -64,6 +68,7 @@ async def preflight(
     await check_contracts(found, chain, settings, codes, builds, needs, at)
     check_quorum(found, settings)
     check_files(found, settings)
+    check_breakers(found, tripped)
     return found.checks
 
 

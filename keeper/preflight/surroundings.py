@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from keeper import abi
+from keeper.breakers.trips import CLEARED, Trip
 from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
 from keeper.config import Settings
@@ -181,6 +182,19 @@ def check_files(found: Findings, settings: Settings) -> None:
         )
     else:
         found.good("halt file", f"There is no halt file at {halt_file}.", required=False)
+
+
+def check_breakers(found: Findings, tripped: Sequence[Trip]) -> None:
+    """What stopped the keeper by itself and still does."""
+    for trip in tripped:
+        place = trip.place
+        scope = " ".join(part for part in (place.protocol, place.subject) if part) or "everything"
+        figures = {name: value for name, value in trip.numbers.items() if not isinstance(value, Mapping)}
+        numbers = ", ".join(f"{name} {value}" for name, value in figures.items())
+        detail = f"{place.breaker} stops {scope} since block {trip.head}: {numbers}."
+        found.warn(f"breaker {place.breaker}", detail, f"It clears {CLEARED[place.breaker]}.")
+    if not tripped:
+        found.good("breakers", "No breaker is tripped.", required=False)
 
 
 def unwritable(path: Path) -> str | None:

@@ -201,7 +201,7 @@ async def test_a_dry_run_signs_nothing_and_a_run_does(rigged: tuple[Lab, Rig], t
         keeper(folder, "ledger", "list", "--kind", "settled", "--account", checksum(WHO), "--limit", "1"),
     )
     kinds = [each["kind"] for each in listed.document["entries"]][::-1]
-    assert [kind for kind in kinds if kind != "warning"] == [
+    assert [kind for kind in kinds if kind not in ("warning", "watched")] == [
         *("refusal", "intent", "signed", "sent"),
         "settled",
     ]
