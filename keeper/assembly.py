@@ -19,6 +19,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from keeper import abi
+from keeper.breakers import Breakers, Terms
 from keeper.chain.client import Chain
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine
@@ -26,6 +27,7 @@ from keeper.engine.head import Policy
 from keeper.engine.reflexes import Reflexes
 from keeper.errors import ConfigError
 from keeper.execution.flights import Flights
+from keeper.execution.funds import Bounds, Funds
 from keeper.execution.reconcile import reconcile
 from keeper.execution.relay import Refund, Relay
 from keeper.execution.routes import BundleRelays, PrivateRelays, Way
@@ -33,15 +35,29 @@ from keeper.execution.sender import Sender
 from keeper.guard import Gate, Guard, Limits, Ramp
 from keeper.guard.door import door_of
 from keeper.installation import Needs
-from keeper.keys import DeployerKey, GuardianKey, OperatorKey, RelayKey, SafeOwnerKey, SenderKey, signer_of
+from keeper.keys import DeployerKey, GuardianKey, OperatorKey, RelayKey, SafeOwnerKey, SenderKey, recovered
+from keeper.keys.aws_kms import AwsKms
+from keeper.keys.policy import Policy as KeyPolicy
+from keeper.keys.signers import LocalSigner, Signer, from_keystore
+from keeper.keys.sigv4 import Credentials
+from keeper.keys.web3signer import Web3Signer
 from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
 from keeper.seams import Adapter, FlashSource, Venue, each
+from keeper.signer import (
+    AWS_CREDENTIALS,
+    KEYSTORE_PASSWORD,
+    AwsKmsSigner,
+    EnvSigner,
+    KeystoreSigner,
+    Web3SignerSigner,
+)
 from keeper.store import Store, sqlite_path
 from keeper.store.canonical import canonical, plain
-from keeper.types import Address, Reverted, Token, Wei, hex_of
+from keeper.types import Address, Gas, Reverted, Token, Wei, hex_of
+from keeper.upgrades import Upgrades
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -108,9 +124,38 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
         yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
 
-def operator_key(configured: Settings) -> OperatorKey:
-    """The hot key, from the environment or `.env`."""
-    return OperatorKey(configured.private_key(), configured.chain.id, PRIVATE_KEY)
+def operator_key(configured: Settings, wall_clock: Callable[[], float] = time.time) -> OperatorKey:
+    """The hot key, wherever it is kept; no network is used before it is asked. Raises `ConfigError`."""
+    signer = _signer(configured)
+    contracts, given = configured.contracts, limits(configured)
+    bounds = KeyPolicy(
+        chain_id=configured.chain.id,
+        operator=signer.address,
+        liquidator=contracts.liquidator if contracts else None,
+        pause_guard=contracts.pause_guard if contracts else None,
+        max_fee_wei=given.max_fee_wei,
+        max_gas_limit=given.max_gas_limit,
+        max_gas_spend_wei_per_hour=given.max_gas_spend_wei_per_hour,
+    )
+    return OperatorKey(signer, bounds, wall_clock)
+
+
+def _signer(configured: Settings) -> Signer:
+    match configured.signer:
+        case EnvSigner():
+            return LocalSigner(configured.private_key(), f"the secret {PRIVATE_KEY}")
+        case KeystoreSigner() as kept:
+            return from_keystore(kept.keystore, configured.signer_secret(KEYSTORE_PASSWORD))
+        case Web3SignerSigner() as kept:
+            return Web3Signer(kept.url, kept.address)
+        case AwsKmsSigner() as kept:
+            key_id, secret, token = AWS_CREDENTIALS
+            who = Credentials(
+                configured.signer_secret(key_id),
+                configured.signer_secret(secret),
+                configured.signer_secret(token) if token in configured.signer_secrets else "",
+            )
+            return AwsKms(kept.url, kept.region, kept.key_id, who, kept.address)
 
 
 def owner_key(chain_id: int) -> SafeOwnerKey:
@@ -151,6 +196,7 @@ async def engine(
     configured = parts.settings
     contracts = configured.require_contracts()
     liquidator = contracts.liquidator
+    parts.closing.push_async_callback(operator.close)
     ledger = Ledger(store)
     watch = Watch(parts.chain, parts.sources, store, remember=sign)
     gate = Gate(configured.guard.halt_file, configured.pause.unpause_confirmations)
@@ -167,10 +213,14 @@ async def engine(
             watch.liquidations,
             liquidator,
             gate,
+            Funds(parts.chain, operator.address, bounds(configured), ledger, wall_clock),
             time.monotonic,
             await _way(parts, flights),
             send.fallback_after_blocks if send.fallback == "public" else None,
         )
+    breakers = Breakers(terms(configured), ledger, wall_clock)
+    recheck_blocks = configured.breakers.recheck_code_blocks
+    shared = _shared_contracts(parts, contracts)
     line = Engine(
         chain=parts.chain,
         watch=watch,
@@ -185,9 +235,11 @@ async def engine(
             pause_guard=contracts.pause_guard,
             protocols=tuple(watch.adapters),
             door=door_of(sqlite_path(configured.store.url)) if sign else None,
-            signer_of=signer_of,
+            recovered=recovered,
             wall_clock=wall_clock,
         ),
+        breakers=breakers,
+        upgrades=Upgrades(parts.chain, watch.adapters, shared, ledger, breakers, wall_clock, recheck_blocks),
         ledger=ledger,
         sender=sender,
         policy=await policy(parts, contracts, operator.address),
@@ -258,11 +310,12 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
 
 
 def decisive_settings(configured: Settings) -> dict[str, Any]:
-    """The settings that decide what is liquidated and how, as plain JSON: limits, profit, protocols, resume, venues."""
+    """The settings that decide what is liquidated and how, as plain JSON."""
     limits = configured.limits.model_dump()
     limits["deny_accounts"] = sorted(limits["deny_accounts"])
     sections = {
         "limits": limits,
+        "breakers": configured.breakers.model_dump(),
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
         "resume": configured.resume.model_dump(),
@@ -292,6 +345,7 @@ def limits(configured: Settings) -> Limits:
     given = configured.limits
     return Limits(
         max_fee_wei=given.max_fee_wei,
+        max_gas_limit=Gas(given.max_gas_limit),
         max_gas_spend_wei_per_hour=Wei(given.max_gas_spend_wei_per_hour),
         max_loss_usd_e8_per_day=given.max_loss_usd_e8_per_day,
         max_consecutive_reverts=given.max_consecutive_reverts,
@@ -299,6 +353,34 @@ def limits(configured: Settings) -> Limits:
         deny_accounts=given.deny_accounts,
         max_head_age_s=configured.chain.max_head_age_s,
     )
+
+
+def bounds(configured: Settings) -> Bounds:
+    """What the operator should hold."""
+    return Bounds(configured.signer.min_balance_wei, configured.signer.max_balance_wei)
+
+
+def terms(configured: Settings) -> Terms:
+    """Where the breakers trip, in their units."""
+    limits, breakers = configured.limits, configured.breakers
+    stated = breakers.model_dump(exclude={"max_exposure_usd", "recheck_code_blocks"})
+    return Terms(
+        max_gas_spend_wei_per_hour=limits.max_gas_spend_wei_per_hour,
+        max_loss_usd_e8_per_day=limits.max_loss_usd_e8_per_day,
+        max_consecutive_reverts=limits.max_consecutive_reverts,
+        max_repay_usd_e8=limits.max_repay_usd_e8,
+        max_exposure_usd_e8=breakers.max_exposure_usd_e8,
+        quorum=configured.chain.quorum,
+        **stated,
+    )
+
+
+def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
+    """What every liquidation goes through, by what it is."""
+    shared = {"Liquidator": contracts.liquidator, "PauseGuard": contracts.pause_guard}
+    for venue in parts.venues:
+        shared |= {f"{role} {abi.checksum(at)}": at for role, at in venue.contracts().items()}
+    return shared
 
 
 def _adapter(model: BaseModel) -> Adapter:

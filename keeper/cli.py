@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from keeper import log
+from keeper.cli_breakers import breakers_app
 from keeper.cli_pause import pause_app
 from keeper.errors import KeeperError
 from keeper.terminal import DEFAULT_CONFIG, Config, Json
@@ -30,6 +31,7 @@ ledger_app = typer.Typer(help="The record of every decision and transaction.", n
 lab_app = typer.Typer(help="Local chains of real protocols.", no_args_is_help=True)
 bench_app = typer.Typer(help="Speed, as ratios measured in one run.", no_args_is_help=True)
 app.add_typer(pause_app, name="pause")
+app.add_typer(breakers_app, name="breakers")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(lab_app, name="lab")
 app.add_typer(bench_app, name="bench")
@@ -53,20 +55,13 @@ def run(
     config: Config = DEFAULT_CONFIG,
     once: Annotated[bool, typer.Option("--once", help="Handle one head and exit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and try, but never sign.")] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on after too many reverts in a row, or a pause that a reorg erased: somebody looked.",
-        ),
-    ] = False,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the daemon: watch, assess, plan, try, clear, send, settle and book at every head."""
     from keeper import commands
 
     log.configure(log_level)
-    _wait(commands.run(config, _builds(), once=once, dry_run=dry_run, resume=resume))
+    _wait(commands.run(config, _builds(), once=once, dry_run=dry_run))
 
 
 @app.command()

@@ -203,6 +203,10 @@ def guardian_pause(
         Path | None,
         typer.Option("--relay", help="Send somebody's signed message with KEEPER_SENDER_PRIVATE_KEY."),
     ] = None,
+    hand_over: Annotated[
+        Path | None,
+        typer.Option("--hand-over", help="Give somebody's signed message to the daemon that runs here."),
+    ] = None,
     config: Config = DEFAULT_CONFIG,
     out: Out = None,
     json: Json = False,
@@ -213,6 +217,9 @@ def guardian_pause(
 
     if relay is not None:
         say(wait(guardian.relay(config, relay)), render.proved, json)
+        return
+    if hand_over is not None:
+        say(wait(guardian.hand_over(config, hand_over)), render.handed_over, json)
         return
     document = wait(guardian.pause(config, scope, reason, incident, send=send, out=out))
     say(document, render.proved if send else render.guardian_pause, json)

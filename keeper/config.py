@@ -16,11 +16,10 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationInfo,
@@ -31,7 +30,16 @@ from keeper import abi
 from keeper.errors import ConfigError
 from keeper.log import secrets
 from keeper.reading import Document, Key, dotted, rewrite_table, shown
-from keeper.types import Address, Wei
+from keeper.signer import (
+    SECRETS,
+    SIGNERS,
+    AnySigner,
+    AwsKmsSigner,
+    Web3SignerSigner,
+    signer_secrets,
+)
+from keeper.thresholds import Breakers, Limits, Section, Usd, scaled
+from keeper.types import Address
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
 DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
@@ -44,16 +52,6 @@ _PLACEHOLDERS: Final = (
     "0x...",
     "0x" + "0" * 40,
 )  # what [contracts] holds before `keeper deploy`
-
-# At most 8 decimals (9 for gwei), so that conversion to integers is exact.
-Usd = Annotated[Decimal, Field(ge=0, le=10**12, decimal_places=8)]
-Gwei = Annotated[Decimal, Field(gt=0, le=10**9, decimal_places=9)]
-
-
-class Section(BaseModel):
-    """A table of the file: frozen, and closed to keys it does not name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class Chain(Section):
@@ -104,14 +102,6 @@ class Contracts(Section):
     treasury: Address = Field(description="Where every profit goes.")
 
 
-class EnvSigner(Section):
-    """`[signer] kind = "env"`: the operator's key is the secret KEEPER_PRIVATE_KEY."""
-
-    kind: Literal["env"] = Field(
-        "env", description="Where the operator's key is kept; env: KEEPER_PRIVATE_KEY."
-    )
-
-
 class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
@@ -125,37 +115,7 @@ class Profit(Section):
     @property
     def min_profit_usd_e8(self) -> int:
         """The least net profit in USD with 8 decimals, exactly."""
-        return _scaled(self.min_profit_usd, 8)
-
-
-class Limits(Section):
-    """`[limits]`: where the daemon stops itself."""
-
-    max_fee_gwei: Gwei = Field(Decimal(200), description="Highest fee per gas that is ever signed, in gwei.")
-    max_gas_spend_wei_per_hour: int = Field(
-        10**17, gt=0, description="Most gas money per hour in wei, in-flight transactions included."
-    )
-    max_loss_usd_per_day: Usd = Field(
-        Decimal(50), description="Most USD lost per day; gas of reverts and lost races counts."
-    )
-    max_consecutive_reverts: int = Field(3, ge=1, description="Reverts in a row after which nothing is sent.")
-    max_repay_usd: Usd = Field(Decimal(10**6), description="Largest debt repaid by one liquidation, in USD.")
-    deny_accounts: frozenset[Address] = Field(frozenset(), description="Accounts never liquidated.")
-
-    @property
-    def max_fee_wei(self) -> Wei:
-        """The highest fee per gas in wei, exactly."""
-        return Wei(_scaled(self.max_fee_gwei, 9))
-
-    @property
-    def max_loss_usd_e8_per_day(self) -> int:
-        """The most USD lost per day with 8 decimals, exactly."""
-        return _scaled(self.max_loss_usd_per_day, 8)
-
-    @property
-    def max_repay_usd_e8(self) -> int:
-        """The largest repaid debt in USD with 8 decimals, exactly."""
-        return _scaled(self.max_repay_usd, 8)
+        return scaled(self.min_profit_usd, 8)
 
 
 class Send(Section):
@@ -232,7 +192,7 @@ class Resume(Section):
     @property
     def canary_usd_e8(self) -> int:
         """The first liquidation's largest repaid debt in USD with 8 decimals, exactly."""
-        return _scaled(self.canary_usd, 8)
+        return scaled(self.canary_usd, 8)
 
 
 class StoreSettings(Section):
@@ -255,9 +215,10 @@ class Settings(Section):
     path: Path
     chain: Chain
     contracts: Contracts | None
-    signer: EnvSigner
+    signer: AnySigner
     profit: Profit
     limits: Limits
+    breakers: Breakers
     send: Send
     guard: Guard
     pause: Pause
@@ -268,6 +229,7 @@ class Settings(Section):
     operator_secret: SecretStr | None
     deployer_secret: SecretStr | None
     relay_secret: SecretStr | None
+    signer_secrets: Mapping[str, SecretStr]  # passwords and credentials, by their names
 
     def require_contracts(self) -> Contracts:
         """The deployed contracts, or `ConfigError` before `keeper deploy`."""
@@ -287,6 +249,10 @@ class Settings(Section):
         """The key that relays know us by, in hex, or `ConfigError` when it was not given."""
         return self._secret(RELAY_KEY, self.relay_secret)
 
+    def signer_secret(self, name: str) -> str:
+        """A password or credential that the kind of signer needs, or `ConfigError` when it was not given."""
+        return self._secret(name, self.signer_secrets.get(name))
+
     def _secret(self, name: str, value: SecretStr | None) -> str:
         if value is None:
             env = self.path.parent / ".env"
@@ -298,13 +264,13 @@ _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "chain": Chain,
     "profit": Profit,
     "limits": Limits,
+    "breakers": Breakers,
     "send": Send,
     "guard": Guard,
     "pause": Pause,
     "resume": Resume,
     "store": StoreSettings,
 }
-_SIGNERS: Final[Mapping[str, type[BaseModel]]] = {"env": EnvSigner}
 _REQUIRED: Final = ("chain", "profit")
 
 
@@ -321,7 +287,8 @@ def load(
     line per problem: where, which key, what is wrong and what to do.
     """
     path = path.expanduser().absolute()
-    document = Document.read(path, environ, (PRIVATE_KEY, DEPLOYER_KEY, RELAY_KEY))
+    names = (PRIVATE_KEY, DEPLOYER_KEY, RELAY_KEY, *SECRETS)
+    document = Document.read(path, environ, names)
     tables = document.tables
     known = [*_SECTIONS, "contracts", "signer", "protocols", "venues"]
     for name in tables:
@@ -333,7 +300,7 @@ def load(
             document.fail((name,), f"this section is missing; add [{name}].")
         else:
             found[name] = document.parse(model, (name,), tables.get(name, {}))
-    found["signer"] = _of_kind(document, ("signer",), tables.get("signer", {"kind": "env"}), _SIGNERS)
+    found["signer"] = _of_kind(document, ("signer",), tables.get("signer", {"kind": "env"}), SIGNERS)
     found["protocols"] = _protocols(document, protocol_models)
     found["venues"] = _venues(document, venue_models)
     found["operator_secret"] = _private_key(document, PRIVATE_KEY)
@@ -342,10 +309,13 @@ def load(
     rich = [_digits(found[name]) for name in ("operator_secret", "deployer_secret") if found[name]]
     if found["relay_secret"] and _digits(found["relay_secret"]) in rich:
         document.fail((RELAY_KEY,), "relays need a key of their own that owns nothing; generate one.")
+    found["signer_secrets"] = signer_secrets(document.secrets, found["signer"], environ)
     document.check()
     settings = Settings(**found)
     for url in (*settings.chain.rpc_urls, *settings.send.relays):
         secrets.register_url(url)
+    if isinstance(settings.signer, Web3SignerSigner | AwsKmsSigner):
+        secrets.register_url(settings.signer.url)
     return settings
 
 
@@ -441,7 +411,3 @@ def _base(info: ValidationInfo) -> Path:
     """The folder of the file; models made by hand keep their paths as they are."""
     context: Mapping[str, Path] = info.context or {}
     return context.get("base", Path())
-
-
-def _scaled(amount: Decimal, decimals: int) -> int:
-    return int(amount.scaleb(decimals))

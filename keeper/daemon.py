@@ -3,8 +3,8 @@
 A node that fails costs a head, never the run; what the money depends on (ledger, keys, a transaction that cannot be
 accounted for) ends the run at once, because going on could do harm.
 
-Told to stop, it lets the step under way end by itself for a moment and then abandons it where it waits for a node.
-Between a reserved nonce and stored bytes nothing waits: there is always either nothing signed or everything on record.
+Told to stop, it lets the step under way end by itself for a moment and then abandons it where it waits for others.
+What was signed is on record however the step ends; a nonce for which nothing was signed is freed at the next start.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import structlog
 
+from keeper.breakers import Breakers
 from keeper.chain.client import Chain, Notice
 from keeper.engine import Engine
 from keeper.engine.head import StepReport
@@ -57,7 +58,7 @@ class Statistics:
         return body
 
 
-def book_notices(chain: Chain, ledger: Ledger, wall_clock: Callable[[], float]) -> None:
+def book_notices(chain: Chain, ledger: Ledger, breakers: Breakers, wall_clock: Callable[[], float]) -> None:
     """Book what happens to providers; a time without heads is a refusal, because nothing is done in it."""
 
     def book(notice: Notice) -> None:
@@ -67,6 +68,8 @@ def book_notices(chain: Chain, ledger: Ledger, wall_clock: Callable[[], float]) 
         else:
             body = {"name": notice.name, "provider": notice.provider, "detail": notice.detail}
             ledger.book("warning", None, "", None, {**body, "head": notice.head}, at_s)
+        if notice.contradicted:
+            breakers.disagreed(notice.provider)
 
     chain.listen(book)
 

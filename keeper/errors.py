@@ -8,7 +8,8 @@ KeeperError
 │   └── NoQuorum       fewer providers than must agree answered, or they disagree
 ├── AdapterError       a protocol or venue answered what its adapter cannot read
 ├── ExecutionError     a transaction could not be built, signed or accounted for
-│   └── KeyMisuse      the operator key was asked to sign what it must not
+│   ├── KeyMisuse      the operator key was asked to sign what it must not
+│   └── SignerError    whoever holds the operator key did not sign, or not with it
 └── LedgerError        the record cannot be written or does not add up
 
 Every message is one sentence: what is wrong, where, and what to do about it.
@@ -76,6 +77,10 @@ class ExecutionError(KeeperError):
 
 class KeyMisuse(ExecutionError):
     """The operator key was asked to sign what it must not."""
+
+
+class SignerError(ExecutionError):
+    """Whoever holds the operator key did not answer, refused, or answered what is not its signature."""
 
 
 class LedgerError(KeeperError):

@@ -52,6 +52,8 @@ def explain(document: Mapping[str, Any]) -> None:
             )
         for stage in protocol["stages"]:
             _console.print(f"  {stage['stage']:<9} {stage['answer']:<22} {_numbers(stage['numbers'])}")
+    for trip in document["breakers"]:
+        _trip(trip)
     if document["history"]:
         _console.print("\n[bold]history[/bold]")
         for entry in document["history"]:
@@ -91,6 +93,22 @@ def pause_status(document: Mapping[str, Any]) -> None:
         _console.print(f"{scope['scope']:<20} {state}{since}{until}, epoch {scope['epoch']}")
     if document["halt_file_present"]:
         _console.print("the local halt file is present: nothing is signed")
+    for trip in document["breakers"]:
+        _trip(trip)
+
+
+def breakers_list(document: Mapping[str, Any]) -> None:
+    """One line a tripped breaker, and how it lets go."""
+    for trip in document["breakers"]:
+        _trip(trip)
+    if not document["breakers"]:
+        _console.print("nothing is tripped")
+
+
+def breakers_cleared(document: Mapping[str, Any]) -> None:
+    """What no longer stops the keeper."""
+    for trip in document["cleared"]:
+        _console.print(f"cleared {_tripped(trip)}")
 
 
 def pause_show(document: Mapping[str, Any]) -> None:
@@ -175,6 +193,11 @@ def guardian_pause(document: Mapping[str, Any]) -> None:
     _console.print(f"to {document['relay']['to']}", markup=False)
 
 
+def handed_over(document: Mapping[str, Any]) -> None:
+    """What the daemon has stopped."""
+    _console.print(f"{document['what']}: the daemon has its word and tells the chain", markup=False)
+
+
 def drill(document: Mapping[str, Any]) -> None:
     """One line a step, with how long it took."""
     for step in document["steps"]:
@@ -235,6 +258,20 @@ def ledger_correct(document: Mapping[str, Any]) -> None:
     """The correction as it was booked."""
     entry = document["entry"]
     _console.print(f"entry {entry['seq']} {_numbers(entry['body'])}")
+
+
+def _trip(trip: Mapping[str, Any]) -> None:
+    _console.print(f"TRIPPED {_tripped(trip)} since {_time(trip['since_s'])}: {_numbers(trip['numbers'])}")
+    _console.print(f"        clears {trip['clears']}")
+    if "now" in trip["numbers"]:
+        now, whose = trip["numbers"]["now"], trip["protocol"] or "global"
+        _console.print(
+            f"        keeper breakers acknowledge {whose} {now['address']} {now['runs']} --reason …"
+        )
+
+
+def _tripped(trip: Mapping[str, Any]) -> str:
+    return " ".join(part for part in (trip["breaker"], trip["protocol"], trip["subject"]) if part)
 
 
 def _head(head: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+from keeper import abi
 from keeper.errors import AdapterError
 from keeper.types import (
     Address,
@@ -39,6 +40,11 @@ from keeper.types import (
 T = TypeVar("T")
 
 Reads = Generator[Sequence[Call], Sequence[Result], T]
+
+# What an EIP-1967 proxy says when its code, its beacon or who may change them is replaced.
+UPGRADE_TOPICS: Final = tuple(
+    abi.load("Eip1967").event(name).topic for name in ("Upgraded", "BeaconUpgraded", "AdminChanged")
+)
 
 
 class VenueKind(IntEnum):
@@ -89,6 +95,10 @@ class Adapter(Protocol):
         """
         ...
 
+    def contracts(self) -> Mapping[str, Address]:
+        """Every contract it relies on, by what it is to it; whose code changes stops it. Valid after `load`."""
+        ...
+
     def sources(self) -> Filters:
         """Logs that touch positions, marks, parameters or code; valid after `load`."""
         ...
@@ -111,6 +121,10 @@ class Adapter(Protocol):
 
     def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
         """Read prices, indices and parameters as of `at`; a stale or missing price is a Refusal."""
+        ...
+
+    def prices(self, marks: Marks) -> Mapping[Address, int]:
+        """Every token's price in the base currency, 0 where there is none."""
         ...
 
     def rows(self, positions: Positions) -> Rows:
@@ -147,6 +161,10 @@ class Venue(Protocol):
 
     kind: VenueKind
     router: Address
+
+    def contracts(self) -> Mapping[str, Address]:
+        """Every contract it relies on, by what it is to it."""
+        ...
 
     def paths(self, token_in: Address, token_out: Address, *, thorough: bool = False) -> Sequence[Path]:
         """Routes worth quoting, direct and by intermediate tokens; with `thorough` every route there may be."""

@@ -59,6 +59,7 @@ class Watch:
         """With `remember` false what `store` knows is used but nothing is added to it."""
         self.book: Final = Book()
         self.orphaned = False  # whether blocks followed before are not below the head last fetched
+        self.depth = 0  # at most so many blocks were replaced by others, as far as that was not absorbed
         self.common = BlockNumber(-1)  # the newest block that the head last fetched shares with those before
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
@@ -85,7 +86,9 @@ class Watch:
         if self._store:
             self._followed.extend(_Followed(block, None) for block in self._store.blocks())
         self.common = await self._shared(head)
-        self._forget(self._above(self.common))
+        gone = self._above(self.common)
+        self._measure(gone, head)
+        self._forget(gone)
         start: int = head.number
         for source in self._sources:
             cursor = self._store.cursor(source.adapter.name) if self._store else None
@@ -125,6 +128,7 @@ class Watch:
             await self.load(head)
         reloaded = await self._absorb(logs, head, doubted or set())
         self._doubted = None
+        self.depth = 0
         self._cursor = head.number
         return reloaded or doubted is not None
 
@@ -169,7 +173,13 @@ class Watch:
         if any(each.touched is None for each in gone):
             doubted |= set(self.book) | await self._known(head)
         self._doubted = doubted
+        self._measure(gone, head)
         self._forget(gone)
+
+    def _measure(self, gone: Sequence[_Followed], head: Head) -> None:
+        """How deep the reorganisation is: none where `head` only lags behind what was followed."""
+        if gone and gone[-1].at.number <= head.number:
+            self.depth = max(self.depth, gone[0].at.number - self.common)
 
     def _above(self, number: BlockNumber) -> list[_Followed]:
         return list(takewhile(lambda each: each.at.number > number, reversed(self._followed)))

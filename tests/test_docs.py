@@ -45,6 +45,9 @@ TREE = command_tree(typer.main.get_command(app))
 def test_a_shown_command_is_understood(page: str, line: str) -> None:
     """Its program, subcommand and every option exist, and its arguments parse."""
     words = shlex.split(line, comments=True)
+    if words[0] in ("touch", "rm"):
+        assert words[1:] == ["keeper.halt"], line
+        return
     if words[0] != "keeper":
         assert words[0] in SCRIPTS or words[0] in ("pip", "cp") or (ROOT / words[0]).is_file(), line
         for name in words[1:] if words[0] == "cp" else ():

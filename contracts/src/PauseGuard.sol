@@ -122,6 +122,10 @@ contract PauseGuard is IPauseGuard {
     /// @inheritdoc IPauseGuard
     function scheduleUnpause(bytes32 scope) external onlySafe {
         if (!_scopes[scope].paused) revert NotPaused(scope);
+        _scheduleUnpause(scope);
+    }
+
+    function _scheduleUnpause(bytes32 scope) internal {
         uint40 unpauseAt = uint40(block.timestamp) + UNPAUSE_DELAY;
         _scopes[scope].unpauseAt = unpauseAt;
         emit UnpauseScheduled(scope, unpauseAt);
@@ -156,6 +160,13 @@ contract PauseGuard is IPauseGuard {
     /// @inheritdoc IPauseGuard
     function setGuardian(address guardian, bool enabled) external onlySafe {
         _setGuardian(guardian, enabled);
+    }
+
+    /// @inheritdoc IPauseGuard
+    function removeGuardianAndScheduleUnpause(address guardian, bytes32 scope) external onlySafe {
+        _setGuardian(guardian, false);
+        // No revert for a running scope: whoever executes a due unpause just before must not save the guardian.
+        if (_scopes[scope].paused) _scheduleUnpause(scope);
     }
 
     function _setGuardian(address guardian, bool enabled) internal {

@@ -127,4 +127,15 @@ contract PauseGuardGasTest is PauseGuardSetup {
         vm.pauseGasMetering();
         assertFalse(state(LENDING).paused, "runs");
     }
+
+    /// @notice The removal of a guardian with the schedule of an unpause.
+    function test_gas_removeGuardianAndScheduleUnpause() public {
+        vm.pauseGasMetering();
+        pauseAs(guardian, LENDING);
+        vm.prank(safe);
+        vm.resumeGasMetering();
+        guard.removeGuardianAndScheduleUnpause(guardian, LENDING);
+        vm.pauseGasMetering();
+        assertFalse(guard.isGuardian(guardian), "removed");
+    }
 }

@@ -114,20 +114,4 @@ contract PauseGuardUnpauseTest is PauseGuardSetup {
         guard.vetoUnpause(LENDING);
         assertEq(state(LENDING).unpauseAt, START + DELAY, "schedule stands");
     }
-
-    /// @notice A rogue guardian who vetoes for ever is removed by the Safe, and the unpause goes on.
-    function test_rogueGuardianIsRemoved() public {
-        pauseAs(guardian, LENDING);
-        schedule(LENDING);
-        pauseAs(secondGuardian, LENDING);
-        vm.prank(safe);
-        guard.setGuardian(secondGuardian, false);
-        schedule(LENDING);
-        vm.expectRevert(abi.encodeWithSelector(IPauseGuard.NotGuardian.selector, secondGuardian));
-        vm.prank(secondGuardian);
-        guard.vetoUnpause(LENDING);
-        vm.warp(START + DELAY);
-        guard.executeUnpause(LENDING);
-        assertFalse(state(LENDING).paused, "runs");
-    }
 }

@@ -29,7 +29,7 @@ from keeper.chain.simulation import (
     one_by_one,
     stacked,
 )
-from keeper.chain.transactions import Sent, raw_of, sent_in
+from keeper.chain.transactions import Sent, raw_of, sender_of, sent_in
 from keeper.chain.wire import (
     ANYTHING,
     TEXT,
@@ -215,6 +215,17 @@ class Chain:
 
         return await self._believed(work)
 
+    async def storage(self, address: Address, slot: Hash, at: Hash) -> Hash:
+        """One word of a contract's storage at a block hash."""
+
+        async def work(rpc: Rpc) -> Hash:
+            where = hex_of(address), hex_of(slot), {"blockHash": hex_of(at)}
+            text = await rpc.ask(TEXT, "eth_getStorageAt", *where)
+            with reading(rpc.label, "eth_getStorageAt"):
+                return hash_of(text)
+
+        return await self._believed(work)
+
     # --- logs ---
 
     async def logs(self, filters: Sequence[Filters], from_block: int, to_block: int) -> list[Log]:
@@ -326,6 +337,10 @@ class Chain:
             return await raw_of(rpc, transaction_hash)
 
         return await self._pool.run(work)
+
+    async def sender_of(self, transaction_hash: Hash) -> Address | None:
+        """Who sent a transaction, as one provider says; None where it does not know it."""
+        return await self._pool.run(lambda rpc: sender_of(rpc, transaction_hash))
 
     async def sent_in(self, sender: Address, number: int) -> list[Sent]:
         """What `sender` sent in the block with this number, with the bytes it signed."""

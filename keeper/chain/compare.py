@@ -98,9 +98,8 @@ class Comparison:
             return
         for provider, head in told.items():
             if head.hash != common:
-                self.pool.drop(
-                    provider, f"it is on a fork: it has another block {height} than others.", OUT_S
-                )
+                why = f"it is on a fork: it has another block {height} than others."
+                self.pool.drop(provider, why, OUT_S, contradicted=True)
 
     def _follow_the_best(self) -> None:
         best, followed = self.pool.best, self.pool.followed

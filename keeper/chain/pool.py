@@ -39,13 +39,14 @@ _log = structlog.get_logger("keeper.chain")
 class Notice:
     """Something about providers that belongs in the record: what, whose label (empty: of all of them), and why.
 
-    `head` is the last block that was handed out before.
+    `head` is the last block that was handed out before; `contradicted` says that others told otherwise than it.
     """
 
     name: str
     provider: str
     detail: str
     head: int
+    contradicted: bool = False
 
 
 class Pool:
@@ -256,22 +257,22 @@ class Pool:
 
     def condemn(self, provider: Provider, why: str) -> None:
         """Drop a provider that lied, longer each time."""
-        self.drop(provider, why, provider.sentence_s())
+        self.drop(provider, why, provider.sentence_s(), contradicted=True)
 
-    def drop(self, provider: Provider, why: str, for_s: float) -> None:
+    def drop(self, provider: Provider, why: str, for_s: float, *, contradicted: bool = False) -> None:
         """Ask a provider only where too few others are left, for so long at least, and follow it no more."""
         now_s = self.clock()
         if provider.dropped_until_s <= now_s:
-            self.note("provider_dropped", provider.label, why)
+            self.note("provider_dropped", provider.label, why, contradicted=contradicted)
         provider.dropped_until_s = max(provider.dropped_until_s, now_s + for_s)
         if provider is self._followed:
             self.leave(f"{provider.label} was dropped.")
 
-    def note(self, name: str, provider: str, detail: str) -> None:
+    def note(self, name: str, provider: str, detail: str, *, contradicted: bool = False) -> None:
         """Log something about a provider and tell the listener."""
         _log.warning(name, provider=provider, detail=detail)
         if self.listener is not None:
-            self.listener(Notice(name, provider, detail, self.head))
+            self.listener(Notice(name, provider, detail, self.head, contradicted))
 
     def _order(self) -> Sequence[Provider]:
         """Who is asked first: of those that may be asked whom we follow, then by rank; the dropped last of all."""

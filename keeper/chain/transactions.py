@@ -87,6 +87,13 @@ async def sent_in(rpc: Rpc, sender: Address, number: int) -> list[Sent]:
         return [_sent(one) for one in shape.transactions if address_of(one.sender) == sender]
 
 
+async def sender_of(rpc: Rpc, transaction_hash: Hash) -> Address | None:
+    """Who sent a transaction; None where the node does not know it."""
+    shape = await rpc.ask(_ONE, "eth_getTransactionByHash", hex_of(transaction_hash))
+    with reading(rpc.label, "eth_getTransactionByHash"):
+        return address_of(shape.sender) if shape is not None else None
+
+
 def _sent(shape: Shape) -> Sent:
     return Sent(
         hash=hash_of(shape.hash),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +15,7 @@ import structlog
 from keeper import abi, assembly
 from keeper.assembly import Parts
 from keeper.commands import pause as signers
+from keeper.commands.breakers import trip_of, tripped
 from keeper.commands.shapes import SCHEMA, account_of, entry_of
 from keeper.config import Settings, write_contracts
 from keeper.daemon import book_notices, run_once
@@ -36,16 +37,13 @@ from keeper.watch import Watch
 Builds = Mapping[str, Build]  # our two contracts by name, as built
 
 
-async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume: bool) -> None:
-    """The daemon; refuses to start on anything that preflight requires and does not find.
-
-    `resume` books that a person looked at the reverts in a row, and at pauses that a reorganisation erased, neither of
-    which then stops it any longer.
-    """
+async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool) -> None:
+    """The daemon; refuses to start on anything that preflight requires and does not find."""
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        standing = require(await _checks(parts, key.address, builds))
+        parts.closing.push_async_callback(key.close)
+        standing = require(await _checks(parts, key.address, key.ready, builds))
         for check in standing:
             structlog.get_logger("keeper").warning("standing_warning", name=check.name, detail=check.detail)
         with Store.open(configured.store.url, chain_id=configured.chain.id) as store:
@@ -54,9 +52,7 @@ async def run(config: Path, builds: Builds, *, once: bool, dry_run: bool, resume
             for check in standing:
                 body = {"name": check.name, "detail": check.detail}
                 ledger.book("warning", None, "", None, body, int(time.time()))
-            book_notices(parts.chain, ledger, time.time)
-            if resume:
-                ledger.book("resume", None, "", None, {"reverts_cleared": True}, int(time.time()))
+            book_notices(parts.chain, ledger, engine.breakers, time.time)
             if once:
                 await run_once(parts.chain, engine)
             else:
@@ -120,6 +116,7 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
         "account": abi.checksum(account),
         "block": _block(head),
         "protocols": protocols,
+        "breakers": [trip_of(trip) for trip in engine.breakers.open()],
         "history": history,
     }
 
@@ -129,7 +126,8 @@ async def doctor(config: Path, builds: Builds) -> dict[str, Any]:
     configured = assembly.settings(config)
     key = assembly.operator_key(configured)
     async with assembly.open_parts(configured) as parts:
-        checks = await _checks(parts, key.address, builds)
+        parts.closing.push_async_callback(key.close)
+        checks = await _checks(parts, key.address, key.ready, builds)
     return {
         "schema": SCHEMA,
         "ok": all(check.ok or not check.required for check in checks),
@@ -231,7 +229,13 @@ async def pause_status(config: Path) -> dict[str, Any]:
             }
         )
     halted = configured.guard.halt_file.exists()
-    return {"schema": SCHEMA, "block": _block(head), "halt_file_present": halted, "scopes": scopes}
+    return {
+        "schema": SCHEMA,
+        "block": _block(head),
+        "halt_file_present": halted,
+        "scopes": scopes,
+        "breakers": [trip_of(trip) for trip in tripped(configured)],
+    }
 
 
 async def _stages(
@@ -305,7 +309,9 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check]:
+async def _checks(
+    parts: Parts, operator: Address, ready: Callable[[], Awaitable[str]], builds: Builds
+) -> list[Check]:
     if parts.settings.send.relays:
         parts.settings.relay_key()  # raises where it is missing
     return await preflight(
@@ -315,8 +321,10 @@ async def _checks(parts: Parts, operator: Address, builds: Builds) -> list[Check
         parts.venues,
         parts.flash_sources,
         operator,
+        ready,
         builds,
         time.time(),
+        tripped(parts.settings),
     )
 
 

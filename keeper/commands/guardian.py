@@ -1,4 +1,4 @@
-"""What guardians and passers-by do alone: pause, veto, relay a signed pause, restart what is due."""
+"""What guardians and passers-by do alone: pause, veto, relay or hand over a signed pause, restart what is due."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from keeper.commands.desk import open_desk, read_text, write_new
 from keeper.commands.shapes import SCHEMA
 from keeper.errors import ExecutionError
 from keeper.guard import Fees
+from keeper.guard import door as doors
+from keeper.guard.message import SUFFIX, SignedPause
 from keeper.installation import PAUSE_GUARD
-from keeper.multisig import builder, guardian
+from keeper.multisig import builder
 from keeper.multisig.decode import Pins, read
 from keeper.multisig.meaning import Proof, proofs, scope_words
 from keeper.multisig.safe import InnerCall
+from keeper.store import sqlite_path
 from keeper.types import Address, hex_of
 
 
@@ -56,9 +59,9 @@ async def pause(
                 chain, key.address, pins.pause_guard, calldata, desk.max_fee_wei, signed
             )
             return await safe_chain.proved(chain, receipt, _proofs_of(pins, pins.pause_guard, calldata))
-    signature = key.sign_pause(pins.pause_guard, word)
-    path = out or Path(f"{scope}-{word.issued_at_s}{guardian.SUFFIX}")
-    write_new(path, guardian.text(pins.pause_guard, word, signature))
+    message = SignedPause.made(pins.pause_guard, word, key.sign_pause(pins.pause_guard, word))
+    path = out or Path(f"{scope}-{word.issued_at_s}{SUFFIX}")
+    write_new(path, message.text())
     return {
         "schema": SCHEMA,
         "file": str(path),
@@ -68,19 +71,20 @@ async def pause(
         "what": f"Stops {scope_words(word.scope)} at once",
         "relay": {
             "to": abi.checksum(pins.pause_guard),
-            "data": hex_of(guardian.relay_calldata(word, signature)),
+            "data": hex_of(message.calldata),
         },
     }
 
 
 async def relay(config: Path, file: Path) -> dict[str, Any]:
     """Send a guardian's signed pause with the sender's key, whoever signed it."""
-    guard, word, signature = guardian.parse(read_text(file), str(file))
+    message = SignedPause.read(read_text(file).encode(), str(file))
+    guard, word = message.pause_guard, message.word
     async with open_desk(config, False) as desk:
         chain, pins = desk.require_chain(), desk.require_pins()
         if guard != pins.pause_guard:
             raise ExecutionError(f"{file} is for the PauseGuard {abi.checksum(guard)}, which is not yours.")
-        calldata, key = guardian.relay_calldata(word, signature), assembly.sender_key(chain.chain_id)
+        calldata, key = message.calldata, assembly.sender_key(chain.chain_id)
 
         def signed(nonce: int, fees: Fees) -> bytes:
             return key.sign_relay(guard, calldata, nonce, fees).raw
@@ -88,6 +92,13 @@ async def relay(config: Path, file: Path) -> dict[str, Any]:
         receipt = await safe_chain.send(chain, key.address, guard, calldata, desk.max_fee_wei, signed)
         paused = PAUSE_GUARD.function("pause").encode(word.scope, word.reason, word.incident)
         return await safe_chain.proved(chain, receipt, _proofs_of(pins, guard, paused))
+
+
+async def hand_over(config: Path, file: Path) -> dict[str, Any]:
+    """Give a guardian's signed pause to the daemon of this configuration, which stops at once and relays it."""
+    message = SignedPause.read(read_text(file).encode(), str(file))
+    await doors.hand_over(sqlite_path(assembly.settings(config).store.url), message)
+    return {"schema": SCHEMA, "file": str(file), "what": f"Stopped {scope_words(message.scope)}"}
 
 
 async def veto(config: Path, scope: str) -> dict[str, Any]:

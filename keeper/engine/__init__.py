@@ -8,19 +8,22 @@ over but the book, the ledger and what is in flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
+from keeper.breakers import Breakers
+from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
-from keeper.execution.flights import Cleared, Stuck
+from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
+from keeper.execution.signing import Cleared
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
@@ -28,11 +31,11 @@ from keeper.planner.sizing import PLAN_GAS
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
-from keeper.trial import Attempt, describe, try_stacked
+from keeper.trial import Attempt, describe, next_base_fee, try_stacked
 from keeper.types import (
+    Address,
     BlockNumber,
     BlockTime,
-    Hash,
     Head,
     Health,
     Plan,
@@ -40,6 +43,7 @@ from keeper.types import (
     Trial,
     Wei,
 )
+from keeper.upgrades import Upgrades
 from keeper.watch import Watch
 
 T = TypeVar("T")
@@ -62,6 +66,8 @@ class Engine:
         flash_sources: Sequence[FlashSource],
         guard: Guard,
         reflexes: Reflexes,
+        breakers: Breakers,
+        upgrades: Upgrades,
         ledger: Ledger,
         sender: Sender | None,
         policy: Policy,
@@ -73,6 +79,8 @@ class Engine:
         self._venues = venues
         self._flash_sources = flash_sources
         self._guard = guard
+        self.breakers = breakers
+        self._upgrades = upgrades
         self._ledger = ledger
         self._sender = sender
         self._policy = policy
@@ -104,6 +112,9 @@ class Engine:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
         await self._watch.start(head)
+        self.breakers.at(head)
+        await self._upgrades.start(head, self._watch.common + 1)
+        self.breakers.book()
         self._warned = self._warnings()  # preflight has told these
         if self._sender:
             self._sender.doubt(self._watch.common)
@@ -112,6 +123,7 @@ class Engine:
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
         report = StepReport(head)
+        self.breakers.at(head)
         self.reflexes.moment = Moment(head, self._market(head))
         # the look first: it is what the node takes longer for
         view, logs = await asyncio.gather(self.look(head), self._watch.fetch(head), return_exceptions=True)
@@ -122,9 +134,13 @@ class Engine:
             raise logs
         if self._sender and self._watch.orphaned:
             self._sender.doubt(self._watch.common)
-        if await self._watch.absorb(logs, head):
+        self.breakers.reorganised(self._watch.depth)
+        if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
+        if self._upgrades.suspects(logs, reloaded=reloaded):
+            await self._upgrades.settle(head)
+        self.breakers.saw(self._prices(view))
         self.reflexes.book()  # before anything is planned: how large it may be follows from the record
         if self._sender:
             report.settled = await self._sender.settle(head, view.native)
@@ -138,11 +154,13 @@ class Engine:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         if self._sender:
-            await self._sender.tend(head, self._market(head), partial(self.standing, view, head))
+            await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         await self.reflexes.carry()
         self._book(report)
         self._watch.save()
         await self._housekeep()
+        await self._upgrades.patrol(head)
+        self.breakers.book()
         return report
 
     async def look(self, head: Head) -> View:
@@ -153,11 +171,14 @@ class Engine:
             read_scopes(self._policy.pause_guard, list(adapters), at),
             read_price(self._policy.native_feed, at),
             read_price(self._policy.profit_feed, at),
+            funds_of(self._policy.operator),
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
-        pause, native, profit, *marks = await self._chain.read_all(reads, head.hash)
+        pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
         if isinstance(pause, PauseState):
             await self.reflexes.see(pause, head)
+        dearest_wei = min(2 * next_base_fee(head) + self._tips_wei[0], self._policy.max_fee_wei)
+        self.breakers.funds(funds_wei, dearest_wei)
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(
@@ -174,6 +195,8 @@ class Engine:
         policy = self._policy
         stage = self.stage(health.key.protocol)
         adapter = self._watch.adapters[health.key.protocol]
+        options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
+        most_usd_e8 = self.breakers.most_usd_e8(health.key.protocol, options)
         context = PlanContext(
             at=view.at,
             adapter=adapter,
@@ -186,12 +209,12 @@ class Engine:
             max_fee_wei=policy.max_fee_wei,
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
-            max_repay_usd_e8=stage.cap_usd_e8 if stage else policy.max_repay_usd_e8,
+            max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
             plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
             thorough=thorough,
         )
-        options = adapter.options(self._watch.book.position(health.key), health, marks)
-        return plan(health, self._turns.untried(health.key, options), context)
+        planned = plan(health, self._turns.untried(health.key, options), context)
+        return self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -209,9 +232,10 @@ class Engine:
         """Drive one read at `head`."""
         return await self._chain.read(read, head.hash)
 
-    def standing(self, view: View, head: Head, protocol: str) -> Refusal | None:
-        """Why nothing of `protocol` may be signed at `head`, or None."""
-        return self._guard.standing(view.pause, protocol, head, self._wall_clock())
+    def standing(self, view: View, head: Head, protocol: str, *, new: bool = True) -> Refusal | None:
+        """Why nothing of `protocol` may be signed at `head`, or None; without `new`: not even be replaced."""
+        refusal = self._guard.standing(view.pause, protocol, head, self._wall_clock())
+        return refusal or self.breakers.standing(protocol, new=new)
 
     def stage(self, protocol: str) -> Stage | None:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
@@ -237,7 +261,17 @@ class Engine:
         fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
             return fees
-        return self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        refusal = self.breakers.admits(plan, new=stuck is None)
+        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+
+    def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
+        """Every protocol's prices, where they could be read."""
+        adapters = self._watch.adapters
+        return {
+            name: adapters[name].prices(marks)
+            for name, marks in view.marks.items()
+            if not isinstance(marks, Refusal)
+        }
 
     def _market(self, head: Head) -> Market:
         return Market(head, self._tips_wei, self._policy.max_fee_wei)
@@ -317,7 +351,7 @@ class Engine:
 
     async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
         """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried."""
-        market, standing = self._market(head), partial(self.standing, view, head)
+        market, standing = self._market(head), partial(self.standing, view, head, new=False)
         stuck = self._sender.stuck(market, standing) if self._sender else []
         replacing = {each.plan.plan_id: each for each in stuck}
         chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
@@ -344,11 +378,11 @@ class Engine:
                 cleared.append(answer)
                 spent = besides.with_in_flight(answer.clearance.fees)
         if self._sender:
-            submissions = await self._sender.send(cleared)
-            for each in submissions:
-                (report.replaced if each.plan_id in replacing else report.sent).append(each)
-            if len(submissions) < len(cleared):
-                self._note_unsent(cleared, {each.plan_id for each in submissions}, view, head, report)
+            for asked, each in zip(cleared, await self._sender.send(cleared, standing), strict=True):
+                if isinstance(each, Refusal):
+                    report.refuse(asked.plan.key, each)
+                else:
+                    (report.replaced if each.plan_id in replacing else report.sent).append(each)
 
     def _awaits(self, plan: Plan, cleared: Sequence[Cleared]) -> Refusal | None:
         """Why a plan waits: after a pause the first liquidation goes alone, and must have paid before the next."""
@@ -359,15 +393,6 @@ class Engine:
         if not others and not self._sender.liquidating(stage.protocol):
             return None
         return Refusal("clear", "awaits_canary", {"resume_cap_usd_e8": stage.cap_usd_e8})
-
-    def _note_unsent(
-        self, cleared: Sequence[Cleared], sent: Collection[Hash], view: View, head: Head, report: StepReport
-    ) -> None:
-        """What was cleared and not signed, because the gate closed in between."""
-        for one in cleared:
-            stop = self.standing(view, head, one.plan.key.protocol)
-            if one.plan.plan_id not in sent and stop is not None:
-                report.refuse(one.plan.key, stop)
 
     def _approve(
         self, plan: Plan, trial: Trial | Refusal, view: View, head: Head, spent: Spent, stuck: Stuck | None
@@ -388,7 +413,10 @@ class Engine:
 
     def _book(self, report: StepReport) -> None:
         at_s = int(self._wall_clock())
+        in_flight = self._sender.in_flight_plans() if self._sender else {}
+        self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
+            self.breakers.book()
             for protocol, account, refusal in report.refused:
                 entry = self._ledger.book_refusal(
                     refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s

@@ -68,7 +68,7 @@ class Reflexes:
         pause_guard: Address,
         protocols: tuple[str, ...],
         door: Path | None,
-        signer_of: Callable[[Hash, bytes], Address | None],
+        recovered: Callable[[Hash, bytes], Address | None],
         wall_clock: Callable[[], float],
     ) -> None:
         self.moment: Moment | None = None
@@ -79,7 +79,7 @@ class Reflexes:
         self._pause_guard = pause_guard
         self._scopes = {GLOBAL_SCOPE: None, **{scope_of(name): name for name in protocols}}
         self._door = door
-        self._signer_of = signer_of
+        self._recovered = recovered
         self._wall_clock = wall_clock
         self._judged: dict[Hash, bytes] = {}  # with the signed bytes, where they were shown
         self._looked_for: set[Hash] = set()  # paused scopes whose carrier was looked for
@@ -91,7 +91,7 @@ class Reflexes:
                 group.create_task(self._take_back())
                 group.create_task(self._watch_halt_file())
                 group.create_task(self._watch_pool(group))
-                group.create_task(self._open_door())
+                group.create_task(self._open_door(group))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
 
@@ -167,10 +167,10 @@ class Reflexes:
     # --- between heads ---
 
     async def accept(self, message: SignedPause) -> Refusal | None:
-        """Close the gate on a guardian's word, and have the chain told; or why it is not believed."""
+        """Close the gate on a guardian's word, or why it is not believed; see `tell`."""
         if message.pause_guard != self._pause_guard or message.scope not in self._scopes:
             return Refusal("pause", "not_ours", {"scope": named(message.scope)})
-        signer = self._signer_of(message.digest, message.signature)
+        signer = self._recovered(message.digest, message.signature) if message.canonical else None
         if signer is None:
             return Refusal("pause", "bad_signature")
         head = await self._chain.head()
@@ -182,12 +182,16 @@ class Reflexes:
             return verdict
         self.gate.see_signed(message, verdict)
         self.book()
-        if verdict.told and self._sender is not None and self.moment is not None:
-            try:
-                await self._sender.relay_pause(message, self.moment.market)
-            except ChainError as error:
-                _log.warning("relay_waits", error=str(error))  # the next head tries again
         return None
+
+    async def tell(self, message: SignedPause) -> None:
+        """Have the chain told what a guardian said, if the gate is closed on it and the chain does not know."""
+        if message.scope not in self.gate.closed("signed") or self._sender is None or self.moment is None:
+            return
+        try:
+            await self._sender.relay_pause(message, self.moment.market)
+        except ChainError as error:
+            _log.warning("relay_waits", error=str(error))  # the next head tries again
 
     async def _saw(self, pending: Pending, group: asyncio.TaskGroup) -> None:
         """Judge each once, side by side: spoofs must not hold up the one that is true."""
@@ -202,7 +206,7 @@ class Reflexes:
 
     async def _judge(self, pending: Pending, to: Address, scopes: set[Hash]) -> None:
         # with a quorum one provider's word for who sent it is not enough to stop for
-        proven = pending.proof is not None and self._signer_of(*pending.proof) == pending.sender
+        proven = pending.proof is not None and self._recovered(*pending.proof) == pending.sender
         if self._chain.quorum > 1 and not proven:
             _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
             return
@@ -221,11 +225,18 @@ class Reflexes:
     async def _watch_pool(self, group: asyncio.TaskGroup) -> None:
         await self._chain.watch_pool(self._pause_guard, lambda pending: self._saw(pending, group))
 
-    async def _open_door(self) -> None:
+    async def _open_door(self, group: asyncio.TaskGroup) -> None:
         if self._door is None:
             return
+
+        async def heard(message: SignedPause) -> Refusal | None:
+            refusal = await self.accept(message)
+            if refusal is None:
+                group.create_task(self.tell(message))  # a guardian does not wait for who holds our key
+            return refusal
+
         try:
-            await serve(self._door, self.accept)
+            await serve(self._door, heard)
         except ConfigError as error:
             # every other way to pause is open
             _log.warning("no_door", detail=str(error))

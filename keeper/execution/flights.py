@@ -6,6 +6,7 @@ followed and, once it has expired, taken back. One that a former operator key si
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -13,9 +14,9 @@ from typing import Any, Final
 import structlog
 
 from keeper import abi
+from keeper.breakers.trips import TAKEN_BACK
 from keeper.execution.fees import Offered
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence
-from keeper.guard import STOPPED, Clearance
 from keeper.guard.message import SignedPause
 from keeper.guard.scopes import named
 from keeper.ledger import Ledger
@@ -29,13 +30,10 @@ from keeper.types import (
     Plan,
     PositionKey,
     Refusal,
-    Trial,
     Wei,
 )
 
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given to show up
-# What an entry says of a replacement that differs from its plan's intent.
-_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
 PAUSE_RELAY: Final = PositionKey("", "pause relay", ZERO_ADDRESS)  # what a relayed pause claims its nonce for
 
 
@@ -95,6 +93,12 @@ class Flight:
         return self.last.purpose == "cancel"
 
     @property
+    def overtaken(self) -> bool:
+        """Whether its plan was signed once more after its nonce was taken back."""
+        purposes = [attempt.purpose for attempt in self.transaction.attempts]
+        return "cancel" in purposes and not self.cancelling
+
+    @property
     def consequence(self) -> Consequence | None:
         """What follows from the last complaint."""
         return CONSEQUENCES[self.complaint] if self.complaint is not None else None
@@ -105,34 +109,13 @@ class Flight:
             self.given_up
             or self.expired(number)
             or self.consequence is Consequence.CANCEL
-            or (stop is not None and stop.reason in STOPPED)
+            or (stop is not None and stop.reason in TAKEN_BACK)
         )
 
     def expired(self, number: int) -> bool:
         """Whether, at block `number`, what was signed last should have been mined long ago."""
         last_block = self.last.last_block
         return last_block is None or number > last_block + _GRACE_BLOCKS
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """A plan that may be sent; `numbers` go into the ledger's intent."""
-
-    plan: Plan
-    trial: Trial
-    clearance: Clearance
-    numbers: Mapping[str, Any]
-
-    def renewed(self, flight: Flight) -> Mapping[str, Any]:
-        """What the entry of a replacement says beside its fees; a plan's first transaction has an intent that does."""
-        if not flight.transaction.attempts:
-            return {}
-        at = self.trial.at
-        return {
-            "block": at.number,
-            "block_hash": at.hash,
-            **{name: self.numbers[name] for name in _RENEWED},
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +197,28 @@ class Flights:
             self.ledger.book("warning", None, "", None, {"detail": detail}, self.now_s())
 
     def claim_relay(self, message: SignedPause, nonce: int, at: BlockTime) -> Flight:
-        """Claim a nonce for relaying a guardian's message, in a transaction that goes on to store what is signed."""
+        """Claim a nonce for relaying a guardian's message. What nothing was signed for before is another claim."""
         at_s = self.now_s()
-        plan_id = abi.keccak(message.digest + nonce.to_bytes(32, "big"))
+        names = (abi.keccak(message.digest + tries.to_bytes(32)) for tries in itertools.count())
+        plan_id = next(name for name in names if name not in self.ended and name not in self._flights)
         transaction = OpenTransaction(plan_id, self.operator, nonce, PAUSE_RELAY, "reserved", at_s, ())
         flight = Flight(transaction, at.number, at.number)
-        self.store.reserve(plan_id, nonce, sender=self.operator, key=PAUSE_RELAY, at_s=at_s)
-        body = {"nonce": nonce, "operator": self.operator, "block": at.number, "block_hash": at.hash}
-        relayed = {"pause_guard": message.pause_guard, "scope": named(message.scope)}
-        self.note("intent", flight, body | relayed, at_s)
+        with self.store.transaction():
+            self.store.reserve(plan_id, nonce, sender=self.operator, key=PAUSE_RELAY, at_s=at_s)
+            body = {"nonce": nonce, "operator": self.operator, "block": at.number, "block_hash": at.hash}
+            relayed = {"pause_guard": message.pause_guard, "scope": named(message.scope)}
+            self.note("intent", flight, body | relayed, at_s)
         return flight
+
+    def give_back(self, flights: Sequence[Flight], at_s: int) -> list[int]:
+        """Free the nonces of those for which nothing was signed, whose plans have ended; the nonces."""
+        free = [flight for flight in flights if not flight.transaction.attempts]
+        if free:
+            with self.store.transaction():
+                for flight in free:
+                    self.store.release(flight.plan_id, at_s)
+        self.ended.update(flight.plan_id for flight in free)
+        return [flight.nonce for flight in free]
 
     def signed(
         self,

@@ -1,13 +1,16 @@
 """From a cleared plan to signed bytes on their way: record, sign, record, offer, and see it through.
 
 The order is the promise: the intent with its nonce is stored before the key is asked, and the signed bytes before
-anybody sees them. Nothing here waits between signing and storing, so that a stop finds either no signature or one on
-record. What is in flight is then replaced (`Sender.stuck`), offered again or taken back (`Sender.tend`).
+anybody sees them. Nothing here waits between a signature and its storing, and what was signed is stored however the
+asking for more ends: a stop finds either no signature or one on record. A nonce for which nothing was signed is free
+again, at once where the key's holder failed and at the next start where the run ended. What is in flight is then
+replaced (`Sender.stuck`), offered again or taken back (`Sender.tend`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import structlog
@@ -15,20 +18,22 @@ import structlog
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
-from keeper.execution.flights import Cleared, Flight, Flights, Stuck
+from keeper.execution.flights import Flight, Flights, Stuck
+from keeper.execution.funds import Funds
+from keeper.execution.nonces import Nonces
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
 from keeper.execution.routes import Answer, PublicPool, Taken, Way
 from keeper.execution.settling import Rivals, Settling
+from keeper.execution.signing import Cleared, Signing, Standing
 from keeper.guard import Fees, Gate
 from keeper.guard.message import SignedPause
-from keeper.keys import RELAY_GAS, OperatorKey, calldata_of, tip_of
+from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
-from keeper.store import Attempt, OpenTransaction, Purpose
+from keeper.store import Attempt, OpenTransaction
 from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
     BlockTime,
-    Gas,
     Hash,
     Head,
     Plan,
@@ -41,8 +46,6 @@ from keeper.types import (
 )
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
-_TRANSFER_GAS: Final = Gas(21_000)
-Standing = Callable[[str], Refusal | None]
 
 
 class Sender:
@@ -60,6 +63,7 @@ class Sender:
         rivals: Rivals,
         liquidator: Address,
         gate: Gate,
+        funds: Funds,
         monotonic: Callable[[], float],
         way: Way | None = None,
         public_after_blocks: int | None = None,
@@ -67,17 +71,17 @@ class Sender:
         self._chain = chain
         self._key = key
         self._flights = flights
+        self._signing = Signing(key, flights, liquidator, monotonic)
         self._settling = Settling(chain, flights, rivals, calldata_of)
         self._liquidator = liquidator
         self._gate = gate
+        self._funds = funds
         self._monotonic = monotonic
         self._pool = PublicPool(chain)
         self._way: Way = way or self._pool
         self._public_after_blocks = public_after_blocks
-        self._used_nonces = 0  # on chain, as it was last told: a wrong answer must not outlast the next
-        self._claimed_nonces = 0  # on record
-        self._lacking_wei = 0  # what the operator could not pay for when it was last asked
-        self._funds_wei = 0  # what it had when that was last counted; nothing until then
+        self._nonces = Nonces(flights.store, key.address)
+        self._alone = asyncio.Lock()  # who signs without a clearance; two at once would sign the same
         self._log = structlog.get_logger("keeper.sender")
 
     def in_flight(self, key: PositionKey) -> bool:
@@ -92,6 +96,12 @@ class Sender:
             if not (flight.cancelling or flight.relaying or flight.dead)
         )
 
+    def in_flight_plans(self) -> dict[Hash, PositionKey]:
+        """Every plan that may still be mined, and which position it liquidates."""
+        return {
+            flight.plan_id: flight.key for flight in self._flights if not (flight.relaying or flight.dead)
+        }
+
     def in_flight_wei(self) -> int:
         """The most gas everything in flight can still cost."""
         return self._flights.worst_case_wei()
@@ -103,11 +113,10 @@ class Sender:
         """
         if plan.plan_id in self._flights.ended:
             return Refusal("send", "plan_ended", {"head": plan.at.number})
-        if self._lacking_wei:
-            others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
-            needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
-            if needed_wei > self._funds_wei:
-                return Refusal("send", "insufficient_funds", {"needed_wei": needed_wei})
+        others = [flight.transaction for flight in self._flights if flight.plan_id != plan.plan_id]
+        needed_wei = fees.worst_case_wei + sum(each.worst_case_wei for each in others)
+        if not self._funds.cover(needed_wei):
+            return Refusal("send", "insufficient_funds", {"needed_wei": needed_wei})
         return None
 
     async def recover(self, head: Head) -> None:
@@ -115,20 +124,23 @@ class Sender:
         if self._flights.store.copied_at_s() is not None:
             raise LedgerError("The record is a copy that was not reconciled with the chain: nothing is sent.")
         self._flights.recover(head.number)
-        self._used_nonces = await self._chain.nonce(self._key.address, "latest")
-        claimed = self._flights.store.highest_nonce(self._key.address)
-        self._claimed_nonces = 0 if claimed is None else claimed + 1
+        self._nonces.recover(await self._chain.nonce(self._key.address, "latest"))
 
     async def settle(self, head: Head, native: Price | Refusal) -> list[Settlement]:
         """Account for everything in flight that the chain has decided; see `Settling.settle`."""
         self._flights.bury(head.number)
+        open_before = [flight.plan_id for flight in self._flights]
         relays = {flight.plan_id: calldata_of(flight.last.raw) for flight in self._flights if flight.relaying}
         settlements = await self._settling.settle(head, native)
         for settlement in settlements:
             if settlement.status == 0 and settlement.plan_id in relays:
                 scope = Hash(relays[settlement.plan_id][4:36])
                 self._gate.give_up(scope, "the relay of the guardian's message reverted")
-        self._used_nonces = self._settling.used(self._key.address) or self._used_nonces
+        costs_wei = {each.plan_id: each.gas_cost_wei for each in settlements}
+        for plan_id in open_before:
+            if plan_id not in self._flights:
+                self._key.settled(plan_id, costs_wei.get(plan_id, 0))
+        self._nonces.used = self._settling.used(self._key.address) or self._nonces.used
         return settlements
 
     def doubt(self, above: int) -> None:
@@ -137,27 +149,32 @@ class Sender:
 
     # --- signing and handing over ---
 
-    async def send(self, cleared: Sequence[Cleared]) -> list[Submission]:
+    async def send(self, cleared: Sequence[Cleared], standing: Standing) -> list[Submission | Refusal]:
         """Record, sign, record and hand over cleared liquidations, in this order; one in flight is replaced.
 
         A replacement takes the nonce of what it replaces, so that at most one of them is ever executed. A node that
-        does not take the bytes is not an error of the plan: it stays in flight until it is mined or taken back. What
-        the gate has closed on since it was cleared is left out.
+        does not take the bytes is not an error of the plan: it stays in flight until it is mined or taken back.
+
+        The key's holder may take its time. Where it fails, that plan and all after it are refused, for nonces without a
+        transaction hold up those above. Where something stops a plan meanwhile (`standing`), it is not signed any more,
+        or not handed over: `tend` takes it back or, should the stop be over, offers it.
         """
-        cleared = [one for one in cleared if self._gate.standing(one.plan.key.protocol) is None]
         if not cleared:
             return []
         head, at_s = cleared[0].trial.at, self._flights.now_s()
         flights = self._reserved(cleared, head, at_s)
-        signed = [
-            (flight, self._signed_plan(one, flight, at_s), one.renewed(flight))
-            for one, flight in zip(cleared, flights, strict=True)
-        ]
-        self._flights.signed(signed, head.number)
+        attempts, failure = await self._signing.plans(
+            list(zip(cleared, flights, strict=True)), head.number, at_s, standing
+        )
+        self._nonces.give_back(self._flights.give_back(flights[len(attempts) :], at_s))
+        stops = [standing(flight.key.protocol) for flight in flights[: len(attempts)]]
         sent_s = self._monotonic()
-        await self._hand_over(flights, head)
-        return [
-            Submission(
+        await self._hand_over(
+            [flight for flight, stop in zip(flights, stops, strict=False) if stop is None], head
+        )
+        answers = [
+            stop
+            or Submission(
                 flight.plan_id,
                 flight.nonce,
                 attempt.hash,
@@ -166,19 +183,20 @@ class Sender:
                 attempt.max_fee_wei,
                 sent_s,
             )
-            for one, (flight, attempt, _) in zip(cleared, signed, strict=True)
+            for one, flight, attempt, stop in zip(cleared, flights, attempts, stops, strict=False)
         ]
+        return answers + [failure] * (len(cleared) - len(attempts))
 
     def _reserved(self, cleared: Sequence[Cleared], head: BlockTime, at_s: int) -> list[Flight]:
         """The flight of each: the one it replaces, or a new one whose nonce is claimed and on record."""
         flights: list[Flight] = []
-        nonce = max(self._used_nonces, self._claimed_nonces)
         with self._flights.store.transaction():
             for one in cleared:
                 plan = one.plan
                 if plan.plan_id in self._flights:
                     flights.append(self._flights[plan.plan_id])
                     continue
+                nonce = self._nonces.take()
                 transaction = OpenTransaction(
                     plan.plan_id, self._key.address, nonce, plan.key, "reserved", at_s, ()
                 )
@@ -189,23 +207,7 @@ class Sender:
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
                 self._flights.note("intent", flight, body | dict(one.numbers), at_s)
                 flights.append(flight)
-                nonce += 1
-        self._claimed_nonces = nonce
         return flights
-
-    def _signed_plan(self, one: Cleared, flight: Flight, at_s: int) -> Attempt:
-        fees = one.clearance.fees
-        signed = self._key.sign(self._liquidator, one.trial.calldata, flight.nonce, fees, one.clearance)
-        return Attempt(
-            signed.hash,
-            "bump" if flight.transaction.attempts else "plan",
-            signed.raw,
-            fees.max_fee_wei,
-            fees.gas_limit,
-            one.trial.last_block,
-            at_s,
-            None,
-        )
 
     async def _hand_over(self, flights: Sequence[Flight], head: BlockTime) -> None:
         """Offer what was signed last, each by its way, and note what was answered."""
@@ -259,7 +261,7 @@ class Sender:
         if attempt.hash == flight.last.hash:  # else it was replaced while the node thought about it
             flight.complaint = complaint
         if CONSEQUENCES[complaint] is Consequence.REFILL:
-            self._lacking_wei, self._funds_wei = attempt.worst_case_wei, 0
+            self._funds.lacks(attempt.worst_case_wei)
         if (attempt.hash, str(error)) in flight.told:
             return
         flight.told.add((attempt.hash, str(error)))
@@ -293,68 +295,64 @@ class Sender:
     async def tend(self, head: Head, market: Market, standing: Standing) -> None:
         """Look after what is in flight, not mined and not signed at this very head.
 
-        - Given up, expired, refused for good, or of a protocol that is paused or halted: its nonce is taken back.
+        - Given up, expired, refused for good, or of a protocol that is paused or halted: its nonce is taken back. At
+          this very head too where a cancellation came first (see `stop`), while the key's holder took its time.
         - Not taken, or not mined for two blocks though its fee suffices, since nodes forget: offered again. On
           another way than the public pool, published once `public_after_blocks` have passed.
 
         What nobody knows whether it may be signed now (`standing`) waits.
         """
-        await self._count_funds()
-        back: list[tuple[Flight, Offered]] = []
-        again: list[Flight] = []
-        for flight in self._unmined():
-            if flight.signed_at == head.number:
-                continue
+        await self._funds.count(self._flights.worst_case_wei())
+        at = BlockTime(head.number, head.hash, head.timestamp_s)
+
+        def back(flight: Flight) -> bool:
             if flight.relaying and not (flight.given_up or flight.cancelling):
-                continue  # see `relay_pause`
-            stop = standing(flight.key.protocol)
-            if flight.cancelling or flight.doomed(head.number, stop):
-                offered = self._cancellation(flight, market)
-                if offered is not None:
-                    back.append((flight, offered))
-                elif flight.last.sent_at_s is None or flight.expired(head.number):
-                    again.append(flight)
-            elif stop is None and self._worth_offering(flight, head):
-                again.append(flight)
-        await self._take_back(back, again, head)
+                return False  # see `relay_pause`
+            if flight.signed_at == head.number and not flight.overtaken:
+                return False
+            return flight.cancelling or flight.doomed(head.number, standing(flight.key.protocol))
+
+        signed = await self._take_back(back, market)
+        # chosen only now: a signature may have taken its time
+        again = [each for each in self._unmined() if each not in signed and self._again(each, head, standing)]
+        if signed or again:
+            await self._hand_over([*signed, *again], at)
 
     async def stop(self, market: Market) -> None:
-        """Take back, now and whatever else goes on, everything that the gate has closed on."""
-        back: list[tuple[Flight, Offered]] = []
-        for flight in self._unmined():
-            if flight.cancelling or flight.relaying or self._gate.standing(flight.key.protocol) is None:
-                continue
-            offered = self._cancellation(flight, market)
-            if offered is not None:
-                back.append((flight, offered))
-        await self._take_back(back, [], market.head)
+        """Take back, now and whatever else goes on, everything that the gate has closed on.
+
+        What `send` waits for a signature of meanwhile is then signed last: `send` does not hand it over, and `tend`
+        takes its nonce back once more.
+        """
+        head = market.head
+
+        def back(flight: Flight) -> bool:
+            stopped = self._gate.standing(flight.key.protocol) is not None
+            return stopped and not (flight.cancelling or flight.relaying)
+
+        signed = await self._take_back(back, market)
+        if signed:
+            await self._hand_over(signed, BlockTime(head.number, head.hash, head.timestamp_s))
 
     async def relay_pause(self, message: SignedPause, market: Market) -> None:
         """Have a guardian's signed pause mined: sign its relay, and a dearer one at each head until it is."""
-        relays = [flight for flight in self._unmined() if flight.relaying and not flight.cancelling]
-        flight = next((each for each in relays if calldata_of(each.last.raw) == message.calldata), None)
         at = BlockTime(market.head.number, market.head.hash, market.head.timestamp_s)
-        if flight is not None and flight.signed_at >= at.number:
-            return
-        offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))
-        if flight is None or offered.max_fee_wei > flight.last.max_fee_wei:
-            # at once: a claim that a crash left without a signature could not be made again
-            with self._flights.store.transaction(durable=True):
-                if flight is None:
-                    nonce = max(self._used_nonces, self._claimed_nonces)
-                    flight = self._flights.claim_relay(message, nonce, at)
-                    self._claimed_nonces = nonce + 1
-                self._flights.signed(
-                    [(flight, self._signed_relay(message, flight, offered, at), {})], at.number
-                )
+        async with self._alone:
+            relays = [flight for flight in self._unmined() if flight.relaying and not flight.cancelling]
+            flight = next((each for each in relays if calldata_of(each.last.raw) == message.calldata), None)
+            if flight is not None and flight.signed_at >= at.number:
+                return
+            offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))
+            if flight is None or offered.max_fee_wei > flight.last.max_fee_wei:
+                flight = flight or self._flights.claim_relay(message, self._nonces.take(), at)
+                at_s = self._flights.now_s()
+                try:
+                    await self._signing.relay(message, flight, offered, at.number, at_s)
+                finally:
+                    self._nonces.give_back(self._flights.give_back([flight], at_s))
+                if not flight.transaction.attempts:
+                    return
         await self._hand_over([flight], at)
-
-    def _signed_relay(self, message: SignedPause, flight: Flight, offered: Offered, at: BlockTime) -> Attempt:
-        fees = (offered.max_fee_wei, offered.tip_wei)
-        signed = self._key.sign_pause_relay(message.pause_guard, message.calldata, flight.nonce, *fees)
-        purpose: Purpose = "bump" if flight.transaction.attempts else "plan"
-        at_s = self._flights.now_s()
-        return Attempt(signed.hash, purpose, signed.raw, fees[0], RELAY_GAS, at.number, at_s, None)
 
     def withdraw_relays(self, scopes: Collection[Hash]) -> None:
         """The chain has these pauses: whatever still relays one is taken back unless it is mined first."""
@@ -377,24 +375,25 @@ class Sender:
         if said:
             self._note_answers(said)
 
-    async def _take_back(
-        self, back: Sequence[tuple[Flight, Offered]], again: Sequence[Flight], head: Head
-    ) -> None:
-        """Replace each by a transfer of nothing to ourselves, and offer `again` what needs no new signature."""
-        at, at_s = BlockTime(head.number, head.hash, head.timestamp_s), self._flights.now_s()
-        self._way.withdraw([flight for flight, _ in back if not flight.cancelling], at)
-        signed: list[tuple[Flight, Attempt, Mapping[str, Any]]] = []
-        for flight, offered in back:
-            raw = self._key.sign_cancel(flight.nonce, offered.max_fee_wei, offered.tip_wei)
-            # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
-            attempt = Attempt(
-                raw.hash, "cancel", raw.raw, offered.max_fee_wei, _TRANSFER_GAS, head.number, at_s, None
-            )
-            signed.append((flight, attempt, {}))
-        if signed:
-            self._flights.signed(signed, head.number)
-        if signed or again:
-            await self._hand_over([*(flight for flight, _ in back), *again], at)
+    async def _take_back(self, chosen: Callable[[Flight], bool], market: Market) -> list[Flight]:
+        """Sign, for each that is chosen, a transfer of nothing to ourselves which may replace it; those signed for."""
+        head, at_s = market.head, self._flights.now_s()
+        async with self._alone:
+            offers = [(each, self._cancellation(each, market)) for each in self._unmined() if chosen(each)]
+            wanted = [(flight, offered) for flight, offered in offers if offered is not None]
+            plans = [flight for flight, _ in wanted if not flight.cancelling]
+            self._way.withdraw(plans, BlockTime(head.number, head.hash, head.timestamp_s))
+            return await self._signing.cancellations(wanted, head.number, at_s)
+
+    def _again(self, flight: Flight, head: Head, standing: Standing) -> bool:
+        """Whether to offer what was signed last, at an earlier head, once more."""
+        if flight.signed_at == head.number or (flight.relaying and not flight.cancelling):
+            return False
+        if flight.cancelling:
+            return flight.last.sent_at_s is None or flight.expired(head.number)
+        stop = standing(flight.key.protocol)
+        doomed = flight.doomed(head.number, stop)  # and not signed for: the key's holder does not answer
+        return not doomed and stop is None and self._worth_offering(flight, head)
 
     def _cancellation(self, flight: Flight, market: Market) -> Offered | None:
         """What takes its nonce back, dearer each time one was taken but not mined; None to leave it as it is."""
@@ -434,13 +433,6 @@ class Sender:
         untaken = flight.last.sent_at_s is None and flight.consequence is not Consequence.WAIT
         waited = head.number - flight.signed_at >= _PATIENCE_BLOCKS
         return untaken or waited or self._way_of(flight).renews
-
-    async def _count_funds(self) -> None:
-        """What the operator can pay for, and whether it can pay again for what it could not."""
-        if self._lacking_wei:
-            self._funds_wei = await self._chain.balance(self._key.address)
-            if self._funds_wei >= max(self._lacking_wei, self._flights.worst_case_wei()):
-                self._lacking_wei = 0
 
 
 def _offered(flight: Flight) -> Offered:

@@ -178,10 +178,14 @@ class Guard:
         if fees.max_fee_wei > limits.max_fee_wei:
             numbers = {"fee_wei": fees.max_fee_wei, "max_fee_wei": limits.max_fee_wei}
             return Refusal("clear", "fee_over_limit", numbers)
+        if fees.gas_limit > limits.max_gas_limit:
+            numbers = {"gas_limit": fees.gas_limit, "max_gas_limit": limits.max_gas_limit}
+            return Refusal("clear", "gas_over_limit", numbers)
         worst_wei = spent.gas_wei_last_hour + spent.in_flight_wei + fees.worst_case_wei
         if worst_wei > limits.max_gas_spend_wei_per_hour:
             numbers = {"gas_wei_last_hour": spent.gas_wei_last_hour, "in_flight_wei": spent.in_flight_wei}
-            return Refusal("clear", "gas_budget", numbers | {"limit_wei": limits.max_gas_spend_wei_per_hour})
+            numbers |= {"needed_wei": fees.worst_case_wei, "limit_wei": limits.max_gas_spend_wei_per_hour}
+            return Refusal("clear", "gas_budget", numbers)
         if spent.loss_usd_e8_last_day > limits.max_loss_usd_e8_per_day:
             numbers = {
                 "loss_usd_e8": spent.loss_usd_e8_last_day,

@@ -77,11 +77,11 @@ async def hand_over(record: Path, message: SignedPause) -> dict[str, Any]:
 
 async def _answer(reader: asyncio.StreamReader, accept: Accept) -> dict[str, Any]:
     try:
-        message = SignedPause.read(await reader.readline())
+        message = SignedPause.read(await reader.readline(), "This")
         refusal = await accept(message)
     except ValueError:  # asyncio's word for a line that is too long
         return _refused(f"a message has at most {_LONGEST_LINE} bytes.")
-    except (ConfigError, ChainError) as error:
+    except (ExecutionError, ChainError) as error:
         return _refused(str(error))
     if refusal is not None:
         numbers = ", ".join(f"{name} {value}" for name, value in refusal.numbers.items())

@@ -6,7 +6,7 @@
 | `pending` | a pause waits in the pool | the chain has it, or 3 blocks passed without it |
 | `signed` | a guardian handed over a signed message | the chain has it, or an unpause came after it |
 | `chain` | a head says so | an unpause is as many blocks deep as is configured |
-| `lost` | the chain lost a pause, or will not take one | the chain has it again, or a person restarts with `--resume` |
+| `lost` | the chain lost a pause, or will not take one | the chain has it again, or a person clears `pause_lost` |
 
 A pause therefore counts at zero confirmations and whoever tells of it. An unpause is told from a pause that was
 orphaned by the epoch, which grows only when a scope is unpaused.
@@ -168,16 +168,11 @@ class Gate:
         """Close what an earlier run left closed, from its `pause` and `resume` entries, oldest first."""
         for entry in entries:
             body = entry.body
-            if body.get("reverts_cleared") is True:
-                for scope in self.closed("lost"):
-                    self._open(scope, "lost", {"by": "a person"})
-                    self._forget(scope, "chain")
             if "cause" not in body or body["cause"] == "halted":
                 continue
             scope, cause = scope_named(str(body["scope"])), str(body["cause"])
             if entry.kind == "resume":
-                self._forget(scope, cause)
-                self.changes = [c for c in self.changes if (c.scope, c.cause) != (scope, cause)]  # on record
+                self._forget(scope, cause, *(("chain",) if body.get("by") == "person" else ()))
                 continue
             kept = {name: value for name, value in body.items() if name not in _BOOKED}
             if cause == "pending":

@@ -19,6 +19,7 @@ class Limits:
     """What the operator allows; amounts in wei or in USD with 8 decimals (`_usd_e8`)."""
 
     max_fee_wei: Wei
+    max_gas_limit: Gas
     max_gas_spend_wei_per_hour: Wei
     max_loss_usd_e8_per_day: int
     max_consecutive_reverts: int

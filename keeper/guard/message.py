@@ -1,14 +1,16 @@
-"""A guardian's signed pause as it travels: one line of JSON, good for everybody who checks it.
+"""A guardian's signed pause as a file, `NAME.pause.json`, or a line: good for everybody who checks it.
 
-    {"version": 1, "pause_guard": "0x…", "scope": "0x… (32 bytes)", "reason": "DRILL", "incident": "0x… (32 bytes)",
-     "issued_at": 1700000000, "signature": "0x… (65 bytes)"}
+    {"version": 1, "pause_guard": "0x…", "scope": "0x…32 bytes", "reason": "0x…8 bytes", "incident": "0x…32 bytes",
+     "issued_at": "1760000000", "signature": "0x…65 bytes"}
 
-What is signed is the contract's `Pause(bytes32 scope,bytes8 reason,bytes32 incident,uint40 issuedAt)` (EIP-712); its
-domain names no chain, so one message pauses every deployment at the same address.
+Scope and reason are zero-padded ASCII; scope 0 is everything. `issued_at` is in seconds since the epoch. The signature
+is EIP-712 `Pause` under PauseGuard's domain, which names no chain, so one message pauses every deployment at the same
+address; whose it is follows from it and is never written.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,29 +19,29 @@ from typing import Any, Final, Self
 import msgspec
 
 from keeper import abi
-from keeper.errors import AdapterError, ConfigError
+from keeper.errors import AdapterError, ConfigError, ExecutionError
 from keeper.guard.scopes import PAUSE_GUARD, read_scopes
 from keeper.seams import Reads
 from keeper.typed_data import Pause, pause_hash
 from keeper.types import Address, BlockTime, Hash, Refusal, Reverted, hex_of
 
+SUFFIX: Final = ".pause.json"
 _VERSION: Final = 1
-_REASON: Final = re.compile(r"[ -~]{1,8}")
-_HEX_REASON: Final = 2 + 2 * 8
 _LAST_TIME_S: Final = 2**40 - 1
+_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # as PauseGuard's
 
 
-class _Line(msgspec.Struct, forbid_unknown_fields=True):
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     pause_guard: str
     scope: str
     reason: str
     incident: str
-    issued_at: int | str
+    issued_at: str
     signature: str
 
 
-_LINE: Final = msgspec.json.Decoder(_Line)
+_DOCUMENT: Final = msgspec.json.Decoder(_Document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +50,45 @@ class SignedPause:
 
     pause_guard: Address
     scope: Hash
-    reason: str
+    reason: bytes
     incident: Hash
     issued_at_s: int
     signature: bytes
 
     @classmethod
-    def read(cls, line: bytes) -> Self:
-        """Parse one line. Raises `ConfigError` saying what is wrong with it."""
+    def made(cls, pause_guard: Address, word: Pause, signature: bytes) -> Self:
+        """A guardian's word with its signature."""
+        return cls(pause_guard, word.scope, word.reason, word.incident, word.issued_at_s, signature)
+
+    @classmethod
+    def read(cls, text: bytes, where: str) -> Self:
+        """Parse a file or a line. Raises `ExecutionError` with one sentence that begins with `where`."""
         try:
-            return cls._of(_LINE.decode(line))
-        except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
-            raise ConfigError(f"This is not a signed pause: {error}") from error
+            return cls._of(_DOCUMENT.decode(text))
+        except (ValueError, RecursionError, ConfigError) as error:  # msgspec's own errors are ValueErrors
+            raise ExecutionError(f"{where} is not a signed pause: {error}") from error
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
         """From its plain JSON types, as `document` gave them."""
-        return cls.read(msgspec.json.encode(document))
+        return cls.read(msgspec.json.encode(document), "The record")
 
     @classmethod
-    def _of(cls, line: _Line) -> Self:
-        if line.version != _VERSION:
-            raise ValueError(f"version {line.version} is not known here; version {_VERSION} is.")
-        reason = line.reason
-        if len(reason) == _HEX_REASON:  # as signers' files have it
-            reason = _bytes("reason", reason, 8).rstrip(b"\0").decode("ascii")
-        if not _REASON.fullmatch(reason):
-            raise ValueError("reason must be 1 to 8 printable ASCII characters.")
-        issued_at_s = int(line.issued_at)
-        if not 0 < issued_at_s <= _LAST_TIME_S:
-            raise ValueError("issued_at must be seconds since 1970.")
+    def _of(cls, document: _Document) -> Self:
+        if document.version != _VERSION:
+            raise ValueError(f"version is {document.version}, and this program reads {_VERSION}.")
+        if (
+            not re.fullmatch(r"[1-9][0-9]{0,12}", document.issued_at)
+            or int(document.issued_at) > _LAST_TIME_S
+        ):
+            raise ValueError("issued_at must be seconds since 1970, a decimal number in quotes.")
         return cls(
-            abi.address(line.pause_guard),
-            Hash(_bytes("scope", line.scope, 32)),
-            reason,
-            Hash(_bytes("incident", line.incident, 32)),
-            issued_at_s,
-            _bytes("signature", line.signature, 65),
+            abi.address(document.pause_guard),
+            Hash(_bytes("scope", document.scope, 32)),
+            _bytes("reason", document.reason, 8),
+            Hash(_bytes("incident", document.incident, 32)),
+            int(document.issued_at),
+            _bytes("signature", document.signature, 65),
         )
 
     def document(self) -> dict[str, Any]:
@@ -93,27 +97,36 @@ class SignedPause:
             "version": _VERSION,
             "pause_guard": abi.checksum(self.pause_guard),
             "scope": hex_of(self.scope),
-            "reason": self.reason,
+            "reason": hex_of(self.reason),
             "incident": hex_of(self.incident),
-            "issued_at": self.issued_at_s,
+            "issued_at": str(self.issued_at_s),
             "signature": hex_of(self.signature),
         }
+
+    def text(self) -> str:
+        """The file."""
+        return json.dumps(self.document(), indent=2) + "\n"
+
+    @property
+    def word(self) -> Pause:
+        """What was signed, without by whom."""
+        return Pause(self.scope, self.reason, self.incident, self.issued_at_s)
 
     @property
     def digest(self) -> Hash:
         """What the guardian's key signed."""
-        pause = Pause(self.scope, self._reason, self.incident, self.issued_at_s)
-        return pause_hash(self.pause_guard, pause)
+        return pause_hash(self.pause_guard, self.word)
+
+    @property
+    def canonical(self) -> bool:
+        """Whether PauseGuard reads the signature: no malleable twin, and nothing but the digest itself signed."""
+        return self.signature[64] in (27, 28) and int.from_bytes(self.signature[32:64]) <= _HALF_ORDER
 
     @property
     def calldata(self) -> bytes:
         """`PauseGuard.pauseBySig`, which anybody may send."""
-        words = (self.scope, self._reason, self.incident, self.issued_at_s, self.signature)
+        words = (self.scope, self.reason, self.incident, self.issued_at_s, self.signature)
         return PAUSE_GUARD.function("pauseBySig").encode(*words)
-
-    @property
-    def _reason(self) -> bytes:
-        return self.reason.encode("ascii").ljust(8, b"\0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,15 @@ unpause_confirmations = {terms.unpause_confirmations}
 [resume]
 canary_usd = {terms.canary_usd}
 
+[breakers]
+max_exposure_usd = 1000000000000.0
+max_deviation_bps = 100000
+volatility_smaller_bps = 1000000
+volatility_stop_bps = 1000000
+disagreement_window_s = 1
+max_reorg_depth = 1000000
+min_transactions = 0
+
 [send]
 route = "public"
 {protocols}

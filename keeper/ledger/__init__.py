@@ -48,6 +48,9 @@ KINDS: Final = frozenset(
         "correction",  # an earlier entry's amounts are others; see `keeper.ledger.outcomes`
         "pause",
         "resume",
+        "tripped",  # a breaker stops something; see `keeper.breakers`
+        "cleared",  # it no longer does, by itself or by a person
+        "watched",  # contracts are as they may be: as they were first seen, or as a person acknowledged them
         "warning",
         "started",
         "stopped",
@@ -56,7 +59,7 @@ KINDS: Final = frozenset(
 
 _TIP: Final = "tip of the ledger"
 _HEADED: Final = "entries under a head"
-_DECISIVE: Final = frozenset({*outcomes.OUTCOMES, "correction", "reorged", "resume"})
+_DECISIVE: Final = frozenset({*outcomes.OUTCOMES, "correction", "reorged", "cleared", "resume"})
 
 
 class Ledger:
@@ -65,7 +68,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._refusals = Refusals()
-        # How many entries were booked here that the sums below depend on: unchanged, they can only have aged.
+        # How many entries were booked here that the sums below, and the ramp after a pause, depend on: unchanged, sums age.
         self.outcomes_booked = 0
         # After an undone transaction nobody knows which refusals were booked: the next of each is booked again.
         store.on_rollback(self._refusals.forget)
@@ -224,11 +227,10 @@ class Ledger:
     def consecutive_reverts(self) -> int:
         """Reverted transactions since the last settled one.
 
-        Lost races neither count nor reset. A `resume` entry whose body says `"reverts_cleared": true` resets: an
-        operator looked.
+        Lost races neither count nor reset. That a person cleared the breaker of this name resets: somebody looked.
         """
         reverts = 0
-        query = select(entries).where(entries.c.kind.in_(("settled", "reverted", "resume", "reorged")))
+        query = select(entries).where(entries.c.kind.in_(("settled", "reverted", "cleared", "reorged")))
         orphaned: set[str] = set()
         with self._store.transaction() as connection:
             for row in connection.execute(
@@ -236,8 +238,8 @@ class Ledger:
             ):
                 if row.kind == "reorged":
                     orphaned.add(row.plan_id)
-                elif row.kind == "resume":
-                    if read(row).body.get("reverts_cleared") is True:
+                elif row.kind == "cleared":
+                    if read(row).body.get("breaker") == "reverts_in_a_row":
                         break
                 elif row.plan_id in orphaned:
                     orphaned.discard(row.plan_id)

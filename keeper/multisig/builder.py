@@ -98,8 +98,7 @@ def _remove_guardian(site: Site, given: list[str]) -> list[InnerCall]:
     if len(given) == 1:
         return _guard(site, "setGuardian", guardian, False)
     scope = scope_named(site.pins.protocols, given[1])
-    # One call, `removeGuardianAndScheduleUnpause`, does both where the guard has it: then this is one line.
-    return _guard(site, "setGuardian", guardian, False) + _guard(site, "scheduleUnpause", scope)
+    return _guard(site, "removeGuardianAndScheduleUnpause", guardian, scope)
 
 
 def _target(site: Site, given: list[str]) -> list[InnerCall]:

@@ -88,12 +88,17 @@ class Candidate:
 
     @property
     def premium_bps(self) -> int:
-        """By how much the market paid more for the collateral than the oracle says, rounded up; 0 if it paid less."""
+        """By how much the market paid more for the collateral than the oracle says; 0 if it paid less."""
+        return max(0, self.deviation_bps)
+
+    @property
+    def deviation_bps(self) -> int:
+        """How far the market's price of the collateral is from the oracle's, rounded up; below 0 where it pays less."""
         terms, option = self.size.terms, self.size.terms.option
         seized_usd_e8 = terms.usd_e8_down(option.seize_token.address, self.size.outcome.seize_raw)
         owed_usd_e8 = terms.usd_e8_up(option.repay_token.address, self.size.owed_raw)
         paid_usd_e8 = terms.usd_e8_up(terms.ctx.profit_token.address, self.gross_raw) + owed_usd_e8
-        return max(0, mul_div_up(paid_usd_e8, BPS, max(seized_usd_e8, 1)) - BPS)
+        return mul_div_up(paid_usd_e8, BPS, max(seized_usd_e8, 1)) - BPS
 
     @property
     def point(self) -> Point:
@@ -120,6 +125,7 @@ class Candidate:
             "gas_cost_raw": self.gas_cost_raw,
             "net_raw": self.net_raw,
             "min_profit_raw": ctx.min_profit_raw,
+            "deviation_bps": self.deviation_bps,
         }
         reason = "unprofitable"
         if self.net_raw >= ctx.min_profit_raw:

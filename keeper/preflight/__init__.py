@@ -7,8 +7,9 @@ keeper there anyway, and a daemon that will not start cannot recover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from keeper.breakers.trips import Trip
 from keeper.chain.client import Chain
 from keeper.config import Settings
 from keeper.errors import AdapterError
@@ -17,11 +18,13 @@ from keeper.preflight.contracts import check_contracts
 from keeper.preflight.findings import Check, Findings, require
 from keeper.preflight.surroundings import (
     check_addresses,
+    check_breakers,
     check_files,
     check_head,
     check_money,
     check_protocols,
     check_quorum,
+    check_signer,
 )
 from keeper.seams import Adapter, FlashSource, Venue
 from keeper.types import Address, BlockTime
@@ -36,13 +39,16 @@ async def preflight(
     venues: Sequence[Venue],
     flash_sources: Sequence[FlashSource],
     operator: Address,
+    ready: Callable[[], Awaitable[str]],
     builds: Mapping[str, Build],
     now_s: float,
+    tripped: Sequence[Trip] = (),
 ) -> list[Check]:
     """Check everything at one head, `now_s` being wall-clock seconds; adapters are loaded on the way.
 
-    `builds` are our two contracts by name. Raises `ChainError` only when no node answers; that the chain is the
-    configured one and can be read at all was settled when it was opened.
+    `ready` asks whoever holds the operator's key; `builds` are our two contracts by name, `tripped` the breakers that
+    stop it by the record. Raises `ChainError` only when no node answers; that the chain is the configured one and can
+    be read at all was settled when it was opened.
     """
     found = Findings()
     head = await chain.head()
@@ -50,6 +56,7 @@ async def preflight(
     check_head(found, settings, head, now_s)
     codes = await check_addresses(found, chain, settings, head)
     loaded = await check_protocols(found, chain, adapters, head)
+    await check_signer(found, ready)
     await check_money(found, chain, settings, operator, head, at)
     needs = Needs(
         operator=operator,
@@ -61,6 +68,7 @@ async def preflight(
     await check_contracts(found, chain, settings, codes, builds, needs, at)
     check_quorum(found, settings)
     check_files(found, settings)
+    check_breakers(found, tripped)
     return found.checks
 
 

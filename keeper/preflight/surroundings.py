@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from keeper import abi
+from keeper.breakers.trips import CLEARED, Trip
 from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
 from keeper.config import Settings
-from keeper.errors import AdapterError
+from keeper.errors import AdapterError, SignerError
+from keeper.execution.funds import Bounds
 from keeper.installation import FEED_MAX_AGE_S
 from keeper.preflight.findings import Findings, dollars, why_not
 from keeper.prices import Feed, Price, read_price
@@ -95,6 +97,14 @@ async def check_protocols(
 # --- money -----------------------------------------------------------------------------------------------------------
 
 
+async def check_signer(found: Findings, ready: Callable[[], Awaitable[str]]) -> None:
+    """Whether whoever holds the operator's key has it."""
+    try:
+        found.good("signer", await ready())
+    except SignerError as error:
+        found.bad("signer", str(error), "See that it runs, and correct [signer].")
+
+
 async def check_money(
     found: Findings, chain: Chain, settings: Settings, operator: Address, head: Head, at: BlockTime
 ) -> None:
@@ -132,6 +142,11 @@ async def check_money(
         found.warn("operator balance", detail, fix)
     else:
         found.good("operator balance", detail)
+    complaint = Bounds(settings.signer.min_balance_wei, settings.signer.max_balance_wei).complaint(
+        operator, balance_wei
+    )
+    if complaint is not None:
+        found.warn("operator bounds", *complaint)
 
 
 def check_quorum(found: Findings, settings: Settings) -> None:
@@ -167,6 +182,19 @@ def check_files(found: Findings, settings: Settings) -> None:
         )
     else:
         found.good("halt file", f"There is no halt file at {halt_file}.", required=False)
+
+
+def check_breakers(found: Findings, tripped: Sequence[Trip]) -> None:
+    """What stopped the keeper by itself and still does."""
+    for trip in tripped:
+        place = trip.place
+        scope = " ".join(part for part in (place.protocol, place.subject) if part) or "everything"
+        figures = {name: value for name, value in trip.numbers.items() if not isinstance(value, Mapping)}
+        numbers = ", ".join(f"{name} {value}" for name, value in figures.items())
+        detail = f"{place.breaker} stops {scope} since block {trip.head}: {numbers}."
+        found.warn(f"breaker {place.breaker}", detail, f"It clears {CLEARED[place.breaker]}.")
+    if not tripped:
+        found.good("breakers", "No breaker is tripped.", required=False)
 
 
 def unwritable(path: Path) -> str | None:

@@ -325,6 +325,14 @@ class Store(Database):
             nonce: int | None = connection.execute(query).scalar_one()
         return nonce
 
+    def given_back(self, sender: Address) -> set[int]:
+        """Nonces a sender released and did not claim again."""
+        query = select(intents.c.nonce, intents.c.state).where(intents.c.sender == sender)
+        with self.transaction() as connection:
+            rows = connection.execute(query).all()
+        held = {row.nonce for row in rows if row.state != "released"}
+        return {row.nonce for row in rows} - held
+
     def senders(self) -> set[Address]:
         """Everybody who ever claimed a nonce: the operators, past and present."""
         with self.transaction() as connection:

@@ -9,7 +9,7 @@ output both contracts revert by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Annotated, Final, Literal
 
@@ -86,6 +86,10 @@ class UniswapV3:
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pool, Address] = {}  # ZERO_ADDRESS: the factory knows no such pool
         self._depths: dict[_Pool, int] = {}  # liquidity in range when last seen
+
+    def contracts(self) -> Mapping[str, Address]:
+        """Router, quoter and factory; pools are the factory's own code."""
+        return {"router": self.router, "quoter": self._quoter, "factory": self._factory}
 
     def paths(self, token_in: Address, token_out: Address, *, thorough: bool = False) -> Sequence[Path]:
         """Direct routes by every fee tier, then two-hop routes through each intermediate: by the deepest tiers, or by

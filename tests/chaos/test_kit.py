@@ -271,7 +271,7 @@ async def test_what_is_forgotten_at_a_death_is_found(
     """A keeper that does not take over what was in flight leaves it open and its accounts alone."""
 
     async def forget(self: Sender, head: Head) -> None:
-        self._used_nonces = await self._chain.nonce(self._key.address, "pending")
+        self._nonces.recover(await self._chain.nonce(self._key.address, "pending"))
 
     monkeypatch.setattr(Sender, "recover", forget)
     death = Event("kill", 1, 1, "broadcast, not noted")

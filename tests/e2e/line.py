@@ -110,13 +110,12 @@ async def open_again(lab: Lab, rig: Rig, *, sign: bool = True) -> AsyncIterator[
         head = await parts.chain.head()
         line: Line | None = None
         with Store.open(settings.store.url, chain_id=settings.chain.id) as store:
-            engine, watch = await assembly.engine(
-                parts,
-                store,
-                assembly.operator_key(settings),
-                sign=sign,
-                wall_clock=lambda: float((line.head if line else head).timestamp_s),
-            )
+
+            def clock() -> float:
+                return float((line.head if line else head).timestamp_s)
+
+            key = assembly.operator_key(settings, clock)
+            engine, watch = await assembly.engine(parts, store, key, sign=sign, wall_clock=clock)
             line = Line(lab, rig, parts, engine, watch, Ledger(store), store, head)
             await engine.start(head)
             yield line

@@ -24,6 +24,7 @@ from keeper.lab.judge import judge
 from keeper.lab.positions import PositionSpec, account_data, open_position, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig, write_configuration
 from keeper.lab.safe import execute_tx
+from keeper.lab.signer_doubles import Manners
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab, open_lab
 from keeper.ledger import Booked, Ledger
@@ -33,7 +34,8 @@ from keeper.multisig.safe import batch as batched
 from keeper.store import Store
 from keeper.types import Address
 from tests.conftest import OpenLab
-from tests.e2e.process import Ran, daemon, gateway, keeper, until
+from tests.e2e.custody import KINDS, Double, kept
+from tests.e2e.process import Daemon, Ran, daemon, gateway, keeper, until
 
 ETHER = 10**18
 _E8 = 10**8
@@ -199,7 +201,7 @@ async def test_a_dry_run_signs_nothing_and_a_run_does(rigged: tuple[Lab, Rig], t
         keeper(folder, "ledger", "list", "--kind", "settled", "--account", checksum(WHO), "--limit", "1"),
     )
     kinds = [each["kind"] for each in listed.document["entries"]][::-1]
-    assert [kind for kind in kinds if kind != "warning"] == [
+    assert [kind for kind in kinds if kind not in ("warning", "watched")] == [
         *("refusal", "intent", "signed", "sent"),
         "settled",
     ]
@@ -385,6 +387,28 @@ MISTAKES = {
         _replaced("sqlite:///keeper.db", "mysql:///keeper"), ("store.url", "sqlite:///keeper.db")
     ),
     "override": Mistake(_nothing, ("KEEPER__LIMITS__MAX_FE_GWEI",), env={"KEEPER__LIMITS__MAX_FE_GWEI": "3"}),
+    "a signer that is away": Mistake(
+        _replaced(
+            'kind = "env"', f'kind = "web3signer"\nurl = "{_DEAD}/canary"\naddress = "{checksum(WHO)}"'
+        ),
+        (_DEAD, "cannot be reached", "[signer]"),
+    ),
+    "no keystore": Mistake(
+        _replaced('kind = "env"', 'kind = "keystore"\nkeystore = "operator.json"'),
+        ("signer.keystore", "operator.json"),
+        env={"KEEPER_KEYSTORE_PASSWORD": "a password that nobody may read"},
+    ),
+    "no password": Mistake(
+        _replaced('kind = "env"', 'kind = "keystore"\nkeystore = "operator.json"'),
+        ("KEEPER_KEYSTORE_PASSWORD", ".env"),
+    ),
+    "no credentials": Mistake(
+        _replaced(
+            'kind = "env"',
+            f'kind = "aws-kms"\nkey_id = "a"\nregion = "eu-west-1"\naddress = "{checksum(WHO)}"',
+        ),
+        ("AWS_ACCESS_KEY_ID", ".env"),
+    ),
     "malformed deployer key": Mistake(
         _nothing,
         ("KEEPER_DEPLOYER_KEY",),
@@ -438,8 +462,9 @@ def test_a_mistake_is_one_sentence(mistaken: dict[str, Ran], name: str) -> None:
     sentence = _sentence(ran)
     for word in mistake.names:
         assert word in sentence
+    assert "canary" not in ran.err
     for secret in mistake.env.values():
-        assert len(secret) < 32 or secret.removeprefix("0x") not in ran.err
+        assert len(secret) < 30 or secret.removeprefix("0x") not in ran.err
 
 
 # --- the daemon ------------------------------------------------------------------------------------------------------
@@ -595,17 +620,19 @@ def _all_closed(entries: list[Booked]) -> bool:
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 _KEY, _API_KEY = "SECRETKEY123", "q7Jc0xT4mW9eRt2LkVbN"
+_WRONG = "CanaryWrongPassword"
 
 
 @pytest.mark.slow
-async def test_no_secret_is_written_anywhere(fresh_lab: OpenLab, tmp_path: Path) -> None:
-    """A provider's keys and the private keys are in no output, log or record, in no encoding, working or failing."""
-    run = await _running(fresh_lab, tmp_path, [110])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_secret_is_written_anywhere(fresh_lab: OpenLab, tmp_path: Path, kind: str) -> None:
+    """Providers' keys, private keys and all a signer needs are in no output, log or record, working or failing."""
+    run = await _running(fresh_lab, tmp_path, [110, 130])
     people = run.lab.world.cast
     path = f"/v2/{_KEY}?apikey={_API_KEY}"
-    env_file = (tmp_path / ".env").read_bytes()
-    outputs: list[bytes] = []
-    async with gateway(run.lab.anvil.url, path) as front:
+    outputs: list[Ran] = []
+    async with gateway(run.lab.anvil.url, path) as front, kept(run.lab, run.rig, kind) as custody:
+        env_file = (tmp_path / ".env").read_bytes()
         lines = run.rig.config.read_text().splitlines()
         at = next(number for number, line in enumerate(lines) if line.startswith("rpc_urls"))
         urls = [f"{scheme}://127.0.0.1:{front.port}{path}" for scheme in ("ws", "http")]
@@ -617,27 +644,55 @@ async def test_no_secret_is_written_anywhere(fresh_lab: OpenLab, tmp_path: Path)
             commands = ("doctor", "scan --json", f"explain {checksum(account(0))}", "ledger list --json")
             for ran in await asyncio.gather(*(keeper(tmp_path, *words.split()) for words in commands)):
                 assert ran.code == 0, ran.err
-                outputs += [ran.out.encode(), ran.err.encode()]
+                outputs.append(ran)
+            if custody.double is not None:
+                outputs += await _with_a_failing_signer(run, one, custody.double)
             front.open = False
             front.hang_up()
             await one.logs("heads_interrupted")
             for words in (("scan",), ("run", "--once")):
                 ran = await keeper(tmp_path, *words)
                 assert ran.code == 3 and "127.0.0.1" in _sentence(ran)
-                outputs += [ran.out.encode(), ran.err.encode()]
+                outputs.append(ran)
+            front.open = True
             assert await one.stop() == 0
+        if kind == "keystore":
+            ran = await keeper(tmp_path, "run", env={"KEEPER_KEYSTORE_PASSWORD": _WRONG})
+            assert ran.code == 2 and "password does not open" in _sentence(ran)
+            outputs.append(ran)
     front.hang_up()
     written = _files(tmp_path)
     config = written.pop(run.rig.config)
     assert written.pop(tmp_path / ".env") == env_file and _KEY.encode() in config
     assert {"keeper.db", "keeper.log"} <= {path.name for path in written}
     haystacks = {str(path): body for path, body in written.items()} | {
-        "stdout and stderr": b"\n".join(outputs)
+        "stdout and stderr": "\n".join(ran.out + ran.err for ran in outputs).encode()
     }
-    for secret in (people.operator.key, people.deployer.key, _KEY.encode(), _API_KEY.encode()):
+    for secret in (*custody.secrets, people.deployer.key, _KEY.encode(), _API_KEY.encode(), _WRONG.encode()):
         for form in _forms(secret):
             for where, body in haystacks.items():
                 assert form.lower() not in body.lower(), (where, form)
+
+
+async def _with_a_failing_signer(run: Running, one: Daemon, double: Double) -> list[Ran]:
+    """A signer that refuses and repeats all it was told, lies, and is gone: booked and logged, by its host alone."""
+    outputs: list[Ran] = []
+    folder = run.rig.folder
+    manners: tuple[Manners, ...] = ("refusing", "other_key", "garbage", "absent")
+    for number, manner in enumerate(manners):
+        double.manners = manner
+        await run.fall(FALLEN - 300 - number)
+        await one.logs("not_signed", number + 1)
+        doctor = await keeper(folder, "doctor", "--json")
+        once = await keeper(folder, "explain", checksum(account(1)))
+        outputs += [doctor, once]
+        answers = manner in ("other_key", "garbage")
+        assert doctor.code == (0 if answers else 1) and once.code == 0, doctor.err
+    refused = [entry for entry in _booked(folder, "refusal") if entry.body["reason"] == "not_signed"]
+    assert refused and "127.0.0.1" in refused[0].body["numbers"]["error"]
+    double.manners = "honest"
+    await until(lambda: run.settled() >= 2, "a liquidation by the signer that is back")
+    return outputs
 
 
 def _forms(secret: bytes) -> set[bytes]:

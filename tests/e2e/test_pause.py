@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import pytest
 from eth_account import Account
 
 from keeper.abi import load
+from keeper.breakers.trips import clear, lost_pauses
 from keeper.errors import ConfigError, ExecutionError
+from keeper.execution.signing import Cleared, Standing
 from keeper.fixed import WAD
 from keeper.guard import scope_of
 from keeper.guard.door import door_of, hand_over
@@ -28,8 +30,9 @@ from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
 from keeper.multisig.safe import CALL, InnerCall, batch, exec_calldata, pack_signatures
 from keeper.typed_data import SafeTx, safe_tx_hash
-from keeper.types import GLOBAL_SCOPE, Hash, Refusal, Trial
+from keeper.types import GLOBAL_SCOPE, Hash, Refusal, Submission, Trial
 from tests.conftest import OpenLab
+from tests.e2e.custody import kept
 from tests.e2e.line import Line, open_again, open_line
 
 ETHER = 10**18
@@ -108,7 +111,7 @@ def signed_pause(
 ) -> SignedPause:
     """A guardian's message, dated as the chain is."""
     unsigned = SignedPause(
-        line.rig.pause_guard, scope, "DRILL", _NO_INCIDENT, issued_at_s or line.head.timestamp_s, bytes(65)
+        line.rig.pause_guard, scope, _DRILL, _NO_INCIDENT, issued_at_s or line.head.timestamp_s, bytes(65)
     )
     return SignedPause(
         unsigned.pause_guard,
@@ -118,6 +121,12 @@ def signed_pause(
         unsigned.issued_at_s,
         sign_hash(guardian, unsigned.digest),
     )
+
+
+async def told(line: Line, message: SignedPause) -> None:
+    """A guardian's message, closed on and relayed as where it is handed over."""
+    assert await line.engine.reflexes.accept(message) is None
+    await line.engine.reflexes.tell(message)
 
 
 async def safe_tx(lab: Lab, line: Line, *, batched: bool) -> Tx:
@@ -300,13 +309,13 @@ async def test_the_sender_asks_the_gate_again(
         assert sender is not None
         send = sender.send
 
-        async def late(cleared: object) -> object:
+        async def late(cleared: Sequence[Cleared], standing: Standing) -> list[Submission | Refusal]:
             line.engine.reflexes.gate.see_pending(GLOBAL_SCOPE, _NO_INCIDENT, line.head.number)
-            return await send(cleared)  # type: ignore[arg-type]
+            return await send(cleared, standing)
 
         monkeypatch.setattr(sender, "send", late)
         report = await line.step()
-        assert not report.sent and not line.booked("intent", "signed")
+        assert not report.sent and not line.booked("signed") and not line.store.open_transactions()
         assert line.refusals(report, WHO) == [("clear", "paused")]
 
 
@@ -432,7 +441,7 @@ async def _erased(lab: Lab, line: Line) -> None:
 
 
 async def test_a_person_clears_a_pause_that_is_lost(fresh_lab: OpenLab, tmp_path: Path) -> None:
-    """Where nothing can be broadcast the keeper stays stopped over restarts, until `run --resume` is booked."""
+    """Where nothing can be broadcast the keeper stays stopped over restarts, until a person clears it."""
     lab = await fresh_lab(clock="steady")
     await borrow(lab)
     rig = await make_rig(lab, tmp_path, Terms(max_head_age_s=3_600))
@@ -456,7 +465,7 @@ async def test_a_person_clears_a_pause_that_is_lost(fresh_lab: OpenLab, tmp_path
             assert not report.sent and line.refusals(report, WHO) == [("clear", "paused")]
             if not resumed:
                 continue
-            line.ledger.book("resume", None, "", None, {"reverts_cleared": True}, line.head.timestamp_s)
+            clear(line.ledger, lost_pauses(line.ledger)[0], "somebody looked", line.head.timestamp_s)
     async with open_again(lab, rig) as line:
         assert len((await line.step()).sent) == 2
 
@@ -495,6 +504,28 @@ async def test_a_signed_message_closes_at_once_and_is_relayed(lab: Lab, tmp_path
         assert verdict.ok, str(verdict)
 
 
+async def test_a_relay_waits_for_its_signer(lab: Lab, tmp_path: Path) -> None:
+    """The key's holder is away: the gate is closed, the nonce is free again, and the next head relays; once."""
+    rig = await make_rig(lab, tmp_path, Terms())
+    async with kept(lab, rig, "web3signer") as custody, open_again(lab, rig) as line:
+        assert custody.double is not None
+        await line.step()
+        await lab.node.mine_on_demand()
+        custody.double.manners = "absent"
+        message = signed_pause(line, lab.world.cast.guardians[0])
+        for _ in range(2):
+            await told(line, message)
+        assert stopped(line) == "signed" and not line.store.open_transactions()
+        assert len(line.booked("intent")) == 2 and not line.booked("signed")
+        custody.double.manners = "honest"
+        relayed = line.engine.reflexes
+        await asyncio.gather(relayed.tell(message), relayed.tell(message))
+        assert [entry.body["nonce"] for entry in line.booked("signed")] == [0]
+        await lab.node.mine()
+        await line.step()
+        assert stopped(line) == "chain" and [each.body["status"] for each in line.booked("relayed")] == [1]
+
+
 async def test_a_relayed_pause_that_a_reorg_erases_is_relayed_again(
     fresh_lab: OpenLab, tmp_path: Path
 ) -> None:
@@ -504,7 +535,7 @@ async def test_a_relayed_pause_that_a_reorg_erases_is_relayed_again(
     async with open_again(lab, rig) as line:
         await line.step()
         await lab.node.mine_on_demand()
-        assert await line.engine.reflexes.accept(signed_pause(line, lab.world.cast.guardians[0])) is None
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
         await lab.node.mine()
         await line.step()
         assert stopped(line) == "chain" and len(line.booked("relayed")) == 1
@@ -529,7 +560,7 @@ async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: P
         await execute(lab.node, lab.world.safe, InnerCall(line.rig.pause_guard, schedule))
         await lab.node.mine_on_demand()
         await line.step()
-        assert await line.engine.reflexes.accept(signed_pause(line, guardian)) is None
+        await told(line, signed_pause(line, guardian))
         await lab.node.drop_pending()
         await lab.node.mine()
         await line.step()
@@ -547,7 +578,7 @@ async def test_a_stuck_relay_is_made_dearer_until_the_chain_has_it(lab: Lab, tmp
         await line.step()
         await lab.node.mine_on_demand()
         message = signed_pause(line, lab.world.cast.guardians[0])
-        assert await line.engine.reflexes.accept(message) is None
+        await told(line, message)
         await lab.node.drop_pending()
         await lab.node.set_base_fee(40 * 10**9)
         await lab.node.mine()
@@ -581,7 +612,12 @@ async def test_a_message_that_the_contract_would_refuse_is_refused(
             "stranger": (signed_pause(line, lab.world.cast.liquidator), "not_a_guardian"),
             "altered": (
                 SignedPause(
-                    good.pause_guard, good.scope, "LEGAL", good.incident, good.issued_at_s, good.signature
+                    good.pause_guard,
+                    good.scope,
+                    b"LEGAL\0\0\0",
+                    good.incident,
+                    good.issued_at_s,
+                    good.signature,
                 ),
                 "not_a_guardian",
             ),
@@ -608,7 +644,7 @@ async def test_a_message_that_the_contract_would_refuse_is_refused(
 
 async def test_without_a_daemon_nobody_answers(tmp_path: Path) -> None:
     """The guardian is told to use another way."""
-    message = SignedPause(WHO, GLOBAL_SCOPE, "DRILL", _NO_INCIDENT, 1, bytes(65))
+    message = SignedPause(WHO, GLOBAL_SCOPE, _DRILL, _NO_INCIDENT, 1, bytes(65))
     with pytest.raises(ConfigError, match="No daemon answers"):
         await hand_over(tmp_path / "keeper.db", message)
 

@@ -15,6 +15,7 @@ import pytest
 
 from keeper import assembly, commands
 from keeper.abi import checksum, keccak, load
+from keeper.commands import breakers
 from keeper.engine.head import StepReport
 from keeper.errors import ChainError
 from keeper.fixed import WAD
@@ -664,12 +665,21 @@ async def test_a_reserve_listed_while_running(stage: Stage) -> None:
 
 
 async def test_an_unknown_revision_of_the_pool_is_a_standing_warning(stage: Stage) -> None:
-    """The pool is upgraded while the keeper runs: it goes on by the newest rules it knows, and says so from then on."""
+    """The pool is upgraded while the keeper runs: it stops, and once the code is acknowledged it goes on by the newest
+    rules it knows, and says so from then on.
+    """
     await stage.borrow("3.6")
+    pool = checksum(stage.world.aave["3.6"].pool)
     async with stage.line() as line:
         assert not line.watch.adapters["aave-3-6"].warnings()
         await _upgrade(stage, stage.world.aave["3.6"], 77)
         await stage.price("WETH", FALLEN)
+        report = await line.step()
+        assert not report.sent and refused(report, "3.6") == [("clear", "code_changed")]
+        [tripped] = line.booked("tripped")
+        code_hash = tripped.body["numbers"]["now"]["runs"]
+    breakers.acknowledged(stage.rig.config, "aave-3-6", pool, code_hash, "read by the test")
+    async with stage.line() as line:
         await _liquidated(line, "3.6")
         [warning] = line.watch.adapters["aave-3-6"].warnings()
         assert "revision 77 is unknown" in warning

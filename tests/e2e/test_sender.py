@@ -347,11 +347,11 @@ async def test_sending_costs_one_flush_and_one_request_each(
         assert sender is not None
         send = sender.send
 
-        async def watched(cleared: Any) -> Any:
+        async def watched(*arguments: Any) -> Any:
             monkeypatch.setattr(line.store, "transaction", counted)
             monkeypatch.setattr(Pool, "run", asked)
             try:
-                return await send(cleared)
+                return await send(*arguments)
             finally:
                 monkeypatch.undo()
 

@@ -22,6 +22,7 @@ from keeper.lab.world import Lab
 from keeper.ledger import Ledger
 from keeper.store import Store
 from tests.conftest import OpenLab
+from tests.e2e.custody import REMOTE, kept
 from tests.e2e.process import Daemon, daemon, gateway, start, until
 
 ETHER = 10**18
@@ -123,6 +124,32 @@ async def test_it_ends_while_a_relay_is_silent(fresh_lab: OpenLab, tmp_path: Pat
             assert await _ended(one, signal.SIGTERM) == 0
         rig.config.write_text(public)
         await _goes_on(lab, rig)
+
+
+@pytest.mark.parametrize("kind", REMOTE)
+async def test_it_ends_while_a_signer_is_silent(fresh_lab: OpenLab, tmp_path: Path, kind: str) -> None:
+    """Stopped while it waits for a signature: gone in 5 s, nothing signed, and the next run gets it mined."""
+    lab = await fresh_lab()
+    async with _behind_a_front(lab, tmp_path) as (rig, _), kept(lab, rig, kind) as custody:
+        assert custody.double is not None
+        async with daemon(tmp_path) as one:
+            custody.double.manners = "silent"
+            custody.double.waiting.clear()
+            await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
+            await custody.double.waiting.wait()
+            assert await _ended(one, signal.SIGTERM) == 0
+            assert one.events("stopped")
+        with Store.open(f"sqlite:///{rig.folder}/keeper.db", chain_id=lab.world.chain_id) as store:
+            ledger = Ledger(store)
+            assert ledger.verify() is None
+            assert ledger.entries(None, kind="intent") and not ledger.entries(None, kind="signed")
+        custody.double.manners = "honest"
+        async with daemon(tmp_path) as again:
+            await until(lambda: bool(again.events("settled")), "a liquidation")
+            assert await _ended(again, signal.SIGTERM) == 0
+        assert custody.double.faults == []
+        verdict = await judge(rig.config)
+        assert verdict.ok, str(verdict)
 
 
 async def test_it_ends_between_heads(fresh_lab: OpenLab, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Ready:
                 parts.venues,
                 parts.flash_sources,
                 who,
+                assembly.operator_key(configured).ready,
                 BUILDS,
                 head.timestamp_s + late_s,
             )

@@ -352,7 +352,7 @@ async def test_what_waits_in_the_pool_must_be_what_is_on_record(lab: Lab, tmp_pa
     await _restore(lab, rig, backup)
     await lab.node.drop_pending()
     key = assembly.operator_key(assembly.settings(rig.config))
-    taken_back = key.sign_cancel(sent.nonce, Wei(2 * sent.max_fee_wei), Wei(10**9))
+    taken_back = await key.sign_cancel(sent.nonce, Wei(2 * sent.max_fee_wei), Wei(10**9))
     await lab.node.rpc.request("eth_sendRawTransaction", "0x" + taken_back.raw.hex())
     entry = await _refused(lab, rig, "in_pool", "does not know wait to be mined")
     assert entry.body["numbers"] == {"nonces": [sent.nonce]}

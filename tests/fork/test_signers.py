@@ -16,6 +16,7 @@ from keeper import assembly
 from keeper.abi import checksum
 from keeper.commands import guardian, pause
 from keeper.errors import ChainError, ConfigError, ExecutionError
+from keeper.guard.message import SignedPause
 from keeper.installation import LIQUIDATOR, PAUSE_GUARD, setup_calls
 from keeper.keys import GuardianKey, SafeOwnerKey, recovered
 from keeper.lab import drill
@@ -28,7 +29,6 @@ from keeper.lab.solc import own_artifact
 from keeper.lab.world import Lab
 from keeper.multisig import proposal, signatures
 from keeper.multisig.decode import CALL_ONLY, SAFE, Pins
-from keeper.multisig.guardian import parse, text
 from keeper.multisig.proposal import Proposal
 from keeper.multisig.safe import InnerCall, batch, exec_calldata, pack_signatures
 from keeper.multisig.safe_errors import CODES, why_refused
@@ -365,8 +365,8 @@ async def test_flag_chain_hash(table: Table) -> None:
 
 async def test_flag_delegatecall_spares_only_multi_send_with_its_own_code(table: Table) -> None:
     """A batch through the canonical contract is clean; with other code there, or offline, it is a delegatecall."""
-    guardian_address = checksum(table.lab.world.cast.guardians[0].address)
-    file = await table.build("remove-guardian", guardian_address, "global")
+    old, new = table.lab.world.cast.operator.address, actor("newcomer").address
+    file = await table.build("rotate-operator", checksum(old), checksum(new))
     shown = await table.show(file)
     assert shown["red_flags"] == [] and len(shown["calls"]) == 2
     assert shown["batch_by"] == checksum(table.lab.world.safe.multi_send_call_only)
@@ -377,12 +377,21 @@ async def test_flag_delegatecall_spares_only_multi_send_with_its_own_code(table:
 
 
 async def test_a_batch_is_not_built_where_it_would_do_nothing(table: Table) -> None:
-    """A delegatecall to an address without code succeeds and does nothing, so a chain without it is refused."""
+    """A delegatecall to an address without code succeeds and does nothing, so a chain without it is refused.
+
+    Removing a rogue guardian and restarting what it held is one plain call, which needs no batch.
+    """
     await table.lab.node.set_code(dict.fromkeys(CALL_ONLY, b""))
-    who = checksum(table.lab.world.cast.guardians[0].address)
+    cast = table.lab.world.cast
     with pytest.raises(ConfigError, match="has no MultiSendCallOnly at 0x9641d764"):
-        await table.build("remove-guardian", who, "global")
-    await table.build("remove-guardian", who)
+        await table.build(
+            "rotate-operator", checksum(cast.operator.address), checksum(actor("newcomer").address)
+        )
+    file = await table.build("remove-guardian", checksum(cast.guardians[0].address), "global")
+    shown = await table.show(file)
+    assert [call["function"] for call in shown["calls"]] == [
+        "removeGuardianAndScheduleUnpause(address,bytes32)"
+    ]
 
 
 async def test_a_safe_that_is_none_is_said(table: Table) -> None:
@@ -547,17 +556,17 @@ async def test_a_guardians_message_is_relayed_by_anybody(table: Table) -> None:
     assert made["guardian"] == checksum(table.lab.world.cast.guardians[1].address)
     table.hold("SENDER", table.lab.world.cast.liquidator)
     # the chain's clock stands far behind the wall's here, so the message is dated anew
-    _, word, _ = parse(out.read_text(), "it")
+    word = SignedPause.read(out.read_bytes(), "it").word
     at_s = (await table.lab.node.head()).timestamp_s
     with pytest.raises(ExecutionError, match="SignatureFromFuture"):
         await guardian.relay(table.rig.config, out)
     key = GuardianKey("0x" + table.lab.world.cast.guardians[1].key.hex(), 31337, "a key")
     word = replace(word, issued_at_s=at_s)
     signed = key.sign_pause(table.rig.pause_guard, word)
-    out.write_text(text(table.rig.pause_guard, word, signed))
+    out.write_text(SignedPause.made(table.rig.pause_guard, word, signed).text())
     answer = await guardian.relay(table.rig.config, out)
     assert answer["proved"] == ['the protocol "aave-3-0" is paused without a scheduled restart']
-    out.write_text(text(Address(b"\x05" * 20), word, signed))
+    out.write_text(SignedPause.made(Address(b"\x05" * 20), word, signed).text())
     with pytest.raises(ExecutionError, match="which is not yours"):
         await guardian.relay(table.rig.config, out)
 

@@ -78,6 +78,8 @@ def market(rules: Rules, reserves: Sequence[Reserve | None], emodes: Mapping[int
         configurator=address(3),
         oracle=address(4),
         sentinel=ZERO_ADDRESS,
+        acl_manager=address(5),
+        data_provider=address(6),
         rules=rules,
         base_decimals=8,
         base_is_usd=True,

@@ -177,7 +177,8 @@ async def test_a_structural_change_asks_for_a_reload(version: Version, lab: Lab)
         head = await node.head()
         await follower.chain.read(follower.adapter.load(), head.hash)
         assert set(follower.adapter.sources().addresses) - watched == {
-            follower.adapter.loaded.reserve(7).a_token
+            follower.adapter.loaded.reserve(7).a_token,
+            follower.adapter.loaded.reserve(7).price_source,
         }
         assert follower.adapter.loaded.emodes[3].threshold_bps == 8_100
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from keeper import abi, config, log
+from keeper import abi, config, log, signer
 from keeper.config import Settings, load, write_contracts
 from keeper.errors import ConfigError
 from keeper.protocols.aave_v3 import AaveV3Config
@@ -106,7 +106,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert read.profit.token == TOKEN
     assert (read.profit.min_profit_usd_e8, read.profit.max_slippage_bps) == (5 * 10**8, 100)
     assert read.limits.max_fee_wei == 200 * 10**9
-    assert read.limits.max_gas_spend_wei_per_hour == 10**17
+    assert (read.limits.max_gas_limit, read.limits.max_gas_spend_wei_per_hour) == (10**7, 10**17)
     assert read.limits.max_loss_usd_e8_per_day == 50 * 10**8
     assert read.limits.max_consecutive_reverts == 3
     assert read.limits.max_repay_usd_e8 == 10**14
@@ -137,7 +137,7 @@ def test_the_example_is_complete_and_loads() -> None:
 def test_the_environment_example_names_every_key() -> None:
     """.env.example holds the secret and an override for every key, and nothing that would be refused."""
     text = (ROOT / ".env.example").read_text()
-    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY, config.RELAY_KEY):
+    for name in (config.PRIVATE_KEY, config.DEPLOYER_KEY, config.RELAY_KEY, *signer.SECRETS):
         assert re.search(rf"^#?{name}=$", text, re.MULTILINE)
     missing = [
         name
@@ -162,7 +162,11 @@ def test_the_environment_example_is_valid_uncommented(tmp_path: Path) -> None:
 
 def test_every_key_is_described() -> None:
     """No field of the file is without a description."""
-    models: list[type[BaseModel]] = [*config._SECTIONS.values(), config.Contracts, config.EnvSigner]
+    models: list[type[BaseModel]] = [
+        *config._SECTIONS.values(),
+        config.Contracts,
+        *signer.SIGNERS.values(),
+    ]
     undescribed = [
         f"{model.__name__}.{name}"
         for model in models
@@ -176,7 +180,7 @@ def _all_keys() -> dict[str, list[str]]:
     sections: dict[str, type[BaseModel]] = {
         **config._SECTIONS,
         "contracts": config.Contracts,
-        "signer": config.EnvSigner,
+        "signer": signer.EnvSigner,
     }
     return {section: list(model.model_fields) for section, model in sections.items()}
 
@@ -311,11 +315,15 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("[profit]", 'limits = "none"\n[profit]', "chain.limits: this key is unknown"),
         (
             "[profit]",
-            '[signer]\nkind = "keystore"\n[profit]',
-            'signer.kind: "keystore" is not a known kind; the kinds',
+            '[signer]\nkind = "ledger"\n[profit]',
+            'signer.kind: "ledger" is not a known kind; the kinds',
         ),
         ("[profit]", '[signer]\nkind = "env"\nkey = "x"\n[profit]', "signer.key: this key is unknown"),
-        ("[profit]", "[signer]\n[profit]", "signer.kind: this key is missing; the kinds are: env."),
+        (
+            "[profit]",
+            "[signer]\n[profit]",
+            "signer.kind: this key is missing; the kinds are: aws-kms, env, keystore, web3signer.",
+        ),
         (
             "[profit]",
             '[send]\nroute = "private"\n[profit]',
@@ -545,8 +553,8 @@ def test_the_environment_wins_over_the_env_file_over_the_file(tmp_path: Path) ->
         ("KEEPER__PROTOCOLS__0__EAGER", "yes", 'protocols[0].eager: "yes" is neither true nor false'),
         (
             "KEEPER__SIGNER__KIND",
-            "aws-kms",
-            'signer.kind: "aws-kms" is not a known kind; the kinds are: env.',
+            "gcp",
+            'signer.kind: "gcp" is not a known kind; the kinds are: aws-kms, env, keystore, web3signer.',
         ),
     ],
 )
@@ -654,6 +662,82 @@ def test_a_key_in_the_file_is_not_read(tmp_path: Path) -> None:
     told = _problem(tmp_path, f'KEEPER_PRIVATE_KEY = "{KEY}"\n' + GOOD)
     assert "KEEPER_PRIVATE_KEY: this key is unknown" in told
     assert KEY not in told
+
+
+# --- the signer ------------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "keystore": 'keystore = "operator.json"',
+    "web3signer": f'url = "https://signer.example/canaryApiKey01"\naddress = "0x{"44" * 20}"',
+    "aws-kms": f'key_id = "alias/k"\nregion = "eu-west-1"\naddress = "0x{"44" * 20}"',
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_signer_is_read(tmp_path: Path, kind: str) -> None:
+    """Its own keys and no other's; with the bounds of the balance, which are wei and in order."""
+    text = GOOD + f'[signer]\nkind = "{kind}"\n{KINDS[kind]}\n'
+    assert _load(tmp_path, text).signer.kind == kind
+    assert _load(tmp_path, text + "min_balance_wei = 1\nmax_balance_wei = 2\n").signer.max_balance_wei == 2
+    for wrong, words in (
+        ("min_balance_wei = 2\nmax_balance_wei = 2\n", "signer.max_balance_wei: it must be above"),
+        ('private_key = "0x11"\n', "signer.private_key: this key is unknown"),
+    ):
+        assert words in _problem(tmp_path, text + wrong)
+    for line in KINDS[kind].splitlines():
+        assert "is missing" in _problem(tmp_path, text.replace(line + "\n", ""))
+
+
+def test_a_signers_url_is_hidden(tmp_path: Path) -> None:
+    """It is never quoted, and a key in it is hidden from logs; plain http reaches KMS on this machine only."""
+    text = GOOD + f'[signer]\nkind = "web3signer"\n{KINDS["web3signer"]}\n'
+    problem = _problem(tmp_path, text.replace("https://signer.example/", "ftp://canary/"))
+    assert "signer.url: a signer must be" in problem and "canary" not in problem
+    read = _load(tmp_path, text)
+    assert "canary" not in repr(read)
+    assert log.secrets.scrub("GET /canaryApiKey01/api") == "GET /[secret]/api"
+    text = GOOD + f'[signer]\nkind = "aws-kms"\n{KINDS["aws-kms"]}\n'
+    assert "kms.eu-west-1.amazonaws.com" in getattr(_load(tmp_path, text).signer, "url", "")
+    assert _load(tmp_path, text + 'endpoint = "http://127.0.0.1:1"\n').signer.kind == "aws-kms"
+    problem = _problem(tmp_path, text + 'endpoint = "http://kms.canary"\n')
+    assert "signer.endpoint: the endpoint must be an https:// URL" in problem and "canary" not in problem
+
+
+def test_where_a_keystores_password_comes_from(tmp_path: Path) -> None:
+    """The environment, then the file that is named, then systemd's credential; wherever it is from, it is hidden."""
+    text = GOOD + f'[signer]\nkind = "keystore"\n{KINDS["keystore"]}\n'
+    with pytest.raises(ConfigError, match="KEEPER_KEYSTORE_PASSWORD is not set"):
+        _load(tmp_path, text).signer_secret(signer.KEYSTORE_PASSWORD)
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "keeper-keystore-password").write_text("from systemd\n")
+    handed = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}
+    (tmp_path / "password").write_text("from a file \n")
+    named = text + 'password_file = "password"\n'
+    given = {**handed, "KEEPER_KEYSTORE_PASSWORD": "from outside"}
+    for written, environ, expected in (
+        (text, handed, "from systemd"),
+        (named, handed, "from a file "),
+        (named, given, "from outside"),
+    ):
+        read = _load(tmp_path, written, environ)
+        assert read.signer_secret(signer.KEYSTORE_PASSWORD) == expected
+        assert expected not in repr(read) and log.secrets.scrub(f"<{expected}>") == "<[secret]>"
+    (tmp_path / "password").unlink()
+    with pytest.raises(ConfigError, match="password cannot be read from"):
+        _load(tmp_path, named)
+
+
+def test_credentials_of_aws_come_from_the_environment(tmp_path: Path) -> None:
+    """Under the names every tool of AWS knows, also from `.env`; all of them are hidden."""
+    text = GOOD + f'[signer]\nkind = "aws-kms"\n{KINDS["aws-kms"]}\n'
+    read = _load(
+        tmp_path, text, {"AWS_ACCESS_KEY_ID": "AKIDCANARY"}, env_file="AWS_SECRET_ACCESS_KEY=s3cr3t/canary\n"
+    )
+    assert read.signer_secret("AWS_ACCESS_KEY_ID") == "AKIDCANARY"
+    assert read.signer_secret("AWS_SECRET_ACCESS_KEY") == "s3cr3t/canary"
+    assert "canary" not in log.secrets.scrub("s3cr3t/canary s3cr3t%2Fcanary akidcanary")
+    with pytest.raises(ConfigError, match="AWS_SESSION_TOKEN is not set"):
+        read.signer_secret("AWS_SESSION_TOKEN")
 
 
 # --- contracts -------------------------------------------------------------------------------------------------------

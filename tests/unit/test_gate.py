@@ -11,11 +11,12 @@ import pytest
 from eth_account import Account
 
 from keeper import abi
-from keeper.errors import ConfigError
+from keeper.breakers.trips import PAUSE_LOST, Place, clear, lost_pauses
+from keeper.errors import ExecutionError, LedgerError
 from keeper.guard import STOPPED, Gate, PauseState, Ramp, Scope, Stage, named, scope_named, scope_of
 from keeper.guard.message import SignedPause, Verdict
 from keeper.guard.sightings import paused_by
-from keeper.keys import signer_of
+from keeper.keys import recovered
 from keeper.ledger import Ledger
 from keeper.multisig.safe import InnerCall, batch, exec_calldata
 from keeper.store import Store
@@ -31,7 +32,7 @@ UNPAUSED = Scope(False, 5, 0, 0, 1_100, "")
 KEY = "0x" + "11" * 32
 PAUSE = abi.load("PauseGuard").function("pause")
 BY_SIG = abi.load("PauseGuard").function("pauseBySig")
-MESSAGE = SignedPause(GUARD, AAVE, "DRILL", Hash(bytes(32)), 1_050, b"\x01" * 65)
+MESSAGE = SignedPause(GUARD, AAVE, b"DRILL\0\0\0", Hash(bytes(32)), 1_050, b"\x01" * 65)
 TOLD = Verdict(told=True, vetoes=False)
 _E8 = 10**8
 
@@ -282,19 +283,21 @@ def test_what_opened_stays_open_after_a_restart(ledger: Ledger) -> None:
 
 
 def test_a_person_clears_only_what_is_lost(ledger: Ledger) -> None:
-    """`run --resume` opens what the chain lost and nothing it still has or a guardian says; once, and on record."""
+    """`keeper breakers clear pause_lost` opens what the chain lost, and nothing it still has or a guardian says."""
     closed = gate()
     closed.see_chain(at(1, {AAVE: PAUSED, MORPHO: PAUSED}))
     closed.see_chain(at(2, {MORPHO: PAUSED}))
     closed.see_signed(replace(MESSAGE, scope=GLOBAL_SCOPE), TOLD)
     book(ledger, closed)
-    ledger.book("resume", None, "", None, {"reverts_cleared": True}, 2)
+    [lost] = lost_pauses(ledger)
+    assert lost.place == Place(PAUSE_LOST, "aave") and lost.refusal().numbers["epoch"] == PAUSED.epoch
+    with pytest.raises(LedgerError, match="must say why"):
+        clear(ledger, lost, " ", 2)
+    clear(ledger, lost, "the incident is over", 2)
+    assert not lost_pauses(ledger)
     resumed = again(ledger)
     assert resumed.closed("chain") == [MORPHO] and resumed.closed("lost") == []
-    assert resumed.closed("signed") == [GLOBAL_SCOPE]
-    assert [(c.kind, c.scope, c.cause) for c in resumed.changes] == [("resume", AAVE, "lost")]
-    book(ledger, resumed)
-    assert not again(ledger).changes
+    assert resumed.closed("signed") == [GLOBAL_SCOPE] and not resumed.changes
 
 
 # --- what a transaction would pause ---
@@ -351,9 +354,10 @@ def test_a_message_travels_unchanged_and_names_its_signer() -> None:
     """A line of JSON and back; the signer is recovered as the contract does."""
     message = _signed()
     assert SignedPause.of(message.document()) == message
-    as_file = {**message.document(), "reason": "0x" + b"DRILL\0\0\0".hex(), "issued_at": "1050"}
-    assert SignedPause.of(as_file) == message, "and as signers' files spell it"
-    assert signer_of(message.digest, message.signature) == abi.address(Account.from_key(KEY).address)
+    assert SignedPause.read(message.text().encode(), "it") == message, "and as a file"
+    assert message.canonical and recovered(message.digest, message.signature) == abi.address(
+        Account.from_key(KEY).address
+    )
     assert BY_SIG.decode_input(message.calldata)[0] == AAVE
 
 
@@ -361,7 +365,7 @@ def test_every_field_is_signed() -> None:
     """Another scope, reason, incident, time or contract is another digest."""
     changed = [
         replace(MESSAGE, scope=MORPHO),
-        replace(MESSAGE, reason="LEGAL"),
+        replace(MESSAGE, reason=b"LEGAL\0\0\0"),
         replace(MESSAGE, incident=TX),
         replace(MESSAGE, issued_at_s=1_051),
         replace(MESSAGE, pause_guard=SAFE),
@@ -370,24 +374,27 @@ def test_every_field_is_signed() -> None:
 
 
 def test_a_twin_signature_is_nobodys() -> None:
-    """What the contract refuses as malleable, too short or with another v has no signer here either."""
+    """What the contract refuses as malleable or with another v is not read here either."""
     message = _signed()
     r, s, v = message.signature[:32], int.from_bytes(message.signature[32:64]), message.signature[64]
     order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
     twin = r + (order - s).to_bytes(32, "big") + bytes([55 - v])
-    for bad in (twin, message.signature[:64], message.signature[:64] + bytes([v - 27]), bytes(65)):
-        assert signer_of(message.digest, bad) is None
+    by_eth_sign = message.signature[:64] + bytes([v + 4])
+    for bad in (twin, by_eth_sign, message.signature[:64] + bytes([v - 27]), bytes(65)):
+        assert not replace(message, signature=bad).canonical
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 2}, "version is 2"),
         ({"scope": "0x00"}, "scope must be"),
         ({"reason": ""}, "reason must be"),
-        ({"reason": "TOO LONG A WORD"}, "reason must be"),
-        ({"issued_at": 0}, "issued_at"),
-        ({"issued_at": "soon"}, "soon"),
+        ({"reason": "DRILL"}, "reason must be"),
+        ({"issued_at": 1_050}, "issued_at"),
+        ({"issued_at": "0"}, "issued_at must be"),
+        ({"issued_at": "soon"}, "issued_at must be"),
+        ({"issued_at": str(2**40)}, "issued_at must be"),
         ({"signature": "0x"}, "signature must be"),
         ({"pause_guard": "0x12"}, "not an address"),
         ({"extra": 1}, "extra"),
@@ -395,7 +402,7 @@ def test_a_twin_signature_is_nobodys() -> None:
 )
 def test_a_malformed_message_is_one_clear_error(change: dict[str, Any], why: str) -> None:
     """It says which part is wrong."""
-    with pytest.raises(ConfigError, match=why):
+    with pytest.raises(ExecutionError, match=why):
         SignedPause.of({**MESSAGE.document(), **change})
 
 
@@ -423,11 +430,10 @@ def _caps(ledger: Ledger, most: int = 10_000, protocol: str = "aave") -> Stage |
 
 
 def test_a_first_start_and_what_was_only_announced_have_no_ramp(ledger: Ledger) -> None:
-    """Nor has the end of a halt file, or a restart after reverts."""
+    """Nor has the end of a halt file."""
     assert _caps(ledger) is None
     for cause_ in ("pending", "signed", "halted"):
         _resume(ledger, cause=cause_)
-    ledger.book("resume", None, "", None, {"reverts_cleared": True}, 1)
     assert _caps(ledger) is None
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eth_account import Account
 
 from keeper import abi
-from keeper.errors import ConfigError, KeyMisuse
+from keeper.errors import KeyMisuse
 from keeper.guard import Clearance, Fees, Gate, Guard, Limits, PauseState, Scope, Spent, read_scopes, scope_of
-from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, OperatorKey, calldata_of
 from keeper.types import (
     GLOBAL_SCOPE,
     Address,
@@ -36,8 +34,6 @@ from keeper.types import (
     Wei,
 )
 
-SECRET = "0x" + "11" * 32
-CHAIN_ID = 31337
 LIQUIDATOR = Address(b"\x0a" * 20)
 WHO = Address(b"\x0b" * 20)
 TOKEN = Token(Address(b"\x0c" * 20), "USDC", 6)
@@ -50,6 +46,7 @@ PAUSE = PauseState(AT, {GLOBAL_SCOPE: RUNNING, scope_of("aave"): replace(RUNNING
 NOTHING_SPENT = Spent(0, 0, 0, 0)
 LIMITS = Limits(
     max_fee_wei=Wei(200 * 10**9),
+    max_gas_limit=Gas(10**7),
     max_gas_spend_wei_per_hour=Wei(10**17),
     max_loss_usd_e8_per_day=50 * 10**8,
     max_consecutive_reverts=3,
@@ -79,7 +76,7 @@ PLAN = Plan(
 )
 TRIAL = Trial(
     plan_id=PLAN.plan_id,
-    calldata=b"\xde\xad\xbe\xef",
+    calldata=abi.load("Liquidator").function("execute").selector + b"\xde\xad\xbe\xef",
     at=AT,
     global_epoch=4,
     protocol_epoch=7,
@@ -146,6 +143,7 @@ def without(scope: Hash) -> PauseState:
         ("denied_account", {"limits": replace(LIMITS, deny_accounts=frozenset({WHO}))}),
         ("over_max_repay", {"limits": replace(LIMITS, max_repay_usd_e8=10**10 - 1)}),
         ("fee_over_limit", {"limits": replace(LIMITS, max_fee_wei=Wei(FEES.max_fee_wei - 1))}),
+        ("gas_over_limit", {"limits": replace(LIMITS, max_gas_limit=Gas(FEES.gas_limit - 1))}),
         ("gas_budget", {"spent": replace(NOTHING_SPENT, gas_wei_last_hour=10**17 - FEES.worst_case_wei + 1)}),
         ("gas_budget", {"spent": replace(NOTHING_SPENT, in_flight_wei=10**17 - FEES.worst_case_wei + 1)}),
         ("loss_limit", {"spent": replace(NOTHING_SPENT, loss_usd_e8_last_day=50 * 10**8 + 1)}),
@@ -163,6 +161,7 @@ def test_at_the_limits_it_clears() -> None:
     """One unit less than each refusal passes, so the limits mean what they say."""
     spent = Spent(10**17 - FEES.worst_case_wei, 0, 50 * 10**8, 2)
     limits = replace(LIMITS, max_repay_usd_e8=10**10, max_fee_wei=FEES.max_fee_wei)
+    limits = replace(limits, max_gas_limit=FEES.gas_limit)
     answer = ask(spent=spent, limits=limits, now_s=1_026.9, trial=replace(TRIAL, profit_raw=50))
     assert isinstance(answer, Clearance)
 
@@ -192,91 +191,6 @@ def test_a_clearance_cannot_be_made_copied_or_changed() -> None:
     for attempt in attempts:
         with pytest.raises(KeyMisuse):
             attempt()
-
-
-def operator() -> OperatorKey:
-    """The hot key of these tests."""
-    return OperatorKey(SECRET, CHAIN_ID, "KEEPER_PRIVATE_KEY")
-
-
-def test_a_cleared_liquidation_is_signed_once() -> None:
-    """The first signature is a plain EIP-1559 transaction of the operator; the second is refused."""
-    key, clearance = operator(), cleared()
-    signed = key.sign(LIQUIDATOR, TRIAL.calldata, 5, FEES, clearance)
-    assert Account.recover_transaction(signed.raw) == abi.checksum(key.address)
-    assert abi.keccak(signed.raw) == signed.hash
-    assert calldata_of(signed.raw) == TRIAL.calldata
-    with pytest.raises(KeyMisuse):
-        key.sign(LIQUIDATOR, TRIAL.calldata, 6, FEES, clearance)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (Address(b"\x0d" * 20), TRIAL.calldata, FEES),
-        (LIQUIDATOR, TRIAL.calldata + b"\0", FEES),
-        (LIQUIDATOR, TRIAL.calldata, replace(FEES, max_fee_wei=Wei(FEES.max_fee_wei + 1))),
-        (LIQUIDATOR, TRIAL.calldata, replace(FEES, gas_limit=Gas(FEES.gas_limit + 1))),
-    ],
-)
-def test_only_what_was_cleared_is_signed(arguments: tuple[Address, bytes, Fees]) -> None:
-    """Another target, other calldata, a higher fee or more gas is refused, and spends the clearance."""
-    to, calldata, fees = arguments
-    key, clearance = operator(), cleared()
-    with pytest.raises(KeyMisuse):
-        key.sign(to, calldata, 5, fees, clearance)
-    with pytest.raises(KeyMisuse):
-        key.sign(LIQUIDATOR, TRIAL.calldata, 5, FEES, clearance)
-
-
-def test_a_lookalike_is_no_clearance() -> None:
-    """Something that only quacks like a clearance signs nothing."""
-
-    class Lookalike:
-        def spend(self, *_arguments: object) -> None: ...
-
-    with pytest.raises(KeyMisuse):
-        operator().sign(LIQUIDATOR, TRIAL.calldata, 5, FEES, Lookalike())  # type: ignore[arg-type]
-
-
-def test_the_other_doors_are_narrow() -> None:
-    """A cancellation can only send nothing to itself; a relay can only call pauseBySig."""
-    key = operator()
-    cancel = key.sign_cancel(9, Wei(10**9), Wei(1))
-    assert calldata_of(cancel.raw) == b""
-    assert Account.recover_transaction(cancel.raw) == abi.checksum(key.address)
-    pause = abi.load("PauseGuard").function("pauseBySig")
-    message = pause.encode(GLOBAL_SCOPE, b"DRILL\0\0\0", Hash(bytes(32)), 5, b"\x01" * 65)
-    assert calldata_of(key.sign_pause_relay(LIQUIDATOR, message, 1, Wei(10), Wei(1)).raw) == message
-    for other in (
-        b"",
-        TRIAL.calldata,
-        abi.load("PauseGuard").function("executeUnpause").encode(GLOBAL_SCOPE),
-    ):
-        with pytest.raises(KeyMisuse):
-            key.sign_pause_relay(LIQUIDATOR, other, 1, Wei(10), Wei(1))
-
-
-def test_the_deployer_can_only_create() -> None:
-    """Whatever it is given goes to the deterministic deployer as init code."""
-    key = DeployerKey(SECRET, CHAIN_ID, "KEEPER_DEPLOYER_KEY")
-    signed = key.sign_deploy(b"\x60\x00", 0, FEES)
-    assert calldata_of(signed.raw) == bytes(32) + b"\x60\x00"
-    assert signed.raw.count(bytes(DETERMINISTIC_DEPLOYER)) == 1
-
-
-def test_a_key_shows_nothing() -> None:
-    """Its repr, its state, its pickling and its errors give no secret away."""
-    key = operator()
-    assert SECRET[2:] not in repr(key)
-    with pytest.raises(TypeError):
-        vars(key)
-    with pytest.raises(KeyMisuse):
-        pickle.dumps(key)
-    bad = "0x" + "zz" * 32
-    with pytest.raises(ConfigError) as caught:
-        OperatorKey(bad, CHAIN_ID, "KEEPER_PRIVATE_KEY")
-    assert bad not in str(caught.value)
 
 
 @pytest.mark.parametrize("answer", [Reverted(b""), b"", b"\0" * 31])

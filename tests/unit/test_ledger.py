@@ -464,10 +464,10 @@ def test_reverts_in_a_row_end_with_a_success_or_an_operator(ledger: Ledger) -> N
     _revert(ledger, PLAN, 3)
     ledger.book("lost_race", PLAN, "aave", ALICE, COST, 4)
     _note(ledger)
-    ledger.book("resume", None, "", None, {}, 5)
+    ledger.book("cleared", None, "", None, {"breaker": "loss_limit"}, 5)
     _revert(ledger, OTHER_PLAN, 6)
     assert ledger.consecutive_reverts() == 2
-    ledger.book("resume", None, "", None, {"reverts_cleared": True}, 7)
+    ledger.book("cleared", None, "", None, {"breaker": "reverts_in_a_row"}, 7)
     assert ledger.consecutive_reverts() == 0
     _revert(ledger, PLAN, 8)
     assert ledger.consecutive_reverts() == 1
@@ -495,7 +495,7 @@ def test_whoever_keeps_sums_hears_when_they_change(ledger: Ledger, kind: str) ->
         return (*read, ledger.consecutive_reverts())
 
     before, heard = sums(), ledger.outcomes_booked
-    body: dict[str, Any] = COST | {"profit_token": USDC, "profit_raw": 1, "reverts_cleared": True}
+    body: dict[str, Any] = COST | {"profit_token": USDC, "profit_raw": 1, "breaker": "reverts_in_a_row"}
     if kind == "correction":
         body = {"corrects": 1, "reason": "the node told another price", "gas_cost_wei": 7}
     ledger.book(kind, PLAN, "aave", ALICE, body, 2)

@@ -19,9 +19,10 @@ from keeper.commands.pause import grouped, merge
 from keeper.commands.safe_chain import reason
 from keeper.errors import ConfigError, ExecutionError, KeyMisuse
 from keeper.guard import Fees
+from keeper.guard.message import SignedPause
 from keeper.installation import LIQUIDATOR, PAUSE_GUARD
 from keeper.keys import GuardianKey, SafeOwnerKey, SenderKey, recovered
-from keeper.multisig import builder, guardian
+from keeper.multisig import builder
 from keeper.multisig.decode import CALL_ONLY, SAFE, Pins, read
 from keeper.multisig.flags import Facts, red_flags, unchecked
 from keeper.multisig.meaning import Clock, proofs, words
@@ -619,29 +620,30 @@ def test_a_guardians_message_is_eip_712_as_others_compute_it() -> None:
     key = GuardianKey(f"0x{6:064x}", 1, "a key")
     signature = key.sign_pause(GUARD_AT, word)
     assert recovered(pause_hash(GUARD_AT, word), signature) == key.address
-    text = guardian.text(GUARD_AT, word, signature)
-    assert guardian.parse(text, "it") == (GUARD_AT, word, signature)
+    signed = SignedPause.made(GUARD_AT, word, signature)
+    assert signed.digest == expected and signed.canonical
+    assert SignedPause.read(signed.text().encode(), "it") == signed and signed.word == word
 
 
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
         ("version", 2, "version is 2"),
-        ("scope", "0x12", "scope has 1 bytes, not 32"),
-        ("reason", "DRILL", "not 0x and hexadecimal digits"),
-        ("issued_at", 5, "issued_at is 5"),
-        ("issued_at", str(2**40), "issued_at is"),
-        ("signature", "0x00", "signature has 1 bytes, not 65"),
+        ("scope", "0x12", "scope must be 0x and 64"),
+        ("reason", "DRILL", "reason must be 0x and 16"),
+        ("issued_at", 5, "issued_at"),
+        ("issued_at", str(2**40), "issued_at must be seconds"),
+        ("signature", "0x00", "signature must be 0x and 130"),
         ("pause_guard", "me", "is not an address"),
-        ("more", 1, 'the key "more" is unknown'),
+        ("more", 1, "unknown field `more`"),
     ],
 )
 def test_a_broken_pause_message_is_refused(key: str, value: Any, sentence: str) -> None:
-    """One sentence, as for proposals."""
-    word = Pause(AAVE, DRILL, Hash(bytes(32)), 1)
-    document = json.loads(guardian.text(GUARD_AT, word, bytes(65))) | {key: value}
-    with pytest.raises(ExecutionError, match=sentence):
-        guardian.parse(json.dumps(document), "it")
+    """One sentence, as for proposals, which says where it stands."""
+    message = SignedPause.made(GUARD_AT, Pause(AAVE, DRILL, Hash(bytes(32)), 1), bytes(65))
+    document = json.loads(message.text()) | {key: value}
+    with pytest.raises(ExecutionError, match=f"^it is not a signed pause: .*{sentence}"):
+        SignedPause.read(json.dumps(document).encode(), "it")
 
 
 # --- a Safe's errors -------------------------------------------------------------------------------------------------

@@ -4,9 +4,8 @@ from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keeper.abi import checksum
 from keeper.guard import Fees
-from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, OperatorKey, calldata_of
+from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, calldata_of
 from keeper.types import Gas, Wei
 
 SECRETS = st.integers(1, 2**250).map(lambda number: f"0x{number:064x}")
@@ -44,11 +43,3 @@ def test_signed_bytes_are_what_the_reference_library_signs(
     )
     assert (signed.raw, signed.hash, signed.nonce) == (expected.raw_transaction, expected.hash, nonce)
     assert calldata_of(signed.raw) == bytes(32) + code
-
-
-@given(SECRETS, st.integers(0, 2**62), AMOUNTS, AMOUNTS)
-def test_a_cancellation_is_recovered_to_its_signer(secret: str, nonce: int, max_fee: int, tip: int) -> None:
-    """Whoever recovers the sender of a cancellation finds the operator, also without any calldata."""
-    key = OperatorKey(secret, 1, "a key")
-    signed = key.sign_cancel(nonce, Wei(max_fee), Wei(tip))
-    assert Account.recover_transaction(signed.raw) == checksum(key.address)

@@ -124,8 +124,16 @@ interface IPauseGuard {
 
     /* GUARDIANS */
 
-    /// @notice Enables or disables a guardian; only the Safe.
+    /// @notice Enables or disables a guardian; only the Safe. A disabled guardian's signatures are refused, also those
+    /// made before; enabling the same key again brings back the ones issued after a scope's last unpause.
     function setGuardian(address guardian, bool enabled) external;
+
+    /// @notice Removes a guardian and schedules the unpause of a scope after `UNPAUSE_DELAY()`, in one call; only the
+    /// Safe. Nothing the removed guardian does or signed, before or after, cancels that schedule.
+    /// @dev Reverts for nothing but the caller and the zero address, so that no state somebody brings about stops the
+    /// removal. A scope that runs stays as it is: nothing is scheduled. A schedule in force starts its delay again. An
+    /// account that is no guardian any more changes nothing there; the unpause is scheduled all the same.
+    function removeGuardianAndScheduleUnpause(address guardian, bytes32 scope) external;
 
     /* VIEWS */
 

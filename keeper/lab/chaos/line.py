@@ -128,7 +128,7 @@ class Line:
         self._parts = await self._life.enter_async_context(assembly.open_parts(settings))
         self._store = self._life.enter_context(Store.open(settings.store.url, chain_id=settings.chain.id))
         self._limit_disk()
-        key = assembly.operator_key(settings)
+        key = assembly.operator_key(settings, self.clock)
         engine, _ = await assembly.engine(self._parts, self._store, key, sign=True, wall_clock=self.clock)
         await engine.start(await self._parts.chain.head())
         self._engine = engine

@@ -10,7 +10,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.aave_v3.health import judge, liquidation_price
-from keeper.protocols.aave_v3.market import ATOKEN, ORACLE, POOL, PROVIDER, Market, load_market
+from keeper.protocols.aave_v3.market import (
+    ATOKEN,
+    ORACLE,
+    POOL,
+    PROVIDER,
+    Market,
+    contracts_of,
+    load_market,
+)
 from keeper.protocols.aave_v3.marks import MarksReader
 from keeper.protocols.aave_v3.options import (
     LIQUIDATION_CALL_SELECTOR,
@@ -20,7 +28,7 @@ from keeper.protocols.aave_v3.options import (
     outcome_of,
 )
 from keeper.protocols.aave_v3.positions import read_positions, rows_of
-from keeper.seams import Reads, Touched, just
+from keeper.seams import UPGRADE_TOPICS, Reads, Touched, just
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -65,6 +73,8 @@ _RELOADING: Final = {
         "PoolConfiguratorUpdated",
         "PriceOracleUpdated",
         "PriceOracleSentinelUpdated",
+        "ACLManagerUpdated",
+        "PoolDataProviderUpdated",
         "AddressSet",
         "AddressSetAsProxy",
         "ProxyCreated",
@@ -151,11 +161,23 @@ class AaveV3:
             reserve.token.address: reserve.price_source for reserve in self.loaded.listed() if reserve.timed
         }
 
+    def contracts(self) -> Mapping[str, Address]:
+        """Provider, pool, configurator, oracle and its sources, roles, and every reserve's tokens."""
+        return contracts_of(self.loaded)
+
     def sources(self) -> Filters:
-        """Pool, configurator, oracle, addresses provider and every aToken."""
+        """Pool, configurator, oracle and its sources, addresses provider and every aToken."""
         market = self.loaded
-        places = (market.provider, market.pool, market.configurator, market.oracle, *sorted(self._a_tokens))
-        return Filters(places, (*_TOUCHING_TOPICS, _TRANSFER_TOPIC, *sorted(_RELOADING_TOPICS)))
+        prices = {reserve.price_source for reserve in market.listed()}
+        places = (
+            market.provider,
+            market.pool,
+            market.configurator,
+            market.oracle,
+            *sorted(self._a_tokens | prices),
+        )
+        topics = (*_TOUCHING_TOPICS, _TRANSFER_TOPIC, *sorted(_RELOADING_TOPICS), *UPGRADE_TOPICS)
+        return Filters(places, topics)
 
     def discover(self, logs: Sequence[Log]) -> Touched:
         """Accounts in pool events and aToken transfers; a structural event asks for a reload.
@@ -215,6 +237,11 @@ class AaveV3:
             return exact
         self._latest = Marks(at, self.market, exact, exact.weights())
         return self._latest
+
+    def prices(self, marks: Marks) -> Mapping[Address, int]:
+        """Every reserve's price in the base currency, 0 where there is none."""
+        market, states = self.loaded, marks.exact.states
+        return {each.token.address: states[each.id].price for each in market.listed()}
 
     def assess(self, position: Position, marks: Marks) -> Health | Refusal:
         """The account's health as Pool.getUserAccountData would answer at the marks' timestamp and prices."""

@@ -121,6 +121,8 @@ class Market:
     configurator: Address
     oracle: Address
     sentinel: Address
+    acl_manager: Address
+    data_provider: Address
     rules: Rules
     base_decimals: int
     base_is_usd: bool
@@ -140,6 +142,28 @@ class Market:
         return found
 
 
+def contracts_of(market: Market) -> dict[str, Address]:
+    """Every contract the market is made of, by what it is in it."""
+    found = {
+        "addresses provider": market.provider,
+        "pool": market.pool,
+        "configurator": market.configurator,
+        "oracle": market.oracle,
+        "oracle sentinel": market.sentinel,
+        "ACL manager": market.acl_manager,
+        "data provider": market.data_provider,
+    }
+    for reserve in market.listed():
+        token = abi.checksum(reserve.token.address)
+        found |= {
+            f"price source of {token}": reserve.price_source,
+            f"aToken of {token}": reserve.a_token,
+            f"debt token of {token}": reserve.debt_token,
+            f"stable debt token of {token}": reserve.stable_debt_token,
+        }
+    return {name: address for name, address in found.items() if address != ZERO_ADDRESS}
+
+
 def answered(function: abi.Function, result: Result) -> Any:
     """The one output of a call that must succeed."""
     if isinstance(result, Reverted):
@@ -153,10 +177,13 @@ def load_market(provider: Address) -> Reads[Market]:
     """Read everything that changes only by governance."""
     getters = [
         PROVIDER.function(name)
-        for name in ("getPool", "getPoolConfigurator", "getPriceOracle", "getPriceOracleSentinel")
+        for name in (
+            *("getPool", "getPoolConfigurator", "getPriceOracle", "getPriceOracleSentinel"),
+            *("getACLManager", "getPoolDataProvider"),
+        )
     ]
     results = yield [getter.call(provider) for getter in getters]
-    pool, configurator, oracle, sentinel = map(answered, getters, results)
+    pool, configurator, oracle, sentinel, acl_manager, data_provider = map(answered, getters, results)
     if ZERO_ADDRESS in (pool, oracle):
         raise AdapterError(f"The addresses provider {hex_of(provider)} names no pool or no price oracle.")
 
@@ -191,6 +218,8 @@ def load_market(provider: Address) -> Reads[Market]:
         configurator=configurator,
         oracle=oracle,
         sentinel=sentinel if rules.sentinel else ZERO_ADDRESS,
+        acl_manager=acl_manager,
+        data_provider=data_provider,
         rules=rules,
         base_decimals=len(str(base_unit)) - 1,
         base_is_usd=base_currency == ZERO_ADDRESS,

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IAaveV3FlashReceiver} from "../../src/interfaces/IAaveV3Flash.sol";
+import {IUniswapV3Router} from "../../src/interfaces/IUniswapV3Router.sol";
+import {Moving, Token} from "./Tokens.sol";
+
+/// @notice An honest lending protocol: it has what it was given, decides itself what may be repaid and what is seized
+/// for it, and remembers both by liquidator. Lends flash loans too.
+contract Lender {
+    uint256 public constant BONUS_BPS = 500;
+    uint256 public constant PREMIUM_BPS = 5;
+    uint256 internal constant WETH_PRICE = 2000;
+
+    Token internal immutable usdc;
+    Token internal immutable weth;
+
+    /// @notice Raw USDC that is open to liquidation.
+    uint256 public unhealthy;
+    uint256 public repaid;
+    uint256 public premiums;
+    mapping(address liquidator => uint256) public repaidBy;
+    mapping(address liquidator => uint256) public seizedBy;
+
+    error Healthy();
+    error FlashFailed();
+
+    constructor(Token usdc_, Token weth_) {
+        (usdc, weth) = (usdc_, weth_);
+    }
+
+    /// @notice Prices fall, and more debt can be liquidated.
+    function sicken(uint256 amount) external {
+        unhealthy += amount;
+    }
+
+    function liquidate(uint256 repay) external {
+        if (repay == 0 || repay > unhealthy) revert Healthy();
+        uint256 seize = repay * (10_000 + BONUS_BPS) * 1e12 / 10_000 / WETH_PRICE;
+        unhealthy -= repay;
+        repaid += repay;
+        repaidBy[msg.sender] += repay;
+        seizedBy[msg.sender] += seize;
+        Moving.pull(address(usdc), msg.sender, repay);
+        Moving.push(address(weth), msg.sender, seize);
+    }
+
+    /// @notice Another call that plans may make; it gives nothing.
+    function reward() external {}
+
+    function flashLoanSimple(address receiver, address asset, uint256 amount, bytes calldata params, uint16)
+        external
+    {
+        uint256 premium = amount * PREMIUM_BPS / 10_000;
+        Moving.push(asset, receiver, amount);
+        if (!IAaveV3FlashReceiver(receiver).executeOperation(asset, amount, premium, msg.sender, params)) {
+            revert FlashFailed();
+        }
+        Moving.pull(asset, receiver, amount + premium);
+        premiums += premium;
+    }
+}
+
+/// @notice Constant-product pools behind one honest router. Anybody opens a pool of any two tokens and is its owner.
+/// Every hop transfers its token, as real pools do, so a token in the middle of a path gets the word.
+contract Exchange is IUniswapV3Router {
+    mapping(bytes32 pool => address) public ownerOf;
+    mapping(bytes32 pool => mapping(address token => uint256)) public reserveOf;
+
+    error NotOwner();
+    error TooLittle();
+    error TooMuch();
+
+    function poolOf(address one, uint24 fee, address other) public pure returns (bytes32) {
+        return one < other ? keccak256(abi.encode(one, fee, other)) : keccak256(abi.encode(other, fee, one));
+    }
+
+    /// @notice Opens a pool, or takes out what is in it and puts other amounts in.
+    function refill(address one, uint24 fee, address other, uint256 ofOne, uint256 ofOther) external {
+        bytes32 pool = poolOf(one, fee, other);
+        if (ownerOf[pool] == address(0)) ownerOf[pool] = msg.sender;
+        if (ownerOf[pool] != msg.sender) revert NotOwner();
+        (uint256 hadOne, uint256 hadOther) = (reserveOf[pool][one], reserveOf[pool][other]);
+        (reserveOf[pool][one], reserveOf[pool][other]) = (ofOne, ofOther);
+        Moving.push(one, msg.sender, hadOne);
+        Moving.push(other, msg.sender, hadOther);
+        Moving.pull(one, msg.sender, ofOne);
+        Moving.pull(other, msg.sender, ofOther);
+    }
+
+    function exactInput(ExactInputParams calldata params) external payable returns (uint256 amount) {
+        amount = params.amountIn;
+        Moving.pull(_tokenAt(params.path, 0), msg.sender, amount);
+        for (uint256 i; i + 43 <= params.path.length; i += 23) {
+            (address from, uint24 fee, address to) = _hopAt(params.path, i);
+            bytes32 pool = poolOf(from, fee, to);
+            uint256 got = reserveOf[pool][to] * amount / (reserveOf[pool][from] + amount);
+            _book(pool, from, to, amount, got);
+            amount = got;
+            bool last = i + 43 == params.path.length;
+            Moving.push(to, last ? params.recipient : address(this), amount);
+        }
+        if (amount < params.amountOutMinimum) revert TooLittle();
+    }
+
+    function exactOutput(ExactOutputParams calldata params) external payable returns (uint256 amount) {
+        amount = params.amountOut;
+        Moving.push(_tokenAt(params.path, 0), params.recipient, amount);
+        for (uint256 i; i + 43 <= params.path.length; i += 23) {
+            (address to, uint24 fee, address from) = _hopAt(params.path, i);
+            bytes32 pool = poolOf(from, fee, to);
+            uint256 needed = reserveOf[pool][from] * amount / (reserveOf[pool][to] - amount) + 1;
+            _book(pool, from, to, needed, amount);
+            amount = needed;
+            if (i + 43 != params.path.length) Moving.push(from, address(this), amount);
+        }
+        if (amount > params.amountInMaximum) revert TooMuch();
+        Moving.pull(_tokenAt(params.path, params.path.length - 20), msg.sender, amount);
+    }
+
+    function _book(bytes32 pool, address from, address to, uint256 paid, uint256 got) internal {
+        reserveOf[pool][from] += paid;
+        reserveOf[pool][to] -= got;
+    }
+
+    function _hopAt(bytes calldata path, uint256 offset) internal pure returns (address, uint24, address) {
+        return (_tokenAt(path, offset), uint24(bytes3(path[offset + 20:offset + 23])), _tokenAt(path, offset + 23));
+    }
+
+    function _tokenAt(bytes calldata path, uint256 offset) internal pure returns (address) {
+        return address(bytes20(path[offset:offset + 20]));
+    }
+}
+
+/// @notice A worthless token that gives its maker the word at every transfer.
+contract EvilToken is Token(18) {
+    error Struck();
+
+    address internal immutable maker = msg.sender;
+
+    function _move(address from, address to, uint256 amount) internal override {
+        super._move(from, to, amount);
+        (bool success,) = maker.call(abi.encodeWithSignature("strike()"));
+        if (!success) revert Struck();
+    }
+}
