@@ -27,7 +27,7 @@ from keeper.execution.signing import Cleared
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
-from keeper.planner.sizing import PLAN_GAS
+from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
@@ -86,7 +86,7 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tips_wei: tuple[Wei, ...] = (Wei(0),)
-        self._plan_gas: dict[str, int] = {}
+        self._plan_gas = PlanGas()
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
@@ -210,7 +210,7 @@ class Engine:
             min_profit_usd_e8=policy.min_profit_usd_e8,
             max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
-            plan_gas=self._plan_gas.get(health.key.protocol, PLAN_GAS),
+            plan_gas=self._plan_gas.of(health.key.protocol),
             thorough=thorough,
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
@@ -275,15 +275,6 @@ class Engine:
 
     def _market(self, head: Head) -> Market:
         return Market(head, self._tips_wei, self._policy.max_fee_wei)
-
-    def _learn_gas(self, plan: Plan, trial: Trial) -> None:
-        """Correct what a plan of this protocol takes besides its swaps: up at once, down slowly with every head.
-
-        Only by what is sent: else an account of many reserves that pays nobody, tried at every head, would make all
-        others look too dear to be tried at all.
-        """
-        assumed = self._plan_gas.get(plan.key.protocol, PLAN_GAS)
-        self._plan_gas[plan.key.protocol] = max(assumed, assumed + trial.gas_used - plan.gas_estimate)
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""
@@ -406,7 +397,7 @@ class Engine:
         if self._sender is None:
             return Refusal("send", "dry_run", self.describe(plan, trial, view))
         if stuck is None:
-            self._learn_gas(plan, trial)
+            self._plan_gas.learn(plan.key.protocol, trial.gas_used - plan.gas_estimate)
         return self._sender.refuses(plan, clearance.fees) or Cleared(
             plan, trial, clearance, self.describe(plan, trial, view)
         )
@@ -449,7 +440,6 @@ class Engine:
             self.stage(name)
         self._ledger.checkpoint(int(self._wall_clock()))
         self._heads += 1
-        for name, assumed in self._plan_gas.items():
-            self._plan_gas[name] = max(PLAN_GAS, assumed - assumed // 16)
+        self._plan_gas.fade()
         if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
             self._tips_wei = await self._chain.suggested_tips()

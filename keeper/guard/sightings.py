@@ -6,7 +6,7 @@ Only what it says; whether it would succeed is for the chain to answer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from keeper import abi
 from keeper.errors import AdapterError
@@ -18,6 +18,17 @@ _EXEC: Final = abi.load("Safe").function("execTransaction")
 _MULTI_SEND: Final = abi.load("MultiSend").function("multiSend")
 _DEEPEST: Final = 4  # Safes inside batches inside Safes
 _HEADER: Final = 1 + 20 + 32 + 32  # of one call in a batch: operation, target, value, length of data
+
+
+class Inner(NamedTuple):
+    """One call of a batch, which begins at byte `at`; not `whole` where it runs over the end."""
+
+    at: int
+    operation: int
+    to: Address
+    value_wei: int
+    data: bytes
+    whole: bool
 
 
 def paused_by(to: Address, data: bytes, pause_guard: Address) -> set[Hash]:
@@ -36,16 +47,18 @@ def _scopes(to: Address, data: bytes, pause_guard: Address, depth: int) -> Itera
             target, _, inner, *_ = _EXEC.decode_input(data)
             yield from _scopes(Address(target), inner, pause_guard, depth - 1)
         elif depth and selector == _MULTI_SEND.selector:
-            for target, inner in _batched(_MULTI_SEND.decode_input(data)[0]):
-                yield from _scopes(target, inner, pause_guard, depth - 1)
+            for call in batched(_MULTI_SEND.decode_input(data)[0]):
+                yield from _scopes(call.to, call.data, pause_guard, depth - 1)
     except AdapterError:
         return  # the contracts would not read it either
 
 
-def _batched(packed: bytes) -> Iterator[tuple[Address, bytes]]:
+def batched(packed: bytes) -> Iterator[Inner]:
+    """MultiSend's packed calls in order, as far as they go."""
     at = 0
-    while at + _HEADER <= len(packed):
-        length = int.from_bytes(packed[at + _HEADER - 32 : at + _HEADER])
-        data = packed[at + _HEADER : at + _HEADER + length]
-        yield Address(packed[at + 1 : at + 21]), data
-        at += _HEADER + length
+    while at < len(packed):
+        begins = at + _HEADER
+        ends = begins + int.from_bytes(packed[begins - 32 : begins])
+        to, value_wei = Address(packed[at + 1 : at + 21]), int.from_bytes(packed[at + 21 : at + 53])
+        yield Inner(at, packed[at], to, value_wei, packed[begins:ends], ends <= len(packed))
+        at = ends

@@ -68,7 +68,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._refusals = Refusals()
-        # How many entries were booked here that the sums below, and the ramp after a pause, depend on: unchanged, sums age.
+        # How many entries were booked here that the sums below and the ramp (`keeper.guard`) depend on: unchanged, they
+        # can only have aged.
         self.outcomes_booked = 0
         # After an undone transaction nobody knows which refusals were booked: the next of each is booked again.
         store.on_rollback(self._refusals.forget)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from keeper import abi
 from keeper.errors import AdapterError
+from keeper.guard.sightings import batched
 from keeper.installation import LIQUIDATOR, PAUSE_GUARD
 from keeper.multisig.safe import DELEGATE_CALL
 from keeper.typed_data import SafeTx
@@ -19,8 +20,6 @@ from keeper.types import Address
 
 SAFE: Final = abi.load("Safe")
 _MULTI_SEND: Final = abi.load("MultiSend").function("multiSend")
-_WORD: Final = 32
-_HEADER: Final = 1 + 20 + 2 * _WORD  # operation, target, value and length of a packed call
 
 # MultiSendCallOnly by address, as deployed for every chain, and the hash of its code.
 # Source: safe-deployments, v1.3.0 (canonical and eip155) and v1.4.1 (canonical).
@@ -90,16 +89,10 @@ def read(safe: Address, tx: SafeTx, pins: Pins | None) -> Reading:
 
 def _unpacked(packed: bytes) -> Iterator[tuple[int, Address, int, bytes]]:
     """MultiSend's packed calls. Raises AdapterError where they do not end where the bytes do."""
-    at = 0
-    while at < len(packed):
-        length = int.from_bytes(packed[at + _HEADER - _WORD : at + _HEADER])
-        end = at + _HEADER + length
-        if end > len(packed):
-            raise AdapterError(f"the call at byte {at} of the batch runs over its end.")
-        to = Address(packed[at + 1 : at + 21])
-        value_wei = int.from_bytes(packed[at + 21 : at + 21 + _WORD])
-        yield packed[at], to, value_wei, packed[at + _HEADER : end]
-        at = end
+    for call in batched(packed):
+        if not call.whole:
+            raise AdapterError(f"the call at byte {call.at} of the batch runs over its end.")
+        yield call.operation, call.to, call.value_wei, call.data
 
 
 def _decoded(

@@ -35,6 +35,29 @@ _NATIVE_DECIMALS: Final = 18
 _HALVINGS: Final = 10
 
 
+class PlanGas:
+    """What a plan of each protocol takes besides its swaps, corrected by what is sent: up at once, down slowly.
+
+    Only by what is sent: else an account of many reserves that pays nobody, tried at every head, would make all others
+    look too dear to be tried at all.
+    """
+
+    def __init__(self) -> None:
+        self._assumed: dict[str, int] = {}
+
+    def of(self, protocol: str) -> int:
+        """What to assume now."""
+        return self._assumed.get(protocol, PLAN_GAS)
+
+    def learn(self, protocol: str, too_little: int) -> None:
+        """A plan took so much more than was assumed."""
+        self._assumed[protocol] = max(self.of(protocol), self.of(protocol) + too_little)
+
+    def fade(self) -> None:
+        """A head passed."""
+        self._assumed = {name: max(PLAN_GAS, gas - gas // 16) for name, gas in self._assumed.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
