@@ -13,8 +13,9 @@ import pytest
 from eth_account import Account
 
 from keeper.abi import load
-from keeper.breakers.trips import clear, lost_pauses
-from keeper.errors import ConfigError, ExecutionError
+from keeper.commands import breakers
+from keeper.commands import guardian as guardians
+from keeper.errors import ConfigError, ExecutionError, LedgerError
 from keeper.execution.signing import Cleared, Standing
 from keeper.fixed import WAD
 from keeper.guard import scope_of
@@ -459,13 +460,14 @@ async def test_a_person_clears_a_pause_that_is_lost(fresh_lab: OpenLab, tmp_path
         await lab.node.mine()
         await line.step()
         assert line.engine.reflexes.gate.closed("lost") == [GLOBAL_SCOPE]
-    for resumed in (False, True):
-        async with open_again(lab, rig) as line:
-            report = await line.step()
-            assert not report.sent and line.refusals(report, WHO) == [("clear", "paused")]
-            if not resumed:
-                continue
-            clear(line.ledger, lost_pauses(line.ledger)[0], "somebody looked", line.head.timestamp_s)
+    async with open_again(lab, rig) as line:
+        report = await line.step()
+        assert not report.sent and line.refusals(report, WHO) == [("clear", "paused")]
+    [lost] = breakers.listed(rig.config)["breakers"]
+    assert (lost["breaker"], lost["protocol"]) == ("pause_lost", None) and "by a person" in lost["clears"]
+    assert breakers.cleared(rig.config, "pause_lost", "somebody looked")["cleared"] == [lost]
+    with pytest.raises(LedgerError, match="pause_lost is not tripped"):
+        breakers.cleared(rig.config, "pause_lost", "once more")
     async with open_again(lab, rig) as line:
         assert len((await line.step()).sent) == 2
 
@@ -502,6 +504,20 @@ async def test_a_signed_message_closes_at_once_and_is_relayed(lab: Lab, tmp_path
             await hand_over(record, signed_pause(line, guardian, issued_at_s=int(relayed.at_s) - 5))
         verdict = await judge(line.rig.config)
         assert verdict.ok, str(verdict)
+
+
+async def test_a_guardians_file_is_handed_over(lab: Lab, tmp_path: Path) -> None:
+    """`keeper pause guardian --hand-over FILE` closes the gate of the daemon that runs here; others are refused."""
+    async with open_line(lab, tmp_path) as line, reacting(line):
+        await line.step()
+        file = tmp_path / "all.pause.json"
+        file.write_text("{}")
+        with pytest.raises(ExecutionError, match=r"all\.pause\.json is not a signed pause"):
+            await guardians.hand_over(line.rig.config, file)
+        assert stopped(line) is None
+        file.write_text(signed_pause(line, lab.world.cast.guardians[0]).text())
+        answer = await guardians.hand_over(line.rig.config, file)
+        assert stopped(line) == "signed" and answer["what"].startswith("Stopped everything")
 
 
 async def test_a_relay_waits_for_its_signer(lab: Lab, tmp_path: Path) -> None:
