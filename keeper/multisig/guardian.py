@@ -15,8 +15,9 @@ from typing import Final
 from keeper import abi
 from keeper.errors import ExecutionError
 from keeper.installation import PAUSE_GUARD
+from keeper.keys import recovered
 from keeper.multisig.proposal import address, hexadecimal, keys, number, read_object, shown
-from keeper.typed_data import Pause
+from keeper.typed_data import Pause, pause_hash
 from keeper.types import Address, Hash, hex_of
 
 SUFFIX: Final = ".pause.json"
@@ -51,6 +52,16 @@ def parse(content: str, where: str) -> tuple[Address, Pause, bytes]:
     )
     guard = address(found["pause_guard"], f"{where}: pause_guard")
     return guard, pause, hexadecimal(found["signature"], f"{where}: signature", 65)
+
+
+def require_signer(pause_guard: Address, pause: Pause, signature: bytes, who: Address) -> None:
+    """Raise ExecutionError unless the signature is `who`'s, of this very pause."""
+    signer = recovered(pause_hash(pause_guard, pause), signature)
+    if signer != who:
+        by = "nobody's" if signer is None else f"by {abi.checksum(signer)}"
+        raise ExecutionError(
+            f"That signature is {by}, not by {abi.checksum(who)}: another account signed, or something else was signed."
+        )
 
 
 def relay_calldata(pause: Pause, signature: bytes) -> bytes:
