@@ -20,7 +20,7 @@ function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== null) element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== false));
   return element;
 }
 
@@ -30,7 +30,7 @@ function put(place, key, ...children) {
   if (place.said === said) return;
   place.said = said;
   const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
-  place.replaceChildren(...children.flat().filter((child) => child !== null && child !== false));
+  place.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== false));
   if (focused && $(focused)) $(focused).focus();
 }
 

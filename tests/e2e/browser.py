@@ -1,4 +1,4 @@
-"""Debian's Chromium on the signers' page, with wallets announced by EIP-6963 that sign and send for the lab's actors."""
+"""Chromium on the signers' page, with wallets announced by EIP-6963 that sign and send for the lab's actors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ for (const [name, address] of WALLETS) {
 """
 
 
-@dataclass(slots=True)
+@dataclass
 class Wallets:
     """What stands behind the wallets: keys, the chain, and what they were asked; `forger` signs instead where set."""
 

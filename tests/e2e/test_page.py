@@ -66,12 +66,6 @@ async def propose(page: Page, action: str, **words: str) -> None:
     await expect(page.locator("#said")).to_contain_text("Proposed in")
 
 
-async def proposed_file(folder: Path) -> dict[str, Any]:
-    """The newest proposal."""
-    newest = max(folder.glob("*.safetx.json"), key=lambda path: path.stat().st_mtime_ns)
-    return dict(json.loads(newest.read_text()))
-
-
 def scope(page: Page, name: str = "global") -> Any:
     """The card of a scope."""
     return page.locator(f'[data-scope="{name}"]')
@@ -110,14 +104,13 @@ async def test_three_signers_stop_and_restart_a_running_keeper(
         await expect(scope(page)).to_contain_text("running")
         await propose(page, "pause", _0="global", _1="EXPLOIT")
         await expect(page.locator(".does")).to_contain_text("STOPS EVERYTHING at once. Reason: EXPLOIT.")
-        made = await proposed_file(rig.folder)
         shown = await page.locator("#hashes .hash").evaluate_all(
             "found => found.map(one => one.dataset.hash)"
         )
         name = (await page.locator("#proposal .hint").first.inner_text()).split(" ")[0]
         document = (await keeper(rig.folder, "pause", "show", name, "--json")).document
         assert shown == [document["hashes"][which]["hex"] for which in ("domain", "message", "safe_tx")]
-        assert made["signatures"] == {}
+        assert document["signed"] == [] and len(document["missing"]) == 3
         await sign(first.name)
         await picture(page, "page-proposal")
         await sign(second.name)
@@ -155,3 +148,180 @@ async def test_three_signers_stop_and_restart_a_running_keeper(
             "eth_signTypedData_v4",
             "eth_sendTransaction",
         }
+
+
+def proposal(rig: Rig, lab: Lab, note: str, data: str, to: str) -> str:
+    """A proposal as somebody might send it."""
+    zero = "0x" + 40 * "0"
+    gas = dict.fromkeys(("safeTxGas", "baseGas", "gasPrice"), "0")
+    tx = {
+        "to": to,
+        "value": "0",
+        "data": data,
+        "operation": "0",
+        **gas,
+        "gasToken": zero,
+        "refundReceiver": zero,
+    }
+    document = {
+        "version": 1,
+        "chain_id": str(lab.world.chain_id),
+        "safe": checksum(lab.world.safe.address),
+        "transaction": {**tx, "nonce": "900"},
+        "signatures": {},
+        "note": note,
+    }
+    return json.dumps(document)
+
+
+async def load(page: Page, name: str, text: str) -> None:
+    """Choose a file in the page."""
+    file: Any = {"name": name, "mimeType": "application/json", "buffer": text.encode()}
+    await page.locator("#load").set_input_files(file)
+    await expect(page.locator("#said")).to_contain_text("Loaded")
+
+
+async def test_red_flags_take_a_second_step_and_hostile_text_stays_text(
+    rigged: tuple[Lab, Rig], browser: Browser
+) -> None:
+    """An unknown call is not signable before every flag is meant; a note in HTML is shown as it is written."""
+    lab, rig = rigged
+    owner = lab.world.cast.owners[0]
+    note = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    async with (
+        served(rig.folder) as page_of,
+        visit(browser, page_of["url"], lab, [owner], color_scheme="dark", **DESK) as (page, wallets),
+    ):
+        await connect(page, owner.name)
+        await load(page, "odd.safetx.json", proposal(rig, lab, note, "0x12345678", "0x" + 40 * "1"))
+        await expect(page.locator("#its-note")).to_have_text(note)
+        assert await page.locator("img, script:not([src])").count() == 0
+        assert await page.title() == "Keeper: pause"
+        await expect(page.locator(".flags").first).to_contain_text("2 RED FLAGS")
+        await picture(page, "page-red-flags")
+        await page.locator("#sign").click(force=True)
+        assert "eth_signTypedData_v4" not in [method for method, _ in wallets.asked]
+        url, token = page_of["url"].split("#")
+        async with aiohttp.ClientSession(headers={"X-Keeper-Token": token}) as session:
+            shown = await session.post(f"{url}api/show", json={"file": "odd.safetx.json"})
+            seen = {"hash": (await shown.json())["document"]["hashes"]["safe_tx"]["hex"], "meant": []}
+            signed = {
+                "file": "odd.safetx.json",
+                **seen,
+                "owner": checksum(owner.address),
+                "signature": "0x00",
+            }
+            refused = await session.post(f"{url}api/sign", json=signed)
+            assert refused.status == 422 and "Nothing was signed" in (await refused.json())["error"]
+        await page.locator("#meant").check()
+        await page.locator("#sign").click()
+        await expect(page.locator("#said")).to_contain_text("The signature of")
+
+
+async def test_a_signature_of_somebody_else_is_refused(rigged: tuple[Lab, Rig], browser: Browser) -> None:
+    """What does not recover to the connected account is not added, whatever the wallet says."""
+    lab, rig = rigged
+    first, second = lab.world.cast.owners[:2]
+    async with served(rig.folder) as page_of, visit(browser, page_of["url"], lab, [first]) as (page, wallets):
+        await connect(page, first.name)
+        await propose(page, "slippage", _0="100")
+        wallets.forger = second
+        await page.locator("#sign").click()
+        await expect(page.locator("#wrong")).to_contain_text("That signature is by")
+        await expect(page.locator(".people .yes")).to_have_count(0)
+
+
+async def test_signing_works_with_a_dead_node_by_keyboard_on_a_phone(
+    rigged: tuple[Lab, Rig], browser: Browser, tmp_path: Path
+) -> None:
+    """Without a chain the state is not known, what was not checked is said, and Tab and Enter alone sign the file."""
+    lab, rig = rigged
+    owner = lab.world.cast.owners[0]
+    for name in ("keeper.toml", ".env"):
+        text = (rig.folder / name).read_text().replace(lab.anvil.ws_url, "http://127.0.0.1:9")
+        (tmp_path / name).write_text(text)
+    words = ("--nonce", "0", "--offline", "--out", "stop.safetx.json")
+    assert (await keeper(tmp_path, "pause", "build", "pause", "global", "DRILL", *words)).code == 0
+    async with (
+        served(tmp_path) as page_of,
+        visit(browser, page_of["url"], lab, [owner], color_scheme="dark", **PHONE) as (page, _),
+    ):
+
+        async def press(target: str) -> None:
+            for _ in range(60):
+                await page.keyboard.press("Tab")
+                if await page.evaluate("document.activeElement.id") == target:
+                    shown = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                    assert shown == "solid", f"the focus on {target} cannot be seen"
+                    await page.keyboard.press("Enter")
+                    return
+            raise AssertionError(f"Tab never reaches {target}")
+
+        await expect(page.locator("#warning")).to_contain_text("THE STATE IS NOT KNOWN")
+        await expect(page.locator(".scope").first).to_contain_text("NOT KNOWN")
+        await picture(page, "page-phone")
+        await press("wallet-0")
+        await expect(page.locator("#account")).to_be_visible()
+        await press("file-0")
+        await expect(page.locator(".amber").first).to_contain_text("Not checked")
+        assert await page.evaluate("document.activeElement.id") == "open-title"
+        await press("sign")
+        await expect(page.locator("#said")).to_contain_text("The signature of")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    signed = json.loads((tmp_path / "stop.safetx.json").read_text())["signatures"]
+    assert list(signed) == [checksum(owner.address)]
+
+
+async def test_a_guardian_stops_alone_and_signs_a_stop(rigged: tuple[Lab, Rig], browser: Browser) -> None:
+    """Its wallet's transaction is proved by the guard's state; its signed message is relayed by the command line."""
+    lab, rig = rigged
+    guardian, sender = lab.world.cast.guardians[0], lab.world.cast.liquidator
+    async with (
+        served(rig.folder) as page_of,
+        visit(browser, page_of["url"], lab, [guardian, sender], **DESK) as (page, _),
+    ):
+        await expect(scope(page)).to_contain_text("running")
+        await connect(page, sender.name)
+        await page.locator("#stop-send").click()
+        await expect(page.locator("#wrong")).to_contain_text("Nothing was sent")
+        await connect(page, guardian.name)
+        await page.locator("#stop-sign").click()
+        await expect(page.locator("#said")).to_contain_text("it stops nothing before somebody relays it")
+        async with page.expect_download() as download:
+            await page.locator("#stop-save").click()
+        file = (await download.value).suggested_filename
+        assert (rig.folder / file).read_bytes() == Path(await (await download.value).path()).read_bytes()
+        key = {"KEEPER_SENDER_PRIVATE_KEY": "0x" + sender.key.hex()}
+        relayed = await keeper(rig.folder, "pause", "guardian", "--relay", file, env=key)
+        assert relayed.code == 0, relayed.err
+        await expect(scope(page)).to_contain_text("PAUSED")
+        await page.locator("#stop-send").click()
+        await expect(page.locator("#said")).to_contain_text("everything is paused")
+
+
+async def test_only_this_page_may_call(rigged: tuple[Lab, Rig]) -> None:
+    """Another host's name, another origin and a missing token are refused, and so is a path for a file."""
+    _, rig = rigged
+    async with served(rig.folder, "--offline") as page_of, aiohttp.ClientSession() as session:
+        url, token = page_of["url"].split("#")
+        mine = {"X-Keeper-Token": token}
+        fine = await session.post(f"{url}api/state", json={}, headers=mine)
+        assert fine.status == 200
+        for headers in (
+            {**mine, "Host": "evil.example"},
+            {**mine, "Host": "evil.example:80"},
+            {**mine, "Origin": "http://evil.example"},
+            {**mine, "Origin": "null"},
+            {"X-Keeper-Token": "guess"},
+            {},
+        ):
+            for call in ("state", "build"):
+                refused = await session.post(f"{url}api/{call}", json={}, headers=headers)
+                assert refused.status == 403, headers
+        foreign = await session.get(url, headers={"Host": "evil.example"})
+        assert foreign.status == 403
+        plain = await session.get(url)
+        assert "default-src 'none'" in plain.headers["Content-Security-Policy"]
+        assert "Access-Control-Allow-Origin" not in plain.headers
+        outside = await session.post(f"{url}api/show", json={"file": "../keeper.toml"}, headers=mine)
+        assert outside.status == 422 and "no file of this folder" in (await outside.json())["error"]
