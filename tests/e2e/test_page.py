@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from keeper.abi import checksum
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab, open_lab
+from tests.conftest import OpenLab
 from tests.e2e.browser import chromium, served, visit
-from tests.e2e.process import daemon, keeper
+from tests.e2e.process import daemon, keeper, until
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PHONE = {"viewport": {"width": 360, "height": 780}}
@@ -37,11 +40,11 @@ async def rigged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
         yield lab, await make_rig(lab, tmp_path_factory.mktemp("rig"), Terms(unpause_delay_s=600))
 
 
-async def picture(page: Page, name: str) -> None:
+async def picture(page: Page, name: str, part: str = "header") -> None:
     """A screenshot for the documentation, on demand."""
     if os.environ.get("KEEPER_SCREENSHOTS"):
         IMAGES.mkdir(exist_ok=True)
-        await page.evaluate("document.activeElement.blur(); document.documentElement.scrollIntoView()")
+        await page.locator(part).evaluate("part => { document.activeElement.blur(); part.scrollIntoView(); }")
         await page.screenshot(path=IMAGES / f"{name}.png", full_page=False)
 
 
@@ -72,7 +75,7 @@ def scope(page: Page, name: str = "global") -> Any:
 
 
 async def test_three_signers_stop_and_restart_a_running_keeper(
-    rigged: tuple[Lab, Rig], browser: Browser, tmp_path: Path
+    rigged: tuple[Lab, Rig], browser: Browser
 ) -> None:
     """Two wallets sign, a third executes, the daemon books the pause; scheduled, vetoed, scheduled again, restarted."""
     lab, rig = rigged
@@ -112,7 +115,7 @@ async def test_three_signers_stop_and_restart_a_running_keeper(
         assert shown == [document["hashes"][which]["hex"] for which in ("domain", "message", "safe_tx")]
         assert document["signed"] == [] and len(document["missing"]) == 3
         await sign(first.name)
-        await picture(page, "page-proposal")
+        await picture(page, "page-proposal", "#open")
         await sign(second.name)
         await connect(page, third.name)
         await page.locator("#execute").click()
@@ -120,9 +123,13 @@ async def test_three_signers_stop_and_restart_a_running_keeper(
             "everything is paused without a scheduled restart"
         )
         await expect(scope(page)).to_contain_text("PAUSED")
-        await running.logs("paused")
-        booked = (await keeper(rig.folder, "ledger", "list", "--kind", "pause", "--json")).document
-        assert [entry["kind"] for entry in booked["entries"]] == ["pause"]
+        assert running.running
+
+        async def booked() -> bool:
+            listed = await keeper(rig.folder, "ledger", "list", "--kind", "pause", "--json")
+            return len(listed.document["entries"]) == 1
+
+        await until(booked, "the daemon to book the pause")
 
         await through_safe("schedule", "everything has a scheduled restart", _0="global")
         await expect(scope(page).locator(".clock")).to_contain_text("Restart possible in 0:0")
@@ -198,7 +205,7 @@ async def test_red_flags_take_a_second_step_and_hostile_text_stays_text(
         assert await page.locator("img, script:not([src])").count() == 0
         assert await page.title() == "Keeper: pause"
         await expect(page.locator(".flags").first).to_contain_text("2 RED FLAGS")
-        await picture(page, "page-red-flags")
+        await picture(page, "page-red-flags", "#open")
         await page.locator("#sign").click(force=True)
         assert "eth_signTypedData_v4" not in [method for method, _ in wallets.asked]
         url, token = page_of["url"].split("#")
@@ -272,9 +279,12 @@ async def test_signing_works_with_a_dead_node_by_keyboard_on_a_phone(
     assert list(signed) == [checksum(owner.address)]
 
 
-async def test_a_guardian_stops_alone_and_signs_a_stop(rigged: tuple[Lab, Rig], browser: Browser) -> None:
+async def test_a_guardian_stops_alone_and_signs_a_stop(
+    fresh_lab: OpenLab, browser: Browser, tmp_path: Path
+) -> None:
     """Its wallet's transaction is proved by the guard's state; its signed message is relayed by the command line."""
-    lab, rig = rigged
+    lab = await fresh_lab()
+    rig = await make_rig(lab, tmp_path)
     guardian, sender = lab.world.cast.guardians[0], lab.world.cast.liquidator
     async with (
         served(rig.folder) as page_of,
@@ -290,7 +300,8 @@ async def test_a_guardian_stops_alone_and_signs_a_stop(rigged: tuple[Lab, Rig], 
         async with page.expect_download() as download:
             await page.locator("#stop-save").click()
         file = (await download.value).suggested_filename
-        assert (rig.folder / file).read_bytes() == Path(await (await download.value).path()).read_bytes()
+        saved = await (await download.value).path()
+        assert (rig.folder / file).read_text() == saved.read_text()
         key = {"KEEPER_SENDER_PRIVATE_KEY": "0x" + sender.key.hex()}
         relayed = await keeper(rig.folder, "pause", "guardian", "--relay", file, env=key)
         assert relayed.code == 0, relayed.err
