@@ -261,7 +261,7 @@ async def _as_seen(table: Table, given: Seen) -> bool:
     flags = {flag["what"] for flag in shown["red_flags"]}
     if given.meant and flags - set(given.meant):
         raise ExecutionError("Other red flags stand by now than the screen shows; open the file again.")
-    return bool(given.meant)
+    return bool(flags and given.meant)
 
 
 def _files(table: Table) -> list[Path]:

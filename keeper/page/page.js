@@ -108,10 +108,9 @@ function card(scope) {
   const name = scope.scope === "global" ? "Everything" : scope.scope;
   if (scope.unknown) return h("li", { class: "scope unknown" }, h("strong", {}, name, " ", h("span", { class: "now" }, "NOT KNOWN")));
   const everything = state.status.scopes[0].paused && scope.scope !== "global";
-  return h("li", { class: scope.paused ? "scope paused" : "scope", "data-scope": scope.scope },
-    h("strong", {}, name, " ", h("span", { class: "now" }, scope.paused ? "PAUSED" : everything ? "not paused by itself" : "running")),
+  return h("li", { class: scope.paused || everything ? "scope paused" : "scope", "data-scope": scope.scope },
+    h("strong", {}, name, " ", h("span", { class: "now" }, scope.paused ? "PAUSED" : everything ? "STOPPED with everything" : "running")),
     scope.paused && h("p", {}, `since ${clock(scope.paused_at_s)}, reason ${scope.reason || "none given"}`),
-    everything && h("p", {}, "Stopped all the same: everything is paused."),
     scope.unpause_at_s && h("span", { class: "clock", "data-until": scope.unpause_at_s }),
     scope.unpause_at_s && h("div", { class: "row" },
       button(`veto-${scope.scope}`, `Veto the restart of ${name}`, () => alone("veto", [scope.scope]), "danger"),
