@@ -228,8 +228,8 @@ async def _happened(chain: Chain, receipt: Receipt, made: Proposal, reading: Rea
     """What a mined execution brought about. Raises ExecutionError where the Safe or the state says that it did not."""
     if not executed(receipt.logs, made.safe, made.hash):
         raise ExecutionError(
-            f"{hex_of(receipt.transaction_hash)} was mined with status 1, and yet FAILED: the Safe does not report "
-            f"ExecutionSuccess. If nonce {made.tx.nonce} is used up, build it again with safeTxGas 0."
+            f"{hex_of(receipt.transaction_hash)} was mined with status 1, and yet FAILED: the Safe reports no "
+            f"ExecutionSuccess of it. Nonce {made.tx.nonce} is used up if this was it: build it again with safeTxGas 0."
         )
     wanted = [proof for call in reading.calls for proof in proofs(call)]
     return await safe_chain.proved(chain, receipt, wanted)
