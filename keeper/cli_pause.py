@@ -239,3 +239,26 @@ def drill(
     say(document, render.drill, json)
     if not document["ok"]:
         raise typer.Exit(1)
+
+
+@pause_app.command("page")
+def page(
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: one that is free.")] = 0,
+    config: Config = DEFAULT_CONFIG,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Serve the signers' page for a browser with a wallet, on 127.0.0.1, with the files of this folder."""
+    from keeper import render
+    from keeper.page.server import serve
+
+    wait(
+        serve(
+            config,
+            builds,
+            folder=Path(),
+            port=port,
+            offline=offline,
+            ready=lambda document: say(document, render.page, json),
+        )
+    )

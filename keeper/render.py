@@ -111,6 +111,13 @@ def breakers_cleared(document: Mapping[str, Any]) -> None:
         _console.print(f"cleared {_tripped(trip)}")
 
 
+def page(document: Mapping[str, Any]) -> None:
+    """Where the signers' page is, and which."""
+    _console.print(f"Open  {document['url']}", markup=False)
+    _console.print(f"Page  sha256 {document['sha256']} (page.html, page.css, page.js, one after the other)")
+    _console.print("The URL is a secret: whoever has it and this machine can use the page. Ctrl-C ends it.")
+
+
 def pause_show(document: Mapping[str, Any]) -> None:
     """What it does first, then what is wrong with it, then what to compare on the wallet."""
     print_ = _console.print

@@ -232,6 +232,7 @@ async def pause_status(config: Path) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "block": _block(head),
+        "at_s": head.timestamp_s,
         "halt_file_present": halted,
         "scopes": scopes,
         "breakers": [trip_of(trip) for trip in tripped(configured)],

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from keeper import abi, assembly
-from keeper.chain.client import Chain
+from keeper.chain.client import Chain, Receipt
 from keeper.commands import safe_chain
 from keeper.commands.desk import Desk, open_desk, read_text, rewrite, write_new
 from keeper.commands.shapes import SCHEMA, account_of
 from keeper.errors import ChainError, ConfigError, ExecutionError, KeeperError
 from keeper.guard import Fees
 from keeper.installation import Build, SafeCall
-from keeper.multisig import builder, proposal, signatures
+from keeper.multisig import builder, proposal, signatures, wallet
 from keeper.multisig.decode import Decoded, Pins, Reading, read
 from keeper.multisig.flags import Facts, Flag, red_flags, unchecked
 from keeper.multisig.meaning import Clock, proofs, text, words
@@ -155,33 +155,36 @@ async def simulate(config: Path, file: Path, builds: Builds) -> dict[str, Any]:
 async def execute(config: Path, file: Path, builds: Builds, *, despite_red_flags: bool) -> dict[str, Any]:
     """Send it with the sender's key, and believe only what guard and settings say afterwards."""
     async with open_desk(config, False) as desk:
-        judged = await _judge(desk, _read(file), builds)
-        facts, head = _require_facts(judged, desk)
-        _require_no_flags(judged, despite_red_flags, "sent")
+        judged, calldata = await _ready(desk, file, builds, despite_red_flags)
         made, chain = judged.proposal, desk.require_chain()
-        good = signatures.valid(made, facts.owners)
-        if len(good) < facts.threshold:
-            missing = ", ".join(abi.checksum(owner) for owner in facts.owners if owner not in good)
-            raise ExecutionError(
-                f"Nothing was sent: {len(good)} of {facts.threshold} signatures are there; not signed have {missing}."
-            )
-        tried = await _tried(chain, head, judged, facts)
-        if not tried["ok"]:
-            raise ExecutionError(f"Nothing was sent: {_why(tried)}")
         key = assembly.sender_key(chain.chain_id)
-        calldata = exec_calldata(made.tx, pack_signatures(good))
 
         def signed(nonce: int, fees: Fees) -> bytes:
             return key.sign_relay(made.safe, calldata, nonce, fees).raw
 
         receipt = await safe_chain.send(chain, key.address, made.safe, calldata, desk.max_fee_wei, signed)
-        if not executed(receipt.logs, made.safe, made.hash):
-            raise ExecutionError(
-                f"{hex_of(receipt.transaction_hash)} was mined with status 1, and yet FAILED: the Safe reports "
-                f"ExecutionFailure. Nonce {made.tx.nonce} is used up; build it again with safeTxGas 0."
-            )
-        wanted = [proof for call in judged.reading.calls for proof in proofs(call)]
-        return await safe_chain.proved(chain, receipt, wanted)
+        return await _happened(chain, receipt, made, judged.reading)
+
+
+async def prepare(config: Path, file: Path, builds: Builds, *, despite_red_flags: bool) -> dict[str, Any]:
+    """The transaction by which any wallet executes it: all checked and tried as by `execute`, nothing sent."""
+    async with open_desk(config, False) as desk:
+        judged, calldata = await _ready(desk, file, builds, despite_red_flags)
+    return for_a_wallet(judged.proposal.chain_id, judged.proposal.safe, calldata)
+
+
+async def confirm(config: Path, file: Path, sent: Hash) -> dict[str, Any]:
+    """Wait for what a wallet sent, and believe only what guard and settings say afterwards."""
+    made = _read(file)
+    async with open_desk(config, False) as desk:
+        chain = desk.require_chain()
+        receipt = await safe_chain.mined(chain, sent)
+        return await _happened(chain, receipt, made, read(made.safe, made.tx, desk.pins))
+
+
+def for_a_wallet(chain_id: int, to: Address, calldata: bytes) -> dict[str, Any]:
+    """A transaction as a wallet is asked to send it."""
+    return {"chain_id": hex(chain_id), "to": abi.checksum(to), "data": hex_of(calldata), "value": "0x0"}
 
 
 # --- judging and trying ----------------------------------------------------------------------------------------------
@@ -202,6 +205,34 @@ async def _judge(desk: Desk, made: Proposal, builds: Builds) -> Judged:
             facts, why_not = None, f"the nodes stopped answering ({error})"
     flags = red_flags(made, reading, signatures.signers(made), desk.pins, facts)
     return Judged(made, reading, flags, unchecked(reading, desk.pins, facts, why_not), facts, head)
+
+
+async def _ready(desk: Desk, file: Path, builds: Builds, despite_red_flags: bool) -> tuple[Judged, bytes]:
+    """A proposal that was signed and tried, and the calldata that executes it. Raises ExecutionError: why not."""
+    judged = await _judge(desk, _read(file), builds)
+    facts, head = _require_facts(judged, desk)
+    _require_no_flags(judged, despite_red_flags, "sent")
+    good = signatures.valid(judged.proposal, facts.owners)
+    if len(good) < facts.threshold:
+        missing = ", ".join(abi.checksum(owner) for owner in facts.owners if owner not in good)
+        raise ExecutionError(
+            f"Nothing was sent: {len(good)} of {facts.threshold} signatures are there; not signed have {missing}."
+        )
+    tried = await _tried(desk.require_chain(), head, judged, facts)
+    if not tried["ok"]:
+        raise ExecutionError(f"Nothing was sent: {_why(tried)}")
+    return judged, exec_calldata(judged.proposal.tx, pack_signatures(good))
+
+
+async def _happened(chain: Chain, receipt: Receipt, made: Proposal, reading: Reading) -> dict[str, Any]:
+    """What a mined execution brought about. Raises ExecutionError where the Safe or the state says that it did not."""
+    if not executed(receipt.logs, made.safe, made.hash):
+        raise ExecutionError(
+            f"{hex_of(receipt.transaction_hash)} was mined with status 1, and yet FAILED: the Safe reports no "
+            f"ExecutionSuccess of it. Nonce {made.tx.nonce} is used up if this was it: build it again with safeTxGas 0."
+        )
+    wanted = [proof for call in reading.calls for proof in proofs(call)]
+    return await safe_chain.proved(chain, receipt, wanted)
 
 
 async def _tried(chain: Chain, head: Head, judged: Judged, facts: Facts) -> dict[str, Any]:
@@ -288,6 +319,7 @@ def _document(judged: Judged, file: Path) -> dict[str, Any]:
             for call in judged.reading.calls
         ],
         "hashes": {name: grouped(value) for name, value in hashes.items()},
+        "typed_data": wallet.safe_tx(made),
         "threshold": facts.threshold if facts else None,
         "signed": [{"owner": abi.checksum(who), "kind": signatures.kind(good[who])} for who in sorted(good)],
         "missing": [abi.checksum(owner) for owner in owners if owner not in good] if facts else None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keeper import abi
-from keeper.chain.client import Chain, Receipt, SimCall
+from keeper.chain.client import Chain, Receipt, SimCall, SimResult
 from keeper.commands.shapes import SCHEMA
 from keeper.errors import AdapterError, ChainError, ConfigError, ExecutionError
 from keeper.guard import Fees
@@ -178,6 +178,18 @@ def safe_code(answer: Reverted) -> str | None:
     return code_in(reason(answer.data))
 
 
+async def require_works(
+    chain: Chain, sender: Address, to: Address, calldata: bytes
+) -> tuple[Head, SimResult]:
+    """Try a call at the newest head. Raises ExecutionError, naming the cause, where it would revert."""
+    head = await chain.head()
+    call = SimCall(sender, to, calldata, CALL_GAS)
+    [trial] = await chain.simulate([call], head, head.timestamp_s + 1, head.base_fee_wei)
+    if not trial.status:
+        raise ExecutionError(f"Nothing was sent: it would revert with {reason(trial.output)}.")
+    return head, trial
+
+
 async def send(
     chain: Chain,
     sender: Address,
@@ -190,11 +202,7 @@ async def send(
 
     Raises ExecutionError where it reverts or cannot be paid for, ChainError where it is not mined in time.
     """
-    head = await chain.head()
-    call = SimCall(sender, to, calldata, CALL_GAS)
-    [trial] = await chain.simulate([call], head, head.timestamp_s + 1, head.base_fee_wei)
-    if not trial.status:
-        raise ExecutionError(f"Nothing was sent: it would revert with {reason(trial.output)}.")
+    head, trial = await require_works(chain, sender, to, calldata)
     # refunds and the 64th that every call holds back: gas that is not used is not paid
     gas = Gas(trial.gas_used * 3 // 2 + 100_000)
     tip_wei = (await chain.suggested_tips())[0]
@@ -211,6 +219,11 @@ async def send(
         )
     # the mined nonce, not the pending one: sending again replaces what still waits, and never doubles it
     sent = await chain.send_raw(sign(await chain.nonce(sender), Fees(ceiling_wei, tip_wei, gas)))
+    return await mined(chain, sent)
+
+
+async def mined(chain: Chain, sent: Hash) -> Receipt:
+    """Wait for a transaction. Raises ExecutionError where it reverted, ChainError where it is not mined in time."""
     deadline_s = time.monotonic() + _MINED_TIMEOUT_S
     while (receipt := await chain.receipt(sent)) is None:
         if time.monotonic() > deadline_s:

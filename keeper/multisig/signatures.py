@@ -11,6 +11,7 @@ from typing import Final
 
 from keeper import abi
 from keeper.errors import ExecutionError
+from keeper.guard.message import SignedPause
 from keeper.keys import recovered
 from keeper.multisig.proposal import Proposal
 from keeper.types import Address
@@ -98,3 +99,13 @@ def merged(files: Sequence[tuple[str, Proposal]]) -> Proposal:
             except ExecutionError as error:
                 raise ExecutionError(f"{name}: {abi.checksum(owner)}: {error}") from None
     return together
+
+
+def require_guardian(signed: SignedPause, who: Address) -> None:
+    """Raise ExecutionError unless the signature is `who`'s, of this very pause."""
+    signer = recovered(signed.digest, signed.signature)
+    if signer != who:
+        by = "nobody's" if signer is None else f"by {abi.checksum(signer)}"
+        raise ExecutionError(
+            f"That signature is {by}, not by {abi.checksum(who)}: another account signed, or something else was signed."
+        )

@@ -58,7 +58,7 @@ async def keeper(folder: Path, *words: str, env: Mapping[str, str] | None = None
     try:
         out, err = await asyncio.wait_for(process.communicate(), _PATIENCE_S)
     finally:
-        await _end(process)
+        await end(process)
     assert process.returncode is not None
     return Ran(process.returncode, out.decode(), err.decode())
 
@@ -109,7 +109,7 @@ async def daemon(folder: Path, *options: str, log: str = "keeper.log") -> AsyncI
         await running.logs("started")
         yield running
     finally:
-        await _end(running.process)
+        await end(running.process)
 
 
 async def until(
@@ -125,7 +125,8 @@ async def until(
         await asyncio.sleep(0.1)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Kill a process that still runs."""
     if process.returncode is None:
         process.kill()
         await process.wait()
