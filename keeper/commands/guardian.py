@@ -61,8 +61,8 @@ async def pause(
                 chain, key.address, pins.pause_guard, calldata, desk.max_fee_wei, signed
             )
             return await safe_chain.proved(chain, receipt, _proofs_of(pins, pins.pause_guard, calldata))
-    signed = SignedPause.made(pins.pause_guard, word, key.sign_pause(pins.pause_guard, word))
-    return _written(signed, key.address, out, scope)
+    message = SignedPause.made(pins.pause_guard, word, key.sign_pause(pins.pause_guard, word))
+    return _written(message, key.address, out, scope)
 
 
 async def word(config: Path, scope: str, reason: str, incident: str | None) -> dict[str, Any]:
