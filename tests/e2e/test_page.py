@@ -127,7 +127,9 @@ async def test_three_signers_stop_and_restart_a_running_keeper(
 
         async def booked() -> bool:
             listed = await keeper(rig.folder, "ledger", "list", "--kind", "pause", "--json")
-            return len(listed.document["entries"]) == 1
+            bodies = [entry["body"] for entry in listed.document["entries"]]
+            assert {body["scope"] for body in bodies} <= {"global"}
+            return "chain" in {body["cause"] for body in bodies}
 
         await until(booked, "the daemon to book the pause")
 
