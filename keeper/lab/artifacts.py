@@ -22,6 +22,33 @@ from keeper.types import Address
 
 _AAVE_V3_0 = "@aave/core-v3/artifacts/contracts"
 _CHAINLINK = "@chainlink/contracts/truffle"
+_SYNTHETIX = "synthetix/contracts"
+_SYNTHETIX_SOLC = "0.5.16"
+_SYNTHETIX_SETTINGS: Mapping[str, Any] = {"optimizer": {"enabled": True, "runs": 200}}
+_SYNTHETIX_ENTRIES = (
+    "AddressResolver",
+    "CircuitBreaker",
+    "ExchangeRates",
+    "FlexibleStorage",
+    "FuturesMarketManager",
+    "PerpsV2ExchangeRate",
+    "PerpsV2Market",
+    "PerpsV2MarketDelayedExecution",
+    "PerpsV2MarketDelayedIntent",
+    "PerpsV2MarketLiquidate",
+    "PerpsV2MarketSettings",
+    "PerpsV2MarketState",
+    "PerpsV2MarketViews",
+    "ProxyERC20",
+    "ProxyPerpsV2",
+    "Synth",
+    "SystemStatus",
+    "TokenState",
+)
+_SYNTHETIX_REMAPPINGS = {
+    "openzeppelin-solidity-2.3.0/": "openzeppelin-solidity/",
+    "@chainlink/contracts-0.0.10/": "@chainlink/contracts/",  # these interfaces have not changed since
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,17 @@ def aave_v3_6(name: str) -> Artifact:
 
 
 @functools.cache
+def synthetix(name: str) -> Artifact:
+    """A contract of Synthetix V2x, compiled from its published source when first asked for; a quarter of a minute."""
+    return _compiled(_synthetix()[name])
+
+
+def synthetix_interface(name: str) -> Sequence[Mapping[str, Any]]:
+    """The interface of such a contract as the compiler prints it."""
+    return _synthetix()[name].abi
+
+
+@functools.cache
 def own(name: str) -> Artifact:
     """A contract of `contracts/lab`, compiled when its source changed."""
     return _compiled(_own()[name])
@@ -122,6 +160,14 @@ def _aave_v3_0_paths() -> Mapping[str, str]:
 @functools.cache
 def _aave_v3_6() -> Mapping[str, solc.Artifact]:
     return solc.build_aave_v3_6()
+
+
+@functools.cache
+def _synthetix() -> Mapping[str, solc.Artifact]:
+    entries, roots = [f"{_SYNTHETIX}/{entry}.sol" for entry in _SYNTHETIX_ENTRIES], [node_modules()]
+    return solc.compile_sources(
+        "synthetix", entries, roots, _SYNTHETIX_REMAPPINGS, _SYNTHETIX_SOLC, _SYNTHETIX_SETTINGS
+    )
 
 
 @functools.cache

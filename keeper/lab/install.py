@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from keeper import share_dir
 from keeper.errors import ConfigError
@@ -34,7 +34,10 @@ STAMP = ".keeper-lab"  # inside node_modules, so that deleting or reinstalling i
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A package of which only `keep` is used; `sha512` is npm's own integrity of its tarball, base64."""
+    """A package of which only `keep` is used; `sha512` is npm's own integrity of its tarball, base64.
+
+    An entry that ends in a slash keeps every file right in that folder.
+    """
 
     name: str
     version: str
@@ -54,6 +57,7 @@ PACKS = (
         "txVkGrwFYnyLUC/I5hTe7yZK7fjmB6YFULfBHqryRuREUmGd4bdpXfrcUUsZycmWibanp69QVyQBpsDrPhWsjw==",
         (
             "package.json",
+            "src/v0.5/interfaces/",
             "truffle/v0.4/LinkToken.js",
             "truffle/v0.6/EACAggregatorProxy.js",
             "truffle/v0.6/FluxAggregator.js",
@@ -76,6 +80,18 @@ PACKS = (
             "artifacts/hardhat/contracts/v1/FiatTokenProxy.sol/FiatTokenProxy.json",
             "artifacts/hardhat/contracts/v2/FiatTokenV2_2.sol/FiatTokenV2_2.json",
         ),
+    ),
+    Pack(  # its npm install would bring web3-utils
+        "synthetix",
+        "2.102.1",
+        "SJsFT5VRqkQjqDO2K3s2h9LqnPjIIqAPEP6wV9MKnC5rcCBzkKYsHbba0Q+pRHxrM18ODic4HC51AYtaQcRu/Q==",
+        ("LICENSE", "contracts/", "contracts/interfaces/"),
+    ),
+    Pack(  # a whole generation of OpenZeppelin, for two files
+        "openzeppelin-solidity",
+        "2.3.0",
+        "QYeiPLvB1oSbDt6lDQvvpx7k8ODczvE474hb2kLXZBPKMsxKT1WxTCHBYrCU7kS7hfAku4DcJ0jqOyL+jvjwQw==",
+        ("LICENSE", "contracts/math/SafeMath.sol", "contracts/utils/ReentrancyGuard.sol"),
     ),
 )
 
@@ -266,11 +282,18 @@ def unpack(pack: Pack, tarball: Path, into: Path) -> None:
         )
     with tarfile.open(tarball) as archive:
         members = {name.partition("/")[2]: name for name in archive.getnames()}
-        for path in pack.keep:
+        for path in _kept(pack, members):
             source = archive.extractfile(members[path]) if path in members else None
             if source is None:
                 raise ConfigError(f"{pack.name} {pack.version} has no file {path}.")
             _write(into / path, source.read())
+
+
+def _kept(pack: Pack, members: Iterable[str]) -> list[str]:
+    """The files to keep, folders spelled out."""
+    kept = [path for path in pack.keep if not path.endswith("/")]
+    folders = {path.rstrip("/") for path in pack.keep if path.endswith("/")}
+    return kept + sorted(path for path in members if str(PurePosixPath(path).parent) in folders)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
 from keeper.lab.actors import Cast
 from keeper.lab.artifacts import published
-from keeper.lab.node import Contract, Node
+from keeper.lab.node import Contract, Node, Tx
 from keeper.lab.tokens import approve_txs, erc20, mint_txs
 from keeper.types import ZERO_ADDRESS, Address, Token
 
@@ -28,6 +28,8 @@ _MAX_TICK = 887_272
 _TICK_BASE = 1.0001
 DEADLINE_S = 2**40
 _E8 = 10**8
+
+Mint = Callable[[Cast, Token, Address, int], list[Tx]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,12 @@ async def open_v3_pool(
     tokens: Mapping[str, Token],
     prices_e8: Mapping[str, int],
     spec: PoolSpec,
+    mint: Mint = mint_txs,
 ) -> Pool:
-    """Create a pool at the world's prices and give it the deployer's liquidity."""
+    """Create a pool at the world's prices and give it the deployer's liquidity, which `mint` makes."""
     deployer = cast.deployer.address
     (token0, amount0), (token1, amount1) = _sorted_amounts(tokens, prices_e8, spec)
-    await _fund(node, cast, ((token0, amount0), (token1, amount1)), uniswap.positions)
+    await _fund(node, cast, ((token0, amount0), (token1, amount1)), uniswap.positions, mint)
     positions = Contract(node, uniswap.positions, published(_POSITIONS).abi)
     sqrt_price_x96 = isqrt((amount1 << 192) // amount0)
     await positions.send(
@@ -255,9 +258,11 @@ def _ticks(price: float, spec: PoolSpec) -> tuple[int, int]:
     return lower, upper
 
 
-async def _fund(node: Node, cast: Cast, sides: Sequence[tuple[Token, int]], spender: Address) -> None:
+async def _fund(
+    node: Node, cast: Cast, sides: Sequence[tuple[Token, int]], spender: Address, mint: Mint = mint_txs
+) -> None:
     deployer = cast.deployer.address
-    txs = [tx for token, amount in sides for tx in mint_txs(cast, token, deployer, amount)]
+    txs = [tx for token, amount in sides for tx in mint(cast, token, deployer, amount)]
     for token, amount in sides:
         txs += await approve_txs(node, token, deployer, spender, amount)
     await node.send_all(txs)
