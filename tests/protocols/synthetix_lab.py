@@ -11,7 +11,7 @@ from keeper.abi import load
 from keeper.book import Book
 from keeper.chain.client import Chain, SimCall
 from keeper.lab.actors import account
-from keeper.lab.chainlink import latest, set_price
+from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.node import Contract, Node
 from keeper.lab.synthetix import (
     UNIT,
@@ -139,9 +139,10 @@ class PerpsFollower:
         return int(after - before)
 
     async def move(self, factor: float) -> None:
-        """Report the market's rate times a factor."""
-        price = (await latest(self.node, self.market.feed)).price_raw
-        await set_price(self.node, self.market.feed, max(1, int(price * factor)))
+        """Report the market's rate times a factor, and sUSD's as it was."""
+        feeds = {self.market.feed: factor, self.synthetix.susd_feed: 1.0}
+        prices = {feed: (await latest(self.node, feed)).price_raw for feed in feeds}
+        await set_prices(self.node, {feed: max(1, int(prices[feed] * feeds[feed])) for feed in feeds})
 
     async def open(self, *specs: PerpSpec) -> None:
         """Open positions in order."""
