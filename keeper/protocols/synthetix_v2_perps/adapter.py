@@ -188,8 +188,8 @@ class SynthetixV2Perps:
         return Marks(at, self.market, exact, exact.weights())
 
     def prices(self, marks: Marks) -> Mapping[Address, int]:
-        """What sUSD is worth and, by the market's address, the traded asset's rate; dollars with 18 decimals."""
-        return {self.loaded.susd.address: marks.exact.susd_price, self._proxy: marks.exact.price}
+        """What sUSD is worth, the one token that is paid; dollars with 18 decimals."""
+        return {self.loaded.susd.address: marks.exact.susd_price}
 
     def rows(self, positions: Positions) -> Rows:
         """What is certain of the margin, size by side, and size squared, shape (n, 5)."""
