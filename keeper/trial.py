@@ -146,6 +146,7 @@ def describe(
         "planned_profit_raw": plan.expected_profit_raw,
         "expected_profit_raw": trial.profit_raw,
         "min_profit_raw": plan.min_profit_raw,
+        "later_raw": plan.later_raw,
         "gas_estimate": plan.gas_estimate,
         "tried_gas": trial.gas_used,
         "gas_cost_raw": plan.gas_cost_raw,

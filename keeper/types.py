@@ -222,10 +222,14 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a liquidation of an option would move: the liquidator pays `repay_raw` and receives `seize_raw`."""
+    """What a liquidation of an option would move: the liquidator pays `repay_raw` and receives `seize_raw`.
+
+    `later_raw` of the seized token is what it makes due to the liquidator in a later transaction, for gas again.
+    """
 
     repay_raw: int
     seize_raw: int
+    later_raw: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,7 @@ class Plan:
 
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
-    the legs were priced by.
+    the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas.
     """
 
     plan_id: Hash
@@ -306,6 +310,7 @@ class Plan:
     health_factor_wad: int
     at: BlockTime
     quotes: tuple[Quote, ...] = ()
+    later_raw: int = 0
 
 
 @dataclass(frozen=True, slots=True)

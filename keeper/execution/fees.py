@@ -91,9 +91,10 @@ class Market:
 
 
 def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
-    """The most a unit of gas may cost if the minimum is to be left of what the trial earned, rounded down."""
+    """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later."""
     scale = 10**plan.profit_token.decimals
-    room_raw = max(0, trial.profit_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
+    earned_raw = trial.profit_raw + plan.later_raw
+    room_raw = max(0, earned_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
     price_usd_e8 = scale * native_usd_e8 * max(1, trial.gas_used)
     return Wei(room_raw * plan.profit_price_usd_e8 * WAD // price_usd_e8)
 

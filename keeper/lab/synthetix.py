@@ -8,13 +8,14 @@ the Issuer, by which it mints sUSD, and SystemSettings, by which it sets how rat
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from keeper.abi import Abi
-from keeper.lab.actors import Cast
+from keeper.lab.actors import Cast, account
 from keeper.lab.artifacts import own, synthetix, synthetix_interface
 from keeper.lab.chainlink import Feed, deploy_feed
 from keeper.lab.node import Contract, Node, Receipt, Tx
@@ -251,6 +252,19 @@ async def open_perps(
     await node.send_all(issue_txs(node, cast, deployed, totals))
     await node.send_all([deposit_tx(contract, spec.account, spec.margin_raw) for spec in specs], contract.abi)
     await node.send_all([trade_tx(contract, spec.account, spec.size_raw) for spec in specs], contract.abi)
+
+
+def random_perps(chance: random.Random, price_usd: float, first: int, count: int) -> list[PerpSpec]:
+    """Longs and shorts of 1 to 40 times their margin, from small change to more than may be liquidated at once."""
+    specs = []
+    for number in range(first, first + count):
+        notional_usd = 10 ** chance.uniform(2.5, 5.0 if chance.random() < 0.95 else 6.2)
+        leverage = chance.uniform(1, 6) if chance.random() < 0.3 else chance.uniform(6, 40)
+        margin_usd = max(notional_usd / leverage, 60.0)
+        side = 1 if chance.random() < 0.55 else -1
+        size = int(side * notional_usd / price_usd * UNIT) + chance.randint(-999, 999)
+        specs.append(PerpSpec(account(number), int(margin_usd * UNIT) + chance.randint(0, 999), size))
+    return specs
 
 
 def deposit_tx(contract: Contract, account: Address, margin_raw: int) -> Tx:

@@ -15,6 +15,9 @@ that would exceed it are left out.
 - the profit that is left when every leg ends at its own limit, less `max_slippage_bps`: legs alone guarantee nearly
   this much, so enforcing it reverts nothing that legs would let pass, yet binds their combination.
 
+Where a liquidation is paid in a later transaction only, what that is expected to bring less its own gas counts as
+profit too: the Liquidator then enforces so much less, down to nothing.
+
 **Leg limits** allow `max_slippage_bps` on each quote. A leg that sells what an earlier leg left over is allowed to
 receive less by as much as the earlier leg's own limit may leave less.
 
@@ -213,7 +216,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         tokens=tokens_of([*pair, ctx.profit_token.address, *approved]),
         profit_token=ctx.profit_token,
         expected_profit_raw=best.gross_raw,
-        min_profit_raw=max(best.gas_cost_raw + ctx.min_profit_raw, assured_raw),
+        min_profit_raw=max(best.gas_cost_raw + ctx.min_profit_raw - size.later_raw, assured_raw),
         gas_cost_raw=best.gas_cost_raw,
         gas_estimate=best.gas,
         gas_cost_wei=Wei(best.gas * ctx.gas_price_wei),
@@ -221,6 +224,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         repay_usd_e8=size.terms.usd_e8_up(option.repay_token.address, size.outcome.repay_raw),
         health_factor_wad=health.health_factor_wad or 0,
         at=ctx.at,
+        later_raw=size.later_raw,
     )
     who = "\0".join((option.key.protocol, option.key.market)).encode() + option.key.account
     content = ctx.at.hash + abi.keccak(who) + encode_execute(draft, 0, 0, 0)

@@ -83,8 +83,8 @@ class Candidate:
 
     @property
     def net_raw(self) -> int:
-        """Gross profit less gas."""
-        return self.gross_raw - self.gas_cost_raw
+        """Gross profit and what comes later, less gas."""
+        return self.gross_raw + self.size.later_raw - self.gas_cost_raw
 
     @property
     def premium_bps(self) -> int:
@@ -125,8 +125,9 @@ class Candidate:
             "gas_cost_raw": self.gas_cost_raw,
             "net_raw": self.net_raw,
             "min_profit_raw": ctx.min_profit_raw,
-            "deviation_bps": self.deviation_bps,
         }
+        if self.size.outcome.seize_raw:
+            numbers["deviation_bps"] = self.deviation_bps
         reason = "unprofitable"
         if self.net_raw >= ctx.min_profit_raw:
             reason = "over_slippage"
@@ -153,8 +154,8 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
         amount_raw = -held[token_out] if step.buy else held[token_in]
-        if step.buy and amount_raw <= 0:
-            continue
+        if amount_raw <= 0 and (step.buy or not size.owed_raw):
+            continue  # nothing is missing, or nothing came
         if amount_raw <= 0:
             return _shortfall(size, token_in, -amount_raw, gas)
         open_routes = [route for route in routes(token_in, token_out) if used.isdisjoint(_hops(route))]

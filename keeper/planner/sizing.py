@@ -192,6 +192,13 @@ class Terms:
         token = self.ctx.profit_token.address
         return mul_div_up(usd_e8, self.price_scale * 10 ** self.decimals[token], self.prices[token])
 
+    def later_raw(self, outcome: Outcome) -> int:
+        """What a later transaction brings in the profit token at oracle prices, less its own gas; rounded down."""
+        if not outcome.later_raw:
+            return 0
+        due_usd_e8 = self.usd_e8_down(self.option.seize_token.address, outcome.later_raw)
+        return -self.profit_raw_up(-due_usd_e8) - self.ctx.gas_raw(self.ctx.plan_gas)
+
     def gas_in(self, token: Address, gas: int) -> int:
         """What gas costs in units of a token, rounded up."""
         cost_wei = gas * self.ctx.gas_price_wei
@@ -229,7 +236,7 @@ class Size:
     """An option at one amount: what it moves, the loan it takes, and at most what it can net.
 
     `owed_raw` is what the seized collateral must bring back in the repaid token: the repayment and the premium.
-
+    `later_raw` is what a later transaction brings in the profit token, less its gas.
     """
 
     terms: Terms
@@ -238,6 +245,7 @@ class Size:
     calls: tuple[ProtocolCall, ...]
     flash: FlashQuote
     owed_raw: int
+    later_raw: int
 
     def most_net_raw(self, premium_bps: int) -> int:
         """The profit if the market paid that much above the oracle, without any swap's cost, less the least gas."""
@@ -245,7 +253,7 @@ class Size:
         seized_usd_e8 = terms.usd_e8_up(option.seize_token.address, self.outcome.seize_raw)
         owed_usd_e8 = terms.usd_e8_down(option.repay_token.address, self.owed_raw)
         most_usd_e8 = mul_div_up(seized_usd_e8, BPS + premium_bps, BPS) - owed_usd_e8
-        return terms.profit_raw_up(most_usd_e8) - terms.ctx.gas_raw(terms.ctx.plan_gas)
+        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(terms.ctx.plan_gas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +290,7 @@ def size_of(
     if isinstance(outcome, Refusal):
         return DeadEnd(_SIZED, 0, outcome)
     numbers = {**terms.names, "repay_raw": outcome.repay_raw, "seize_raw": outcome.seize_raw}
-    if outcome.seize_raw <= 0:
+    if outcome.seize_raw <= 0 and outcome.later_raw <= 0:
         return DeadEnd(_SIZED, 0, Refusal("plan", "nothing_seizable", numbers))
     calls = tuple(ctx.adapter.liquidation_calls(option, amount_raw))
     needed_raw = borrowed_raw(option, outcome, calls)
@@ -296,7 +304,7 @@ def size_of(
     flash = min(offers, key=lambda loan: loan.premium_bps)
     owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
 
-    size = Size(terms, amount_raw, outcome, calls, flash, owed_raw)
+    size = Size(terms, amount_raw, outcome, calls, flash, owed_raw, terms.later_raw(outcome))
     most_raw = size.most_net_raw(_PREMIUM_BPS)
     if most_raw < ctx.min_profit_raw:
         gas_raw = ctx.gas_raw(ctx.plan_gas)
@@ -305,6 +313,7 @@ def size_of(
             "gas_cost_raw": gas_raw,
             "min_profit_raw": ctx.min_profit_raw,
         }
+        numbers |= {"later_raw": size.later_raw} if outcome.later_raw else {}
         return DeadEnd(_SIZED, most_raw, Refusal("plan", "unprofitable", numbers))
     return size
 

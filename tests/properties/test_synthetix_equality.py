@@ -10,11 +10,11 @@ from keeper.errors import ExecutionError
 from keeper.fixed import WAD
 from keeper.lab.chainlink import latest
 from keeper.lab.node import Tx
-from keeper.lab.synthetix import UNIT, deposit_tx, set_parameter, trade_tx
+from keeper.lab.synthetix import UNIT, deposit_tx, random_perps, set_parameter, trade_tx
 from keeper.lab.world import Lab
 from keeper.types import Address, Marks, Option
 from tests.conftest import Count
-from tests.protocols.synthetix_lab import PerpsFollower, following_perps, random_perps
+from tests.protocols.synthetix_lab import PerpsFollower, following_perps
 
 DEEP = os.environ.get("KEEPER_DEEP") == "1"
 POSITIONS = 520 if DEEP else 40

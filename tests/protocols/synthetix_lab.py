@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from keeper.abi import load
+from keeper import assembly
+from keeper.abi import checksum, load
 from keeper.book import Book
 from keeper.chain.client import Chain, SimCall
+from keeper.installation import missing_setup
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.node import Contract, Node
+from keeper.lab.rig import Rig, make_rig
+from keeper.lab.safe import execute
 from keeper.lab.synthetix import (
     UNIT,
     PerpsMarket,
@@ -23,6 +27,7 @@ from keeper.lab.synthetix import (
     open_perps,
 )
 from keeper.lab.world import Lab, World
+from keeper.multisig.safe import InnerCall
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps, SynthetixV2PerpsConfig
 from keeper.types import (
     Address,
@@ -166,14 +171,28 @@ async def following_perps(
         yield PerpsFollower(lab.node, world, chain, synthetix, market, SynthetixV2Perps(config, liquidator))
 
 
-def random_perps(chance: random.Random, price_usd: float, first: int, count: int) -> list[PerpSpec]:
-    """Longs and shorts of 1 to 40 times their margin, from small change to more than may be liquidated at once."""
-    specs = []
-    for number in range(first, first + count):
-        notional_usd = 10 ** chance.uniform(2.5, 5.0 if chance.random() < 0.95 else 6.2)
-        leverage = chance.uniform(1, 6) if chance.random() < 0.3 else chance.uniform(6, 40)
-        margin_usd = max(notional_usd / leverage, 60.0)
-        side = 1 if chance.random() < 0.55 else -1
-        size = int(side * notional_usd / price_usd * UNIT) + chance.randint(-999, 999)
-        specs.append(PerpSpec(account(number), int(margin_usd * UNIT) + chance.randint(0, 999), size))
-    return specs
+async def rig_with_markets(lab: Lab, folder: Path) -> tuple[Lab, Synthetix, Rig]:
+    """Synthetix on a lab, and a keeper set up for it beside everything else; the lab as it is then."""
+    synthetix, world = await deploy_synthetix(lab.node, lab.world)
+    lab = replace(lab, world=world)
+    rig = await make_rig(lab, folder)
+    rig.config.write_text(rig.config.read_text() + _tables(synthetix))
+    async with assembly.open_parts(assembly.settings(rig.config)) as parts:
+        needs = await assembly.needs(parts, world.cast.operator.address)
+        head = await parts.chain.head()
+        calls = await parts.chain.read(missing_setup(rig.liquidator, needs), head.hash)
+    await execute(lab.node, world.safe, *(InnerCall(call.to, call.data) for call in calls))
+    return lab, synthetix, rig
+
+
+def _tables(synthetix: Synthetix) -> str:
+    return "".join(
+        f"""
+[[protocols]]
+kind = "synthetix-v2-perps"
+name = "snx-{asset.lower()}"
+market = "{checksum(market.proxy)}"
+susd_usd_feed = "{checksum(synthetix.susd_feed.proxy)}"
+"""
+        for asset, market in synthetix.markets.items()
+    )

@@ -94,16 +94,20 @@ class SynthetixV2PerpsConfig(BaseModel):
 class SynthetixV2Perps:
     """One Synthetix V2x perps market, where each account has one position with its own margin.
 
-    `liquidator` is who would carry a liquidation out: only what it flagged itself pays it the flagger's fee.
+    `liquidator` is who would carry a liquidation out: only what it flagged itself pays it the flagger's fee. None knows
+    of no such flag, and expects less.
     """
 
-    def __init__(self, config: SynthetixV2PerpsConfig, liquidator: Address | None = None) -> None:
+    config = SynthetixV2PerpsConfig
+    settled_jointly = False
+
+    def __init__(self, config: SynthetixV2PerpsConfig) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.market)
         self._proxy = Address(config.market)
         self._susd_feed = Address(config.susd_usd_feed)
         self._max_price_age_s = config.max_price_age_s
-        self._liquidator = liquidator
+        self.liquidator: Address | None = None
         self._market: Market | None = None
         self._marks: MarksReader | None = None
 
@@ -205,7 +209,7 @@ class SynthetixV2Perps:
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
         """The step that is allowed now, both where they are; a gate says what it measures."""
-        return find_options(health, marks.exact, self._liquidator)
+        return find_options(health, marks.exact, self.liquidator)
 
     def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """What the step pays in sUSD; nothing is ever repaid."""

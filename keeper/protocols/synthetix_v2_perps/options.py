@@ -58,7 +58,7 @@ def find_options(health: Health, marks: PerpsMarks, liquidator: Address | None) 
     gate = _gate(parameters, size, marks.skew)
     if account.flagger is None:
         if gate is not None:
-            return [_option(health, marks, Step.FLAG, 0, flag_raw)]
+            return [_option(health, marks, Step.FLAG, 0, flag_raw + keeper_raw)]
         return [_option(health, marks, Step.BOTH, flag_raw + keeper_raw, 0)]
     ours = account.flagger == liquidator
     if gate is not None:
@@ -78,7 +78,7 @@ def outcome_of(option: Option) -> Reads[Outcome | Refusal]:
         [order] = yield from ask([(_ORDERS, choice.market.state, (option.key.account,))])
         _, size_delta, _, _, _, keeper_deposit_raw, _, _, _ = order
         deposit_raw = keeper_deposit_raw if size_delta else 0
-    return Outcome(0, choice.reward_raw + deposit_raw)
+    return Outcome(0, choice.reward_raw + deposit_raw, choice.later_raw)
 
 
 def calls_of(option: Option) -> Sequence[ProtocolCall]:

@@ -1,0 +1,127 @@
+"""Perps by the daemon's own line: both steps at once, and a gated liquidation across blocks and a restart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from keeper.lab.actors import account
+from keeper.lab.chainlink import set_prices
+from keeper.lab.node import Node
+from keeper.lab.synthetix import (
+    UNIT,
+    PerpsMarket,
+    PerpSpec,
+    Synthetix,
+    market_of,
+    open_perps,
+    state_of,
+    trade_tx,
+)
+from keeper.lab.world import Lab
+from tests.e2e.line import Line, open_again
+from tests.protocols.synthetix_lab import rig_with_markets
+
+TRADER, WHALE = account(1), account(2)
+_E8 = 10**8
+
+
+@pytest.fixture(params=["chain", "fork"])
+async def place(request: pytest.FixtureRequest, lab: Lab) -> AsyncIterator[Lab]:
+    """The world itself, or a fork of it taken while it runs."""
+    if request.param == "chain":
+        yield lab
+        return
+    with lab.anvil.fork() as anvil:
+        async with await Node.open(anvil.url) as node:
+            await node.steady_clock()
+            yield Lab(anvil, node, lab.world)
+
+
+async def _fall(lab: Lab, synthetix: Synthetix, price_usd: int) -> None:
+    """The market's rate falls; sUSD keeps its own."""
+    feeds = {synthetix.markets["ETH"].feed: price_usd * _E8, synthetix.susd_feed: _E8}
+    await set_prices(lab.node, feeds)
+
+
+async def _size(lab: Lab, market: PerpsMarket, who: bytes) -> int:
+    return int((await market_of(lab.node, market).read("positions", who))[4])
+
+
+async def test_an_unsafe_position_is_flagged_and_liquidated_at_once(place: Lab, tmp_path: Path) -> None:
+    """One transaction closes it; the treasury gains exactly what is booked, and what was expected is what came."""
+    lab, synthetix, rig = await rig_with_markets(place, tmp_path)
+    market = synthetix.markets["ETH"]
+    await open_perps(lab.node, lab.world.cast, synthetix, market, [PerpSpec(TRADER, 2_000 * UNIT, 20 * UNIT)])
+    async with open_again(lab, rig) as line:
+        assert (await line.step()).liquidatable == 0
+        await _fall(lab, synthetix, 1_905)
+        before_raw = await line.treasury_raw()
+        first, *later = await line.steps()
+        assert first.liquidatable == len(first.sent) == 1
+        [settled] = line.booked("settled")
+        gained_raw = await line.treasury_raw() - before_raw
+        assert gained_raw == int(settled.body["profit_raw"]) == int(settled.body["expected_profit_raw"]) > 0
+        assert await _size(lab, market, TRADER) == 0
+        assert later[-1].liquidatable == 0
+        assert line.ledger.verify() is None
+
+
+async def _flag_only(line: Line, lab: Lab, synthetix: Synthetix) -> None:
+    """The skew gates the second step, so the first is sent alone and earns nothing yet."""
+    market = synthetix.markets["ETH"]
+    await _fall(lab, synthetix, 1_905)
+    report = await line.step()
+    assert (report.liquidatable, len(report.sent)) == (1, 1), report.refused
+    await lab.node.mine()
+    gated = await line.step()
+    [settled], [intent] = line.booked("settled"), line.booked("intent")
+    assert int(settled.body["profit_raw"]) == int(intent.body["min_profit_raw"]) == 0
+    assert int(intent.body["later_raw"]) > 0
+    assert line.refusals(gated, TRADER) == [("options", "over_max_pd")]
+    state = state_of(lab.node, market)
+    assert await state.read("positionFlagger", TRADER) == line.rig.liquidator
+    assert await _size(lab, market, TRADER)
+
+
+async def test_a_gated_position_is_flagged_now_and_liquidated_later(lab: Lab, tmp_path: Path) -> None:
+    """The flag is sent alone for what the second step will pay; a keeper started anew carries on by the chain alone, is
+    refused while the gate stands, and earns both fees to the unit once it opens.
+    """
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    market = synthetix.markets["ETH"]
+    specs = [PerpSpec(WHALE, 2_000_000 * UNIT, 1_300 * UNIT), PerpSpec(TRADER, 10_000 * UNIT, 100 * UNIT)]
+    await open_perps(lab.node, lab.world.cast, synthetix, market, specs)
+    async with open_again(lab, rig) as line:
+        await _flag_only(line, lab, synthetix)
+    async with open_again(lab, rig) as line:
+        waiting = await line.step()
+        assert (waiting.liquidatable, waiting.sent) == (1, [])
+        contract = market_of(lab.node, market)
+        await lab.node.send(trade_tx(contract, WHALE, -300 * UNIT), contract.abi)
+        before_raw = await line.treasury_raw()
+        await line.steps()
+        settled = line.booked("settled")[-1]
+        gained_raw = await line.treasury_raw() - before_raw
+        assert gained_raw == int(settled.body["profit_raw"]) == int(settled.body["expected_profit_raw"])
+        assert gained_raw > 600 * 10**6, "the flagger's fee, not the keeper's alone"
+        assert await _size(lab, market, TRADER) == 0
+        assert line.ledger.verify() is None
+
+
+async def test_a_flag_that_would_not_pay_for_both_steps_is_refused(lab: Lab, tmp_path: Path) -> None:
+    """A gated position whose fees are less than the gas of two transactions is left alone, with the numbers."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    market = synthetix.markets["ETH"]
+    specs = [PerpSpec(WHALE, 2_000_000 * UNIT, 1_300 * UNIT), PerpSpec(TRADER, 60 * UNIT, UNIT // 4)]
+    await open_perps(lab.node, lab.world.cast, synthetix, market, specs)
+    async with open_again(lab, rig) as line:
+        await lab.node.set_base_fee(50 * 10**9)
+        await _fall(lab, synthetix, 1_770)
+        report = await line.step()
+        assert (report.liquidatable, report.sent) == (1, [])
+        [(_, who, refusal)] = report.refused
+        assert (who, refusal.reason) == (TRADER, "unprofitable")
+        assert refusal.numbers["seize_raw"] == 0 and refusal.numbers["later_raw"] < 0
