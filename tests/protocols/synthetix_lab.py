@@ -18,7 +18,6 @@ from keeper.lab.node import Contract, Node
 from keeper.lab.rig import Rig, make_rig
 from keeper.lab.safe import execute
 from keeper.lab.synthetix import (
-    UNIT,
     PerpsMarket,
     PerpSpec,
     Synthetix,
@@ -168,7 +167,9 @@ async def following_perps(
         name=f"snx-{asset.lower()}", market=market.proxy, susd_usd_feed=synthetix.susd_feed.proxy
     )
     async with await Chain.open([lab.anvil.url], world.chain_id) as chain:
-        yield PerpsFollower(lab.node, world, chain, synthetix, market, SynthetixV2Perps(config, liquidator))
+        adapter = SynthetixV2Perps(config)
+        adapter.liquidator = liquidator
+        yield PerpsFollower(lab.node, world, chain, synthetix, market, adapter)
 
 
 async def rig_with_markets(lab: Lab, folder: Path) -> tuple[Lab, Synthetix, Rig]:
