@@ -14,16 +14,18 @@ from keeper.chain.client import Chain, SimCall
 from keeper.installation import missing_setup
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
-from keeper.lab.node import Contract, Node
+from keeper.lab.node import Contract, Node, Receipt
 from keeper.lab.rig import Rig, make_rig
 from keeper.lab.safe import execute
 from keeper.lab.synthetix import (
     PerpsMarket,
     PerpSpec,
     Synthetix,
+    contract_of,
     deploy_synthetix,
     market_of,
     open_perps,
+    set_parameter,
 )
 from keeper.lab.world import Lab, World
 from keeper.multisig.safe import InnerCall
@@ -148,6 +150,19 @@ class PerpsFollower:
         prices = {feed: (await latest(self.node, feed)).price_raw for feed in feeds}
         await set_prices(self.node, {feed: max(1, int(prices[feed] * feeds[feed])) for feed in feeds})
 
+    async def send(self, who: Address, function: str, *arguments: object) -> Receipt:
+        """Call the market as somebody. Raises ExecutionError with its reason."""
+        return await self.contract.send(who, function, *arguments)
+
+    async def govern(self, name: str, function: str, *arguments: object) -> Receipt:
+        """Call a contract of the system as its owner."""
+        contract = contract_of(self.node, self.synthetix, name)
+        return await contract.send(self.world.cast.deployer.address, function, *arguments)
+
+    async def set_parameter(self, name: str, value: int) -> None:
+        """Change one of the market's parameters."""
+        await set_parameter(self.node, self.world.cast, self.synthetix, self.market, name, value)
+
     async def open(self, *specs: PerpSpec) -> None:
         """Open positions in order."""
         await open_perps(self.node, self.world.cast, self.synthetix, self.market, specs)
@@ -155,13 +170,10 @@ class PerpsFollower:
 
 @asynccontextmanager
 async def following_perps(
-    lab: Lab,
-    asset: str = "ETH",
-    deployed: tuple[Synthetix, World] | None = None,
-    liquidator: Address | None = None,
+    lab: Lab, asset: str = "ETH", liquidator: Address | None = None
 ) -> AsyncIterator[PerpsFollower]:
-    """A follower of one market of Synthetix, deployed on `lab` unless it is already."""
-    synthetix, world = deployed or await deploy_synthetix(lab.node, lab.world)
+    """A follower of one market of Synthetix, which is deployed on `lab`."""
+    synthetix, world = await deploy_synthetix(lab.node, lab.world)
     market = synthetix.markets[asset]
     config = SynthetixV2PerpsConfig(
         name=f"snx-{asset.lower()}", market=market.proxy, susd_usd_feed=synthetix.susd_feed.proxy
