@@ -275,7 +275,7 @@ async def provide(
     prices: tuple[float, float],
 ) -> Receipt:
     """Open a maker order of so much base and quote between two prices."""
-    spacing = await _pool(node, curie, symbol).read("tickSpacing")
+    spacing = await pool_of(node, curie, symbol).read("tickSpacing")
     ticks = [math.floor(math.log(price, _TICK_BASE) / spacing) * spacing for price in prices]
     order = (curie.markets[symbol].base_token, *depth_wad, *ticks, 0, 0, False, DEADLINE_S)
     return await house_of(node, curie).send(who, "addLiquidity", order)
@@ -288,7 +288,8 @@ def _contract(node: Node, name: str, at: Address) -> Contract:
     return Contract(node, at, curie_abi(name).abi)
 
 
-def _pool(node: Node, curie: Curie, symbol: str) -> Contract:
+def pool_of(node: Node, curie: Curie, symbol: str) -> Contract:
+    """The Uniswap V3 pool of a market."""
     abi = published(f"{_UNISWAP}/UniswapV3Pool.sol/UniswapV3Pool.json").abi
     return Contract(node, curie.markets[symbol].pool, abi)
 

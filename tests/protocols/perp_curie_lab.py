@@ -12,8 +12,18 @@ from keeper.chain.client import Chain
 from keeper.errors import ExecutionError
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
-from keeper.lab.curie import Curie, deploy_curie, deposit, provide, trade
-from keeper.lab.node import Node
+from keeper.lab.curie import (
+    MARKETS,
+    Curie,
+    MarketSpec,
+    deploy_curie,
+    deposit,
+    oracle_abi,
+    pool_of,
+    provide,
+    trade,
+)
+from keeper.lab.node import Contract, Node
 from keeper.lab.world import Lab, World, open_lab
 from keeper.protocols.perp_curie import PerpCurie, PerpCurieConfig
 from keeper.types import Address, BlockNumber, BlockTime, Health, Marks, PositionKey, Refusal
@@ -33,6 +43,7 @@ class Follower:
     chain: Chain
     curie: Curie
     adapter: PerpCurie
+    markets_of: Sequence[MarketSpec] = MARKETS
     book: Book = field(default_factory=Book)
     followed: int = -1
 
@@ -96,15 +107,17 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(lab: Lab | None = None) -> AsyncIterator[Follower]:
+async def following(
+    lab: Lab | None = None, markets: Sequence[MarketSpec] = MARKETS
+) -> AsyncIterator[Follower]:
     """A follower of a new exchange on `lab`, or on a fresh world with a second between blocks."""
     async with AsyncExitStack() as stack:
         if lab is None:
             lab = await stack.enter_async_context(await open_lab(clock="steady"))
         chain = await stack.enter_async_context(await Chain.open([lab.anvil.url], lab.world.chain_id))
-        curie = await deploy_curie(lab.node, lab.world)
+        curie = await deploy_curie(lab.node, lab.world, markets)
         config = PerpCurieConfig(name="curie", clearing_house=curie.clearing_house)
-        follower = Follower(lab, chain, curie, PerpCurie(config))
+        follower = Follower(lab, chain, curie, PerpCurie(config), markets)
         await follower.fund([WHALE], 10_000_000 * USDC)
         yield follower
 
@@ -151,9 +164,28 @@ async def random_order(chance: random.Random, follower: Follower, owner: Address
     return True
 
 
+async def to_index(follower: Follower, symbol: str) -> None:
+    """Let a whale trade the pool towards the index price, block by block, and give averages time to follow."""
+    node, curie, market = follower.node, follower.curie, follower.curie.markets[symbol]
+    depth_usd = next(spec.depth_usd for spec in follower.markets_of if spec.symbol == symbol)
+    pool, feed = pool_of(node, curie, symbol), oracle_abi("ChainlinkPriceFeedV3").abi
+    for step in range(12):
+        price = ((await pool.read("slot0"))[0] / 2**96) ** 2
+        index = (await Contract(node, market.feed, feed).read("getPrice", 0)) / 1e8
+        gap = index / price - 1
+        if abs(gap) < 0.005:
+            break
+        size = int(UNIT[symbol] * depth_usd / 2_000 * min(abs(gap), 0.08) / 2) * (1 if gap > 0 else -1)
+        with suppress(ExecutionError):
+            await trade(node, curie, WHALE, symbol, size)
+        await node.advance(20 + step)
+    await node.advance(1_800)
+
+
 async def move_market(follower: Follower, symbol: str, factor: float) -> None:
     """Let a whale trade the pool by a part of what its depth is, block by block, and give averages time to follow."""
-    size = int(UNIT[symbol] * 2_000 * abs(factor) / 6) * (1 if factor > 0 else -1)
+    depth_usd = next(spec.depth_usd for spec in follower.markets_of if spec.symbol == symbol)
+    size = int(UNIT[symbol] * depth_usd / 2_000 * abs(factor) / 6) * (1 if factor > 0 else -1)
     for _ in range(6):
         with suppress(ExecutionError):
             await trade(follower.node, follower.curie, WHALE, symbol, size)

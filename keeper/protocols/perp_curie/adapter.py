@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import WAD
+from keeper.protocols.perp_curie import collateral, takeover
 from keeper.protocols.perp_curie.health import Account, judge
 from keeper.protocols.perp_curie.marks import FEED_CHANGED, CurieMarks, read_marks
 from keeper.protocols.perp_curie.positions import Orders, fill, look, rows_of
@@ -40,9 +41,12 @@ from keeper.types import (
     Health,
     Log,
     Marks,
+    Option,
+    Outcome,
     Position,
     PositionKey,
     Positions,
+    ProtocolCall,
     Refusal,
     Rows,
     hex_of,
@@ -127,6 +131,8 @@ class PerpCurie:
     `liquidator` is the contract that takes positions over; without one, nothing can be planned.
     """
 
+    settled_jointly: bool = True
+
     def __init__(self, config: PerpCurieConfig, liquidator: Address | None = None) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.clearing_house)
@@ -172,6 +178,21 @@ class PerpCurie:
             for entry in self._entries
             if isinstance(entry, Collateral)
         }
+
+    def targets(self) -> Sequence[tuple[Address, bytes]]:
+        """What a takeover and a sale call. None lets its caller choose where value goes: the vault credits and pays
+        whoever calls it, and a position that is taken over or closed is the caller's own.
+        """
+        system = self.loaded
+        return [
+            (system.vault, takeover.DEPOSIT.selector),
+            (system.vault, takeover.WITHDRAW.selector),
+            (system.vault, collateral.LIQUIDATE_COLLATERAL.selector),
+            (system.house, takeover.CANCEL.selector),
+            (system.house, takeover.LIQUIDATE.selector),
+            (system.house, takeover.CLOSE.selector),
+            (system.exchange, takeover.REQUIRE_CLOSED.selector),
+        ]
 
     def sources(self) -> Filters:
         """The clearing house, account balance and vault, and whose parameters matter."""
@@ -279,6 +300,48 @@ class PerpCurie:
     def assess(self, position: Position, marks: Marks) -> Health | Refusal:
         """The account's health as the clearing house and the vault would judge it at the marks' timestamp."""
         return judge(position, marks.exact)
+
+    def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
+        """Every market in sizes down to dust, each an option of its own, and every collateral that may be sold."""
+        exact: CurieMarks = marks.exact
+        if not health.liquidatable:
+            return [Refusal("options", "healthy", {"health_factor_wad": str(health.health_factor_wad)})]
+        if self._liquidator is None:
+            return [Refusal("options", "no_liquidator", {})]
+        if exact.vault_paused or exact.house_paused:
+            paused = {"clearing_house": exact.house_paused, "vault": exact.vault_paused}
+            return [Refusal("options", "protocol_paused", paused)]
+        found = collateral.sales(health, exact)
+        return [*found, *(takeover.takeovers(health, exact) if health.detail.takeover else [])]
+
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+        """What comes back of a margin, or what is sold for a repayment, at the marks' timestamp and the read block."""
+        choice = option.detail
+        if isinstance(choice, collateral.Sale):
+            return just(collateral.outcome_of(choice, repay_raw))
+        return takeover.outcome_of(choice, repay_raw, self._taker)
+
+    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+        """Deposit, cancel orders, take over, close, withdraw and hold nothing; or buy collateral."""
+        choice, account = option.detail, option.key.account
+        if isinstance(choice, collateral.Sale):
+            return collateral.calls_of(choice, account, repay_raw)
+        return takeover.calls_of(choice, account, repay_raw, self._taker)
+
+    def account_of(self, calldata: bytes) -> Address | None:
+        """Whose position or collateral such a call takes; None for anything else."""
+        for function in (takeover.LIQUIDATE, collateral.LIQUIDATE_COLLATERAL):
+            if calldata[:4] == function.selector:
+                return Address(function.decode_input(calldata)[0])
+        return None
+
+    @property
+    def _taker(self) -> Address:
+        if self._liquidator is None:
+            raise AdapterError(
+                f"{self.name} does not know the Liquidator, which would own what it takes over."
+            )
+        return self._liquidator
 
     def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
         """The mark price of its largest position at which the health factor is 1, all else equal; in 10⁻¹⁸ dollars."""

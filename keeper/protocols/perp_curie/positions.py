@@ -225,7 +225,7 @@ def _floats(words: NDArray[np.uint64]) -> NDArray[np.float64]:
 
     A negative one is complemented first: of the difference to a power of two nothing small would be left.
     """
-    limbs = words.reshape(len(words), -1)
+    limbs = words.reshape(len(words), words.shape[1] * words.shape[2])
     negative = limbs[:, 0] >> np.uint64(63) != 0
     flipped = np.where(negative[:, None], ~limbs, limbs)
     found = np.zeros(len(words))

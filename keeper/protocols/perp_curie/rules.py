@@ -174,13 +174,15 @@ def liquidatable_size(
 ) -> int:
     """The most of a position that may be taken over (AccountBalance.getLiquidatablePositionSize); signed.
 
-    `value_wad` and `total_value_wad` are absolute: of this position and of all.
+    `value_wad` and `total_value_wad` are absolute: of this position and of all. Where half of all is more than 16.7
+    times this one, the contract fails to cut the share to 24 bits, so nothing can be taken here.
     """
     if account_value_wad >= requirement_wad or not size:
         return 0
     if value_wad <= SMALL_POSITION_WAD or account_value_wad < div(requirement_wad, 2):
         return size
-    return mul_ratio(size, min(PPM, total_value_wad * PPM // (2 * value_wad)))
+    share_ppm = total_value_wad * PPM // (2 * value_wad)
+    return mul_ratio(size, min(PPM, share_ppm)) if share_ppm < 1 << 24 else 0
 
 
 # --- collateral besides the settlement token -------------------------------------------------------------------------
