@@ -16,7 +16,6 @@ from keeper.errors import AdapterError
 from keeper.types import (
     Address,
     BlockTime,
-    Call,
     Filters,
     FlashQuote,
     Hash,
@@ -30,6 +29,7 @@ from keeper.types import (
     PositionKey,
     Positions,
     ProtocolCall,
+    Question,
     Quote,
     Refusal,
     Result,
@@ -39,7 +39,7 @@ from keeper.types import (
 
 T = TypeVar("T")
 
-Reads = Generator[Sequence[Call], Sequence[Result], T]
+Reads = Generator[Sequence[Question], Sequence[Result], T]
 
 # What an EIP-1967 proxy says when its code, its beacon or who may change them is replaced.
 UPGRADE_TOPICS: Final = tuple(
@@ -207,7 +207,7 @@ def just(value: Any) -> Reads[Any]:
     return value
 
 
-def each(calls: Sequence[Call]) -> Reads[Sequence[Result]]:
+def each(calls: Sequence[Question]) -> Reads[Sequence[Result]]:
     """The plain results of some calls."""
     results = yield calls
     return results
@@ -232,7 +232,7 @@ def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:
     Results keep the order of `reads`. At one block hash equal calls have equal answers, so nothing is asked twice.
     """
     results: dict[int, T] = {}
-    asking: dict[int, Sequence[Call]] = {}
+    asking: dict[int, Sequence[Question]] = {}
 
     def advance(index: int, answers: Sequence[Result] | None) -> None:
         try:

@@ -40,6 +40,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """One read: the word at `key` of a contract's storage, for what none of its functions tells."""
+
+    of: Address
+    key: Hash
+
+
+Question = Call | Slot
+
+
+@dataclass(frozen=True, slots=True)
 class Reverted:
     """A read that reverted, with its revert data."""
 

@@ -44,12 +44,12 @@ from keeper.seams import Reads
 from keeper.types import (
     Address,
     BlockNumber,
-    Call,
     Filters,
     Gas,
     Hash,
     Head,
     Log,
+    Question,
     Result,
     Wei,
     hex_of,
@@ -187,9 +187,9 @@ class Chain:
         A call that reverts is `Reverted` in its place. With a quorum every round is asked of so many providers.
         """
 
-        async def execute(calls: Sequence[Call]) -> Sequence[Result]:
+        async def execute(questions: Sequence[Question]) -> Sequence[Result]:
             async def work(rpc: Rpc) -> list[Result]:
-                return await execute_at(rpc, calls, at)
+                return await execute_at(rpc, questions, at)
 
             if self.quorum == 1:
                 return await self._pool.run(work)

@@ -1,8 +1,8 @@
 """Reads pinned to one block hash: many generators, one Multicall3 call per round.
 
 Each generator yields calls and is sent their return data; the calls of all that still run are merged into one
-`Multicall3.aggregate3`, so a head's whole look at the world costs one round trip. The codec is written out for this
-one signature because it runs on every head.
+`Multicall3.aggregate3`, so a head's whole look at the world costs one round trip; words of storage come beside it, in
+one batch. The codec is written out for this one signature because it runs on every head.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from keeper.abi import keccak
 from keeper.chain.rpc import Rpc
-from keeper.chain.wire import TEXT, data, failed_execution, reading
+from keeper.chain.wire import TEXT, data, failed_execution, hash_of, reading
 from keeper.errors import ChainError, RpcError
 from keeper.seams import Reads
-from keeper.types import Address, Call, Hash, Result, Reverted, hex_of
+from keeper.types import Address, Call, Hash, Question, Result, Reverted, Slot, hex_of
 
 MULTICALL3: Final = Address(bytes.fromhex("cA11bde05977b3631167028862bE2a173976CA11"))
 CHUNK: Final = 500  # calls in one eth_call
@@ -30,7 +30,7 @@ _ALLOW_FAILURE_AND_OFFSET: Final = (1).to_bytes(_WORD, "big") + (3 * _WORD).to_b
 _TRUE: Final = (1).to_bytes(_WORD, "big")
 _FALSE: Final = bytes(_WORD)
 
-Execute = Callable[[Sequence[Call]], Awaitable[Sequence[Result]]]
+Execute = Callable[[Sequence[Question]], Awaitable[Sequence[Result]]]
 
 _uint = int.from_bytes
 
@@ -41,7 +41,7 @@ async def drive(reads: Sequence[Reads[Any]], execute: Execute) -> list[Any]:
     The first error of any generator, or of `execute`, ends them all.
     """
     values: list[Any] = [None] * len(reads)
-    running: list[tuple[int, Reads[Any], Sequence[Call]]] = []
+    running: list[tuple[int, Reads[Any], Sequence[Question]]] = []
     try:
         for place, read in enumerate(reads):
             try:
@@ -118,11 +118,35 @@ def decode_aggregate3(returned: bytes, count: int) -> list[Result]:
     return results
 
 
-async def execute_at(rpc: Rpc, calls: Sequence[Call], at: Hash) -> list[Result]:
-    """Answer calls at a block hash, `CHUNK` to an eth_call, `IN_FLIGHT` of those at once.
+async def execute_at(rpc: Rpc, questions: Sequence[Question], at: Hash) -> list[Result]:
+    """Answer calls at a block hash, `CHUNK` to an eth_call, `IN_FLIGHT` of those at once, and slots in one batch.
 
     Raises `ChainError`, also when the node does not know the block.
     """
+    slots = [question for question in questions if isinstance(question, Slot)]
+    calls = [question for question in questions if isinstance(question, Call)]
+    if not slots:
+        return await _called(rpc, calls, at)
+    answers = await asyncio.gather(_called(rpc, calls, at), _stored(rpc, slots, at))
+    results, words = map(iter, answers)
+    return [next(words if isinstance(question, Slot) else results) for question in questions]
+
+
+async def _stored(rpc: Rpc, slots: Sequence[Slot], at: Hash) -> list[Result]:
+    where = {"blockHash": hex_of(at)}
+    requests = [("eth_getStorageAt", [hex_of(slot.of), hex_of(slot.key), where]) for slot in slots]
+    words: list[Result] = []
+    for answer in await rpc.batch(requests):
+        if isinstance(answer, RpcError):
+            raise answer
+        with reading(rpc.label, "eth_getStorageAt"):
+            words.append(hash_of(answer))
+    return words
+
+
+async def _called(rpc: Rpc, calls: Sequence[Call], at: Hash) -> list[Result]:
+    if not calls:
+        return []
     if len(calls) <= CHUNK:
         return await _chunk(rpc, calls, at)
     gate = asyncio.Semaphore(IN_FLIGHT)

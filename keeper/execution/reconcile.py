@@ -274,7 +274,9 @@ class _Search:
             else _PROTOCOL_OF.one(scope).rstrip(b"\0").decode("ascii", "replace")
         )
         adapter = self._adapters.get(name)
-        account = adapter.account_of(data) if adapter else None
+        # a takeover begins with a deposit, which is nobody's liquidation
+        told = [adapter.account_of(each[3]) for each in calls] if adapter else []
+        account = next((each for each in told if each is not None), None)
         if adapter is None or account is None or isinstance(decimals, Reverted):
             raise self._refused(
                 "unknown_protocol",

@@ -93,6 +93,35 @@ PACKS = (
         "QYeiPLvB1oSbDt6lDQvvpx7k8ODczvE474hb2kLXZBPKMsxKT1WxTCHBYrCU7kS7hfAku4DcJ0jqOyL+jvjwQw==",
         ("LICENSE", "contracts/math/SafeMath.sol", "contracts/utils/ReentrancyGuard.sol"),
     ),
+    Pack(  # its npm install would fetch a tarball from outside the registry; GPL, so its code is never committed
+        "@perp/curie-contract",
+        "2.8.4",
+        "fTHxpzzuHlSyCEvI6T8Ya10Oz3Y4T06YTiCciR/4uvR9rx/9Afmm8nDLJ85ZwXiA0edce9bPUkE/ZcKY4xkJEw==",
+        (
+            "LICENSE",
+            "artifacts/contracts/AccountBalance.sol/AccountBalance.json",
+            "artifacts/contracts/BaseToken.sol/BaseToken.json",
+            "artifacts/contracts/ClearingHouse.sol/ClearingHouse.json",
+            "artifacts/contracts/ClearingHouseConfig.sol/ClearingHouseConfig.json",
+            "artifacts/contracts/CollateralManager.sol/CollateralManager.json",
+            "artifacts/contracts/Exchange.sol/Exchange.json",
+            "artifacts/contracts/InsuranceFund.sol/InsuranceFund.json",
+            "artifacts/contracts/MarketRegistry.sol/MarketRegistry.json",
+            "artifacts/contracts/OrderBook.sol/OrderBook.json",
+            "artifacts/contracts/QuoteToken.sol/QuoteToken.json",
+            "artifacts/contracts/Vault.sol/Vault.json",
+        ),
+    ),
+    Pack(  # the price feeds that Perp Curie reads Chainlink by
+        "@perp/perp-oracle-contract",
+        "0.6.8",
+        "TrPYGq2iLudByTL939LSQedId84B8+lTgczJBvNlPjk7ENAykMxlIrk6IFFgtRfbX2Bo4wp4DeM/1bMaK3z+4Q==",
+        (
+            "LICENSE",
+            "artifacts/contracts/ChainlinkPriceFeedV3.sol/ChainlinkPriceFeedV3.json",
+            "artifacts/contracts/PriceFeedDispatcher.sol/PriceFeedDispatcher.json",
+        ),
+    ),
 )
 
 

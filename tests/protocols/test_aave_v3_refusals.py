@@ -216,7 +216,8 @@ def _altered(read: Reads[T], alter: Callable[[Call, Result], Result]) -> Reads[T
             value: T = end.value
             return value
         results = yield calls
-        answers = [alter(call, result) for call, result in zip(calls, results, strict=True)]
+        pairs = zip(calls, results, strict=True)
+        answers = [alter(call, result) if isinstance(call, Call) else result for call, result in pairs]
 
 
 def _word(value: int) -> bytes:

@@ -11,7 +11,7 @@ from keeper import abi
 from keeper.chain.reads import decode_aggregate3, drive, encode_aggregate3
 from keeper.errors import AdapterError, ChainError, RpcError
 from keeper.seams import Reads, just
-from keeper.types import Address, Call, Result, Reverted
+from keeper.types import Address, Call, Question, Result, Reverted
 
 AGGREGATE3 = abi.load("Multicall3").function("aggregate3")
 TARGET = Address(b"\x11" * 20)
@@ -32,10 +32,10 @@ class Echo:
     def __init__(self) -> None:
         self.rounds: list[int] = []
 
-    async def __call__(self, calls: Sequence[Call]) -> Sequence[Result]:
+    async def __call__(self, questions: Sequence[Question]) -> Sequence[Result]:
         """Answer one round."""
-        self.rounds.append(len(calls))
-        return [call.data for call in calls]
+        self.rounds.append(len(questions))
+        return [question.data if isinstance(question, Call) else question.key for question in questions]
 
 
 def summing(*rounds: Sequence[int]) -> Reads[int]:
@@ -86,7 +86,7 @@ async def test_an_error_ends_every_read() -> None:
         await drive([watched("a", fails=False), watched("b", fails=True), watched("c", fails=False)], Echo())
     assert sorted(closed) == ["a", "b", "c"]
 
-    async def broken(_: Sequence[Call]) -> Sequence[Result]:
+    async def broken(_: Sequence[Question]) -> Sequence[Result]:
         raise ChainError("gone")
 
     closed.clear()

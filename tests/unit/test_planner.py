@@ -910,9 +910,9 @@ def test_together_merges_rounds_and_asks_once() -> None:
         return heard
 
     reads = together([chain_of(b"a", b"b"), just([]), chain_of(b"a"), chain_of(b"c", b"d", b"e")])
-    assert [call.data for call in next(reads)] == [b"a", b"c"]
-    assert [call.data for call in reads.send([b"A", b"C"])] == [b"b", b"d"]
-    assert [call.data for call in reads.send([b"B", b"D"])] == [b"e"]
+    assert next(reads) == [Call(POOL, b"a"), Call(POOL, b"c")]
+    assert reads.send([b"A", b"C"]) == [Call(POOL, b"b"), Call(POOL, b"d")]
+    assert reads.send([b"B", b"D"]) == [Call(POOL, b"e")]
     with pytest.raises(StopIteration) as end:
         reads.send([b"E"])
     assert end.value.value == [[b"A", b"B"], [], [b"A"], [b"C", b"D", b"E"]]

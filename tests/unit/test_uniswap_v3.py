@@ -11,7 +11,7 @@ from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import MAX_UINT256
 from keeper.seams import Reads, together
-from keeper.types import ZERO_ADDRESS, Address, Call, Path, Quote, Refusal, Result, Reverted
+from keeper.types import ZERO_ADDRESS, Address, Call, Path, Question, Quote, Refusal, Result, Reverted
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config, pack, path_text
 
 FACTORY, QUOTER, ROUTER = (Address(bytes([n]) * 20) for n in (0xFA, 0x90, 0x80))
@@ -49,7 +49,8 @@ class _Chain:
     def pool_address(self, key: tuple[Address, Address, int]) -> bytes:
         return abi.keccak(repr(key).encode())[:20]
 
-    def answer(self, call: Call) -> Result:
+    def answer(self, call: Question) -> Result:
+        assert isinstance(call, Call)
         selector = call.data[:4]
         if call.to == FACTORY and selector == _GET_POOL.selector:
             self.asked.append("getPool")
@@ -108,10 +109,8 @@ def test_an_exact_output_is_asked_backwards() -> None:
     venue, path = _venue(), Path((WETH, DAI, USDC), (500, 3000))
     forwards = WETH + (500).to_bytes(3) + DAI + (3000).to_bytes(3) + USDC
     backwards = USDC + (3000).to_bytes(3) + DAI + (500).to_bytes(3) + WETH
-    calls = next(venue.quote(path, 7))
-    assert _QUOTE_IN.decode_input(calls[-1].data) == (forwards, 7)
-    calls = next(venue.quote(path, 7, exact_out=True))
-    assert _QUOTE_OUT.decode_input(calls[-1].data) == (backwards, 7)
+    assert next(venue.quote(path, 7))[-1] == _QUOTE_IN.call(QUOTER, forwards, 7)
+    assert next(venue.quote(path, 7, exact_out=True))[-1] == _QUOTE_OUT.call(QUOTER, backwards, 7)
     sold, bought = Quote(path, False, 7, 14, 0), Quote(path, True, 7, 14, 0)
     leg = venue.swap_leg(sold, whole_balance=False, limit_raw=13)
     assert (leg.router, leg.path, leg.exact_out, leg.amount_raw, leg.limit_raw) == (
