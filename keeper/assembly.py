@@ -1,7 +1,7 @@
 """The composition root: settings in, parts wired together out. The only place that knows every kind there is.
 
-A protocol from outside the package registers a factory under the entry-point group `keeper.protocols`: a callable
-with an attribute `config` (its pydantic model) that takes such a model and returns an `Adapter`.
+A protocol from outside the package registers its adapter's class under the entry-point group `keeper.protocols`, with
+the two things every adapter's class has: `config`, its pydantic model, and `made_of(model, liquidator)`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -45,6 +45,7 @@ from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3
+from keeper.protocols.perp_curie import PerpCurie
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps
 from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.signer import (
@@ -62,7 +63,11 @@ from keeper.upgrades import Upgrades
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
-PROTOCOLS: Final[Mapping[str, Any]] = {"aave-v3": AaveV3, "synthetix-v2-perps": SynthetixV2Perps}
+PROTOCOLS: Final[Mapping[str, Any]] = {
+    "aave-v3": AaveV3,
+    "perp-curie": PerpCurie,
+    "synthetix-v2-perps": SynthetixV2Perps,
+}
 VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
@@ -92,7 +97,7 @@ class Parts:
 
 def settings(path: Path) -> Settings:
     """Read the configuration; every problem in it is one `ConfigError`."""
-    models = {kind: factory.config for kind, factory in _protocols().items()}
+    models = {kind: adapter.config for kind, adapter in _protocols().items()}
     return load(path, models, VENUES, os.environ)
 
 
@@ -110,16 +115,21 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
             given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
         )
         closing.push_async_callback(chain.close)
-        adapters = [_adapter(model, configured.contracts) for model in configured.protocols]
         sources = [
             Source(adapter, model.from_block)
-            for adapter, model in zip(adapters, configured.protocols, strict=True)
+            for model in configured.protocols
+            for adapter in _adapters(model, configured.contracts)
         ]
+        names = [source.adapter.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(
+                f"More than one market is named {', '.join(twice)}; list each once, or rename a table."
+            )
         between = [configured.chain.wrapped_native, configured.profit.token]
         venues = [
             UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
         ]
-        flash = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
+        flash = [AaveFlash(source.adapter) for source in sources if isinstance(source.adapter, AaveV3)]
         yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
 
@@ -382,13 +392,11 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     return shared
 
 
-def _adapter(model: Any, contracts: Contracts | None) -> Adapter:
-    adapter: Adapter = _protocols()[model.kind](model)
-    if isinstance(adapter, SynthetixV2Perps) and contracts:
-        adapter.liquidator = contracts.liquidator
-    return adapter
+def _adapters(model: Any, contracts: Contracts | None) -> Sequence[Adapter]:
+    adapters: Sequence[Adapter] = _protocols()[model.kind].made_of(model, contracts and contracts.liquidator)
+    return adapters
 
 
 def _protocols() -> dict[str, Any]:
-    """Every kind's factory, from inside and outside the package."""
+    """Every kind's adapter, from inside and outside the package."""
     return {**PROTOCOLS, **{point.name: point.load() for point in entry_points(group="keeper.protocols")}}

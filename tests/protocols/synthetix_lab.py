@@ -176,11 +176,10 @@ async def following_perps(
     synthetix, world = await deploy_synthetix(lab.node, lab.world)
     market = synthetix.markets[asset]
     config = SynthetixV2PerpsConfig(
-        name=f"snx-{asset.lower()}", market=market.proxy, susd_usd_feed=synthetix.susd_feed.proxy
+        name=f"snx-{asset.lower()}", markets=(market.proxy,), susd_usd_feed=synthetix.susd_feed.proxy
     )
     async with await Chain.open([lab.anvil.url], world.chain_id) as chain:
-        adapter = SynthetixV2Perps(config)
-        adapter.liquidator = liquidator
+        (adapter,) = SynthetixV2Perps.made_of(config, liquidator)
         yield PerpsFollower(lab.node, world, chain, synthetix, market, adapter)
 
 

@@ -30,8 +30,12 @@ Act = Callable[[PerpsFollower], Awaitable[object]]
 
 def test_the_adapter_fits_its_seam() -> None:
     """It is what the engine takes; using it before it is loaded says so."""
-    perps = SynthetixV2Perps(SynthetixV2PerpsConfig(name="snx", market=b"\1" * 20, susd_usd_feed=b"\2" * 20))
-    adapter: Adapter = perps
+    first, second = Address(b"\1" * 20), Address(b"\2" * 20)
+    config = SynthetixV2PerpsConfig(name="snx", markets=(first,), susd_usd_feed=b"\3" * 20)
+    adapter: Adapter
+    (adapter,) = SynthetixV2Perps.made_of(config, None)
+    several = SynthetixV2Perps.made_of(config.model_copy(update={"markets": (first, second)}), None)
+    assert [one.name for one in several] == ["snx-01010101", "snx-02020202"]
     assert (adapter.name, adapter.market, adapter.settled_jointly) == ("snx", "0x" + "01" * 20, False)
     with pytest.raises(AdapterError, match="before it was loaded"):
         adapter.sources()
@@ -109,10 +113,10 @@ async def test_what_is_no_market_is_said_so(lab: Lab) -> None:
         head = await follower.node.head()
         for at in (follower.synthetix.susd.address, account(99)):
             config = SynthetixV2PerpsConfig(
-                name="snx", market=at, susd_usd_feed=follower.synthetix.susd_feed.proxy
+                name="snx", markets=(at,), susd_usd_feed=follower.synthetix.susd_feed.proxy
             )
             with pytest.raises(AdapterError):
-                await follower.chain.read(SynthetixV2Perps(config).load(), head.hash)
+                await follower.chain.read(SynthetixV2Perps.made_of(config, None)[0].load(), head.hash)
 
 
 async def _deposit(follower: PerpsFollower) -> None:
@@ -201,9 +205,9 @@ async def test_both_steps_count_as_liquidations_of_their_market(lab: Lab) -> Non
         assert list(follower.adapter.liquidations(logs)) == wanted
         proxy = follower.synthetix.markets["BTC"].proxy
         config = SynthetixV2PerpsConfig(
-            name="snx-btc", market=proxy, susd_usd_feed=follower.synthetix.susd_feed.proxy
+            name="snx-btc", markets=(proxy,), susd_usd_feed=follower.synthetix.susd_feed.proxy
         )
-        other, head = SynthetixV2Perps(config), await follower.node.head()
+        other, head = SynthetixV2Perps.made_of(config, None)[0], await follower.node.head()
         await follower.chain.read(other.load(), head.hash)
         assert list(other.liquidations(logs)) == []
         assert not other.discover(logs).keys

@@ -123,6 +123,11 @@ class AaveV3:
     config: Final = AaveV3Config
     settled_jointly = False
 
+    @classmethod
+    def made_of(cls, config: AaveV3Config, liquidator: Address | None) -> tuple[AaveV3]:
+        """The market of one table; who liquidates makes no difference here."""
+        return (cls(config),)
+
     def __init__(self, config: AaveV3Config) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.pool_addresses_provider)

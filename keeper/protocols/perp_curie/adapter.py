@@ -131,7 +131,13 @@ class PerpCurie:
     `liquidator` is the contract that takes positions over; without one, nothing can be planned.
     """
 
-    settled_jointly: bool = True
+    config: Final = PerpCurieConfig
+    settled_jointly = True
+
+    @classmethod
+    def made_of(cls, config: PerpCurieConfig, liquidator: Address | None) -> tuple[PerpCurie]:
+        """The exchange of one table, as `liquidator` would take positions over there."""
+        return (cls(config, liquidator),)
 
     def __init__(self, config: PerpCurieConfig, liquidator: Address | None = None) -> None:
         self.name: str = config.name

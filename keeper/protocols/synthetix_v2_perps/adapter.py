@@ -73,10 +73,11 @@ def _address(value: object) -> object:
 
 
 _Address = Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
+_NAMED_BY: Final = 4  # bytes of a market's address, where a table has several
 
 
 class SynthetixV2PerpsConfig(BaseModel):
-    """One market: its proxy, and the USD aggregator that says what the reward is worth.
+    """Markets, each by its proxy, and the USD aggregator that says what the reward is worth.
 
     The protocol itself counts a sUSD as a dollar at all times, so `susd_usd_feed` is the operator's to choose.
     """
@@ -84,8 +85,8 @@ class SynthetixV2PerpsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["synthetix-v2-perps"] = "synthetix-v2-perps"
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
-    market: _Address
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,21}$")
+    markets: tuple[_Address, ...] = Field(min_length=1)
     susd_usd_feed: _Address
     from_block: int = Field(default=0, ge=0)
     max_price_age_s: int = Field(default=90_000, gt=0)
@@ -98,16 +99,34 @@ class SynthetixV2Perps:
     of no such flag, and expects less.
     """
 
-    config = SynthetixV2PerpsConfig
+    config: Final = SynthetixV2PerpsConfig
     settled_jointly = False
 
-    def __init__(self, config: SynthetixV2PerpsConfig) -> None:
-        self.name: str = config.name
-        self.market: str = hex_of(config.market)
-        self._proxy = Address(config.market)
+    @classmethod
+    def made_of(
+        cls, config: SynthetixV2PerpsConfig, liquidator: Address | None
+    ) -> tuple[SynthetixV2Perps, ...]:
+        """One for each market of a table; several are told apart by how their addresses begin, also as pause scopes."""
+        alone = len(config.markets) == 1
+        return tuple(
+            cls(
+                config.name if alone else f"{config.name}-{market[:_NAMED_BY].hex()}",
+                market,
+                config,
+                liquidator,
+            )
+            for market in config.markets
+        )
+
+    def __init__(
+        self, name: str, market: Address, config: SynthetixV2PerpsConfig, liquidator: Address | None = None
+    ) -> None:
+        self.name: str = name
+        self.market: str = hex_of(market)
+        self._proxy = market
         self._susd_feed = Address(config.susd_usd_feed)
         self._max_price_age_s = config.max_price_age_s
-        self.liquidator: Address | None = None
+        self._liquidator = liquidator
         self._market: Market | None = None
         self._marks: MarksReader | None = None
 
@@ -209,7 +228,7 @@ class SynthetixV2Perps:
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
         """The step that is allowed now, both where they are; a gate says what it measures."""
-        return find_options(health, marks.exact, self.liquidator)
+        return find_options(health, marks.exact, self._liquidator)
 
     def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """What the step pays in sUSD; nothing is ever repaid."""
