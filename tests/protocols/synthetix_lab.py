@@ -174,13 +174,28 @@ async def following_perps(
 ) -> AsyncIterator[PerpsFollower]:
     """A follower of one market of Synthetix, which is deployed on `lab`."""
     synthetix, world = await deploy_synthetix(lab.node, lab.world)
+    async with _following(replace(lab, world=world), synthetix, asset, liquidator) as follower:
+        yield follower
+
+
+@asynccontextmanager
+async def following_rig(lab: Lab, synthetix: Synthetix, rig: Rig) -> AsyncIterator[PerpsFollower]:
+    """A follower of the ETH market of a lab from `rig_with_markets`, for its Liquidator."""
+    async with _following(lab, synthetix, "ETH", rig.liquidator) as follower:
+        yield follower
+
+
+@asynccontextmanager
+async def _following(
+    lab: Lab, synthetix: Synthetix, asset: str, liquidator: Address | None
+) -> AsyncIterator[PerpsFollower]:
     market = synthetix.markets[asset]
     config = SynthetixV2PerpsConfig(
         name=f"snx-{asset.lower()}", markets=(market.proxy,), susd_usd_feed=synthetix.susd_feed.proxy
     )
-    async with await Chain.open([lab.anvil.url], world.chain_id) as chain:
+    async with await Chain.open([lab.anvil.url], lab.world.chain_id) as chain:
         (adapter,) = SynthetixV2Perps.made_of(config, liquidator)
-        yield PerpsFollower(lab.node, world, chain, synthetix, market, adapter)
+        yield PerpsFollower(lab.node, lab.world, chain, synthetix, market, adapter)
 
 
 async def rig_with_markets(lab: Lab, folder: Path) -> tuple[Lab, Synthetix, Rig]:

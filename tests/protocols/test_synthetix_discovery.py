@@ -19,7 +19,7 @@ from keeper.protocols.synthetix_v2_perps import (
     SynthetixV2PerpsConfig,
 )
 from keeper.seams import Adapter
-from keeper.types import PositionKey
+from keeper.types import Address, PositionKey
 from tests.protocols.synthetix_lab import OTHER, TRADER, PerpsFollower, following_perps
 
 ABIS = Path(__file__).parents[2] / "abis"
