@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 from keeper.fixed import BPS, mul_div_up
-from keeper.lab.actors import account
 from keeper.lab.curie import MarketSpec, part_of
 from keeper.lab.world import Lab, open_lab
 from keeper.types import Address, Health, Marks, Option, Outcome, Refusal
