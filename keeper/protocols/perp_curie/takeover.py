@@ -175,7 +175,8 @@ def outcome_of(choice: Takeover, margin_raw: int, liquidator: Address) -> Reads[
     if isinstance(swapped, Refusal):
         return Refusal("outcome", swapped.reason, choice.names | dict(swapped.numbers))
     if not swapped.complete or abs(swapped.tick - center) > max_ticks:
-        numbers = {"base_closed_wad": str(swapped.base), "tick": tick, "tick_after": swapped.tick}
+        closed = swapped.base * (PPM - pool_fee) // PPM if long else swapped.base
+        numbers = {"base_closed_wad": str(closed), "tick": tick, "tick_after": swapped.tick}
         numbers |= {"tick_limit": limit_tick}
         return Refusal("outcome", "over_tick_limit", choice.names | numbers)
     refused = _over_spread(choice, sqrt_price_x96, swapped.sqrt_price_x96, max_spread)
