@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
+from keeper.abi import checksum
 from keeper.fixed import MAX_UINT256
 from keeper.lab.actors import Cast, account
 from keeper.lab.artifacts import Artifact, published
@@ -96,6 +97,16 @@ class Curie:
     quote_token: Address
     markets: dict[str, CurieMarket]
     collaterals: dict[str, Token]
+
+
+def table(curie: Curie) -> str:
+    """Its part of `keeper.toml`."""
+    return f"""
+[[protocols]]
+kind = "perp-curie"
+name = "curie"
+clearing_house = "{checksum(curie.clearing_house)}"
+"""
 
 
 def curie_abi(name: str) -> Artifact:

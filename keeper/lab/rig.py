@@ -52,9 +52,11 @@ class Rig:
     pause_guard: Address
 
 
-async def make_rig(lab: Lab, folder: Path, terms: Terms = Terms(), rpc_urls: Sequence[str] = ()) -> Rig:
-    """Deploy and set up a keeper for every Aave market and the Uniswap V3 of `lab`."""
-    path = write_configuration(lab, folder, terms, rpc_urls)
+async def make_rig(
+    lab: Lab, folder: Path, terms: Terms = Terms(), rpc_urls: Sequence[str] = (), tables: str = ""
+) -> Rig:
+    """Deploy and set up a keeper for every Aave market and the Uniswap V3 of `lab`, and what more `tables` name."""
+    path = write_configuration(lab, folder, terms, rpc_urls, tables)
     world, people = lab.world, lab.world.cast
     settings = assembly.settings(path)
     deployment = await deploy(
@@ -76,12 +78,14 @@ async def make_rig(lab: Lab, folder: Path, terms: Terms = Terms(), rpc_urls: Seq
     return Rig(folder, path, deployment.liquidator, deployment.pause_guard)
 
 
-def write_configuration(lab: Lab, folder: Path, terms: Terms, rpc_urls: Sequence[str] = ()) -> Path:
+def write_configuration(
+    lab: Lab, folder: Path, terms: Terms, rpc_urls: Sequence[str] = (), tables: str = ""
+) -> Path:
     """`keeper.toml` without contracts, and `.env` with the operator's and the deployer's key."""
     folder.mkdir(parents=True, exist_ok=True)
     path, secrets = folder / "keeper.toml", folder / ".env"
     people = lab.world.cast
-    path.write_text(_toml(lab, terms, rpc_urls or (lab.anvil.ws_url,)))
+    path.write_text(_toml(lab, terms, rpc_urls or (lab.anvil.ws_url,)) + tables)
     secrets.touch(mode=0o600)
     secrets.write_text(
         f"KEEPER_PRIVATE_KEY=0x{people.operator.key.hex()}\nKEEPER_DEPLOYER_KEY=0x{people.deployer.key.hex()}\n"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from keeper.abi import Abi
+from keeper.abi import Abi, checksum
 from keeper.lab.actors import Cast, account
 from keeper.lab.artifacts import own, synthetix, synthetix_interface
 from keeper.lab.chainlink import Feed, deploy_feed
@@ -130,6 +130,18 @@ class Synthetix:
     susd: Token
     susd_feed: Feed
     markets: Mapping[str, PerpsMarket]
+
+
+def table(deployed: Synthetix) -> str:
+    """Its part of `keeper.toml`."""
+    markets = ", ".join(f'"{checksum(market.proxy)}"' for market in deployed.markets.values())
+    return f"""
+[[protocols]]
+kind = "synthetix-v2-perps"
+name = "synthetix"
+markets = [{markets}]
+susd_usd_feed = "{checksum(deployed.susd_feed.proxy)}"
+"""
 
 
 async def deploy_synthetix(

@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from keeper import assembly
-from keeper.abi import checksum, load
+from keeper.abi import load
 from keeper.book import Book
 from keeper.chain.client import Chain, SimCall
-from keeper.installation import missing_setup
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.node import Contract, Node, Receipt
 from keeper.lab.rig import Rig, make_rig
-from keeper.lab.safe import execute
 from keeper.lab.synthetix import (
     PerpsMarket,
     PerpSpec,
@@ -26,9 +23,9 @@ from keeper.lab.synthetix import (
     market_of,
     open_perps,
     set_parameter,
+    table,
 )
 from keeper.lab.world import Lab, World
-from keeper.multisig.safe import InnerCall
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps, SynthetixV2PerpsConfig
 from keeper.types import (
     Address,
@@ -202,24 +199,4 @@ async def rig_with_markets(lab: Lab, folder: Path) -> tuple[Lab, Synthetix, Rig]
     """Synthetix on a lab, and a keeper set up for it beside everything else; the lab as it is then."""
     synthetix, world = await deploy_synthetix(lab.node, lab.world)
     lab = replace(lab, world=world)
-    rig = await make_rig(lab, folder)
-    rig.config.write_text(rig.config.read_text() + _tables(synthetix))
-    async with assembly.open_parts(assembly.settings(rig.config)) as parts:
-        needs = await assembly.needs(parts, world.cast.operator.address)
-        head = await parts.chain.head()
-        calls = await parts.chain.read(missing_setup(rig.liquidator, needs), head.hash)
-    await execute(lab.node, world.safe, *(InnerCall(call.to, call.data) for call in calls))
-    return lab, synthetix, rig
-
-
-def _tables(synthetix: Synthetix) -> str:
-    return "".join(
-        f"""
-[[protocols]]
-kind = "synthetix-v2-perps"
-name = "snx-{asset.lower()}"
-market = "{checksum(market.proxy)}"
-susd_usd_feed = "{checksum(synthetix.susd_feed.proxy)}"
-"""
-        for asset, market in synthetix.markets.items()
-    )
+    return lab, synthetix, await make_rig(lab, folder, tables=table(synthetix))
