@@ -110,12 +110,12 @@ class SynthetixV2Perps:
         alone = len(config.markets) == 1
         return tuple(
             cls(
-                config.name if alone else f"{config.name}-{market[:_NAMED_BY].hex()}",
-                market,
+                config.name if alone else f"{config.name}-{proxy[:_NAMED_BY].hex()}",
+                proxy,
                 config,
                 liquidator,
             )
-            for market in config.markets
+            for proxy in map(Address, config.markets)
         )
 
     def __init__(
