@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IPerpExchange} from "../../src/interfaces/IPerpExchange.sol";
+import {Feed} from "../mocks/Feed.sol";
+
+/// @notice The formulas of docs/perps.md once more, from what is stored and what the feeds say, sharing no code with the
+/// exchange. Fractions are kept until the one rounding each formula has.
+contract PerpReckoner {
+    int256 internal constant ONE = 1e18;
+
+    IPerpExchange internal immutable EXCHANGE;
+
+    constructor(IPerpExchange exchange) {
+        EXCHANGE = exchange;
+    }
+
+    /* ROUNDING */
+
+    function down(int256 a, int256 b) public pure returns (int256 q) {
+        q = a / b;
+        if (a % b != 0 && a < 0) --q;
+    }
+
+    function up(int256 a, int256 b) public pure returns (int256 q) {
+        q = a / b;
+        if (a % b != 0 && a > 0) ++q;
+    }
+
+    function least(int256 a, int256 b) internal pure returns (int256) {
+        return a < b ? a : b;
+    }
+
+    function most(int256 a, int256 b) internal pure returns (int256) {
+        return a < b ? b : a;
+    }
+
+    function abs(int256 a) internal pure returns (int256) {
+        return a < 0 ? -a : a;
+    }
+
+    /* MARKET */
+
+    function mark(uint256 market) public view returns (int256) {
+        Feed feed = Feed(EXCHANGE.parametersOf(market).feed);
+        return feed.answer() * int256(10 ** (18 - feed.decimals()));
+    }
+
+    /// @notice Rate now, and what one unit long has paid since the market was last written.
+    function funding(uint256 market) public view returns (int256 rate, int256 perUnit) {
+        IPerpExchange.MarketState memory state = EXCHANGE.stateOf(market);
+        IPerpExchange.MarketParameters memory set = EXCHANGE.parametersOf(market);
+        int256 time = int256(block.timestamp) - int256(uint256(state.updatedAt));
+        int256 skew = int256(uint256(state.longSize)) - int256(uint256(state.shortSize));
+        int256 tilt = most(-ONE, least(ONE, skew * ONE / int256(uint256(set.skewScale))));
+        rate = state.rate + tilt * int256(uint256(set.maxFundingVelocity)) * time / (86_400 * ONE);
+        perUnit = (state.rate + rate) * time * mark(market) / (2 * 86_400 * ONE);
+    }
+
+    function margins(uint256 market, int256 size) public view returns (int256 initial, int256 maintenance) {
+        if (size == 0) return (0, 0);
+        IPerpExchange.MarketParameters memory set = EXCHANGE.parametersOf(market);
+        int256 worth = up(abs(size) * mark(market), ONE);
+        int256 ratio = up(abs(size) * int256(uint256(set.marginSlope)), int256(uint256(set.skewScale)))
+            + int256(uint256(set.minInitialRatio));
+        initial = up(worth * ratio, ONE) + int256(uint256(set.minMargin));
+        ratio = up(ratio * int256(uint256(set.maintenanceScalar)), ONE);
+        maintenance = up(worth * ratio, ONE) + int256(uint256(set.minMargin));
+    }
+
+    /* ACCOUNT */
+
+    struct Sums {
+        int256 equity;
+        int256 notional;
+        int256 initial;
+        int256 maintenance;
+        int256 required;
+    }
+
+    function sums(uint256 account) public view returns (Sums memory s) {
+        s.equity = EXCHANGE.accountOf(account).collateral;
+        for (uint256 market; market < EXCHANGE.marketCount(); ++market) {
+            IPerpExchange.Position memory position = EXCHANGE.positionOf(account, market);
+            if (position.size == 0) continue;
+            s.equity += down(position.size * mark(market), ONE) - position.cost - owed(position, market);
+            (int256 initial, int256 maintenance) = margins(market, position.size);
+            s.notional += up(abs(position.size) * mark(market), ONE);
+            s.initial += initial;
+            s.maintenance += maintenance;
+            s.required += maintenance;
+            if (account != 0) s.required += reward(share(penalty(market, abs(position.size))));
+        }
+    }
+
+    function owed(IPerpExchange.Position memory position, uint256 market) public view returns (int256) {
+        IPerpExchange.MarketState memory state = EXCHANGE.stateOf(market);
+        (, int256 perUnit) = funding(market);
+        if (position.size > 0) return up(position.size * (state.longIndex + perUnit - position.index), ONE);
+        return up(-int256(position.size) * (state.shortIndex - perUnit - position.index), ONE);
+    }
+
+    function liquidatable(uint256 account) public view returns (bool) {
+        Sums memory s = sums(account);
+        return s.equity < s.required;
+    }
+
+    /* LIQUIDATION */
+
+    function penalty(uint256 market, int256 size) public view returns (int256) {
+        int256 worth = up(size * mark(market), ONE);
+        return up(worth * int256(uint256(EXCHANGE.parametersOf(market).penaltyRatio)), ONE);
+    }
+
+    function share(int256 whole) public view returns (int256) {
+        return down(whole * int256(uint256(EXCHANGE.parameters().keeperShare)), ONE);
+    }
+
+    /// @notice min(max(cost + minReward, cost (1 + minProfit), cost + share), maxReward)
+    function reward(int256 shared) public view returns (int256) {
+        IPerpExchange.Parameters memory set = EXCHANGE.parameters();
+        int256 cost = int256(uint256(set.executionCost));
+        int256 wanted = cost + int256(uint256(set.minReward));
+        wanted = most(wanted, down(cost * (ONE + int256(uint256(set.minProfitRatio))), ONE));
+        return least(most(wanted, cost + shared), int256(uint256(set.maxReward)));
+    }
+
+    /// @notice All, or the part that the account's whole notional allows.
+    function tier(uint256 account, uint256 market) public view returns (int256) {
+        IPerpExchange.Parameters memory set = EXCHANGE.parameters();
+        Sums memory s = sums(account);
+        int256 size = abs(EXCHANGE.positionOf(account, market).size);
+        int256 worth = up(size * mark(market), ONE);
+        if (s.equity >= s.required) return 0;
+        if (worth <= int256(uint256(set.wholeBelow))) return size;
+        if (s.equity < down(s.maintenance * int256(uint256(set.criticalRatio)), ONE)) return size;
+        return least(size, up(size * up(s.notional * int256(uint256(set.partialRatio)), ONE), worth));
+    }
+
+    /// @notice Equity that goes with a part of a position: its part of the maintenance margin.
+    function part(uint256 account, uint256 market, int256 closed) public view returns (int256) {
+        Sums memory s = sums(account);
+        int256 size = abs(EXCHANGE.positionOf(account, market).size);
+        (, int256 before) = margins(market, size);
+        (, int256 rest) = margins(market, size - closed);
+        return down(s.equity * (before - rest), s.maintenance);
+    }
+
+    /// @notice What a cash liquidation of `closed` charges and pays; `wanted` is what the tiers allowed.
+    function cash(uint256 account, uint256 market, int256 closed, int256 wanted)
+        public
+        view
+        returns (int256 charge, int256 paid)
+    {
+        int256 equity = sums(account).equity;
+        int256 whole = penalty(market, closed);
+        int256 unit = int256(EXCHANGE.SCALE());
+        if (equity <= 0) {
+            paid = least(reward(whole), int256(EXCHANGE.fund()) + equity);
+            return (0, paid / unit * unit);
+        }
+        int256 margin = part(account, market, closed);
+        paid = reward(EXCHANGE.accountOf(account).cut ? int256(0) : share(penalty(market, wanted)));
+        paid = least(paid, down(margin * int256(uint256(EXCHANGE.parameters().maxRewardRatio)), ONE));
+        paid = paid / unit * unit;
+        charge = least(most(whole, paid), margin);
+    }
+
+    /// @notice What inheriting `closed` charges and gives as a discount.
+    function discount(uint256 account, uint256 market, int256 closed)
+        public
+        view
+        returns (int256 charge, int256 given)
+    {
+        int256 equity = sums(account).equity;
+        int256 whole = penalty(market, closed);
+        if (equity <= 0) return (0, least(whole, int256(EXCHANGE.fund()) + equity));
+        charge = least(whole, part(account, market, closed));
+        given = share(charge);
+    }
+}
