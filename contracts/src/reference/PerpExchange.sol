@@ -12,9 +12,9 @@ import {IPerpExchange} from "../interfaces/IPerpExchange.sol";
 /// by the skew, so that whoever unbalances the market pays it and whoever balances it is paid. The house is an account
 /// like any other: it has equity and margin, pays and receives funding, and takes no trade that it has no margin for.
 ///
-/// Why a house and not named makers: sizes and costs of all accounts, the house included, add up to zero at every moment,
-/// so results and funding do too, to the last unit, whatever happens. Every division rounds against the account it is
-/// about, hence
+/// Why a house and not named makers: the sizes of all accounts, the house included, add up to zero at every moment, and
+/// what one account pays for a size another one gets. So results and funding add up to zero too, whatever happens, and
+/// nobody need be found on the other side. Every division rounds against the account it is about, hence
 ///
 ///     sum of equity + fund + fees <= tokens held.
 ///

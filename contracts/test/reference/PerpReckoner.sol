@@ -68,6 +68,22 @@ contract PerpReckoner {
         maintenance = up(worth * ratio, ONE) + int256(uint256(set.minMargin));
     }
 
+    /// @notice (maker fee + taker fee) skewScale multiplier seconds, less what was used; or one more chunk a block.
+    function capacity(uint256 market) public view returns (int256) {
+        IPerpExchange.MarketState memory state = EXCHANGE.stateOf(market);
+        IPerpExchange.MarketParameters memory set = EXCHANGE.parametersOf(market);
+        int256 scale = int256(uint256(set.skewScale));
+        int256 chunk = down(int256(uint256(set.makerFee + set.takerFee)) * scale, ONE);
+        chunk = down(chunk * int256(uint256(set.windowMultiplier)), ONE) * int256(uint256(set.windowS));
+        if (chunk == 0) return type(int256).max;
+        bool running = block.timestamp - state.windowStart < set.windowS;
+        int256 used = running ? int256(uint256(state.windowUsed)) : int256(0);
+        if (used < chunk) return chunk - used;
+        int256 skew = int256(uint256(state.longSize)) - int256(uint256(state.shortSize));
+        if (abs(skew) * ONE >= int256(uint256(set.maxPd)) * scale) return 0;
+        return block.number == state.lastTakenBlock ? int256(0) : chunk;
+    }
+
     /* ACCOUNT */
 
     struct Sums {
