@@ -123,12 +123,12 @@ contract PerpFormulasTest is PerpSetup {
         drawWorld(seed);
         wait_(draw(1, 10 days));
         for (uint256 market; market < 2; ++market) {
-            (int256 rate, int256 perUnit) = reckoner.funding(market);
+            PerpReckoner.Look memory l = reckoner.look(market);
             IPerpExchange.Live memory live = exchange.liveOf(market);
             IPerpExchange.MarketState memory state = exchange.stateOf(market);
-            assertEq(live.rate, rate, "rate");
-            assertEq(live.longIndex, state.longIndex + perUnit, "long");
-            assertEq(live.shortIndex, state.shortIndex - perUnit, "short");
+            assertEq(live.rate, l.rate, "rate");
+            assertEq(live.longIndex, state.longIndex + l.perUnit, "long");
+            assertEq(live.shortIndex, state.shortIndex - l.perUnit, "short");
             int256 before = equityOf(HOUSE);
             setMarket(market, exchange.parametersOf(market)); // writes the indices
             assertEq(exchange.stateOf(market).longIndex, live.longIndex, "written");

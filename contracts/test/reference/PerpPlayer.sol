@@ -255,12 +255,13 @@ contract PerpPlayer is PerpSetup {
         int256 tier = account == HOUSE ? int256(0) : reckoner.tier(account, market);
         size = bound(size, 1, 2 * uint256(tier) + 1);
         bool frozen = flagged(heir);
+        bool covered = s.equity + int256(exchange.fund()) >= 0;
         bytes memory request = abi.encodeCall(IPerpExchange.inherit, (account, market, size, heir));
         if (!asked(ownerOf(heir), request)) return;
         ++inheritances;
         assertFalse(exchange.liquidationPaused(), "inherited while paused");
         assertTrue(tier != 0 && account != heir && !frozen, "inherited what was not to be had");
-        assertTrue(s.equity + int256(exchange.fund()) >= 0, "not the fund's to pay");
+        assertTrue(covered, "not the fund's to pay");
         weigh(account, s);
         PerpReckoner.Sums memory h = reckoner.sums(heir);
         assertTrue(h.equity >= h.required && h.equity >= h.initial, "an heir born liquidatable");

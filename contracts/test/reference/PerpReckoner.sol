@@ -41,31 +41,39 @@ contract PerpReckoner {
 
     /* MARKET */
 
-    function mark(uint256 market) public view returns (int256) {
-        Feed feed = Feed(EXCHANGE.parametersOf(market).feed);
-        return feed.answer() * int256(10 ** (18 - feed.decimals()));
+    /// @notice A market as it stands: mark, funding rate, and what one unit long has paid since it was last written.
+    struct Look {
+        IPerpExchange.MarketParameters set;
+        IPerpExchange.MarketState state;
+        int256 price;
+        int256 rate;
+        int256 perUnit;
     }
 
-    /// @notice Rate now, and what one unit long has paid since the market was last written.
-    function funding(uint256 market) public view returns (int256 rate, int256 perUnit) {
-        IPerpExchange.MarketState memory state = EXCHANGE.stateOf(market);
-        IPerpExchange.MarketParameters memory set = EXCHANGE.parametersOf(market);
-        int256 time = int256(block.timestamp) - int256(uint256(state.updatedAt));
-        int256 skew = int256(uint256(state.longSize)) - int256(uint256(state.shortSize));
-        int256 tilt = most(-ONE, least(ONE, skew * ONE / int256(uint256(set.skewScale))));
-        rate = state.rate + tilt * int256(uint256(set.maxFundingVelocity)) * time / (86_400 * ONE);
-        perUnit = (state.rate + rate) * time * mark(market) / (2 * 86_400 * ONE);
+    function look(uint256 market) public view returns (Look memory l) {
+        l.set = EXCHANGE.parametersOf(market);
+        l.state = EXCHANGE.stateOf(market);
+        Feed feed = Feed(l.set.feed);
+        l.price = feed.answer() * int256(10 ** (18 - feed.decimals()));
+        int256 time = int256(block.timestamp) - int256(uint256(l.state.updatedAt));
+        int256 skew = int256(uint256(l.state.longSize)) - int256(uint256(l.state.shortSize));
+        int256 tilt = most(-ONE, least(ONE, skew * ONE / int256(uint256(l.set.skewScale))));
+        l.rate = l.state.rate + tilt * int256(uint256(l.set.maxFundingVelocity)) * time / (86_400 * ONE);
+        l.perUnit = (l.state.rate + l.rate) * time * l.price / (2 * 86_400 * ONE);
     }
 
-    function margins(uint256 market, int256 size) public view returns (int256 initial, int256 maintenance) {
+    function mark(uint256 market) external view returns (int256) {
+        return look(market).price;
+    }
+
+    function margins(Look memory l, int256 size) internal pure returns (int256 initial, int256 maintenance) {
         if (size == 0) return (0, 0);
-        IPerpExchange.MarketParameters memory set = EXCHANGE.parametersOf(market);
-        int256 worth = up(abs(size) * mark(market), ONE);
-        int256 ratio = up(abs(size) * int256(uint256(set.marginSlope)), int256(uint256(set.skewScale)))
-            + int256(uint256(set.minInitialRatio));
-        initial = up(worth * ratio, ONE) + int256(uint256(set.minMargin));
-        ratio = up(ratio * int256(uint256(set.maintenanceScalar)), ONE);
-        maintenance = up(worth * ratio, ONE) + int256(uint256(set.minMargin));
+        int256 worth = up(abs(size) * l.price, ONE);
+        int256 ratio = up(abs(size) * int256(uint256(l.set.marginSlope)), int256(uint256(l.set.skewScale)))
+            + int256(uint256(l.set.minInitialRatio));
+        initial = up(worth * ratio, ONE) + int256(uint256(l.set.minMargin));
+        ratio = up(ratio * int256(uint256(l.set.maintenanceScalar)), ONE);
+        maintenance = up(worth * ratio, ONE) + int256(uint256(l.set.minMargin));
     }
 
     /// @notice (maker fee + taker fee) skewScale multiplier seconds, less what was used; or one more chunk a block.
@@ -95,37 +103,31 @@ contract PerpReckoner {
     }
 
     function sums(uint256 account) public view returns (Sums memory s) {
-        s.equity = EXCHANGE.accountOf(account).collateral;
+        IPerpExchange.Account memory holder = EXCHANGE.accountOf(account);
+        s.equity = holder.collateral;
         for (uint256 market; market < EXCHANGE.marketCount(); ++market) {
             IPerpExchange.Position memory position = EXCHANGE.positionOf(account, market);
             if (position.size == 0) continue;
-            s.equity += down(position.size * mark(market), ONE) - position.cost - owed(position, market);
-            (int256 initial, int256 maintenance) = margins(market, position.size);
-            s.notional += up(abs(position.size) * mark(market), ONE);
+            Look memory l = look(market);
+            s.equity += down(position.size * l.price, ONE) - position.cost - owed(position, l);
+            (int256 initial, int256 maintenance) = margins(l, position.size);
+            s.notional += up(abs(position.size) * l.price, ONE);
             s.initial += initial;
             s.maintenance += maintenance;
             s.required += maintenance;
-            if (account != 0) s.required += reward(share(penalty(market, abs(position.size))));
+            if (account != 0) s.required += reward(share(penalty(l, abs(position.size))));
         }
     }
 
-    function owed(IPerpExchange.Position memory position, uint256 market) public view returns (int256) {
-        IPerpExchange.MarketState memory state = EXCHANGE.stateOf(market);
-        (, int256 perUnit) = funding(market);
-        if (position.size > 0) return up(position.size * (state.longIndex + perUnit - position.index), ONE);
-        return up(-int256(position.size) * (state.shortIndex - perUnit - position.index), ONE);
-    }
-
-    function liquidatable(uint256 account) public view returns (bool) {
-        Sums memory s = sums(account);
-        return s.equity < s.required;
+    function owed(IPerpExchange.Position memory position, Look memory l) internal pure returns (int256) {
+        if (position.size > 0) return up(position.size * (l.state.longIndex + l.perUnit - position.index), ONE);
+        return up(-int256(position.size) * (l.state.shortIndex - l.perUnit - position.index), ONE);
     }
 
     /* LIQUIDATION */
 
-    function penalty(uint256 market, int256 size) public view returns (int256) {
-        int256 worth = up(size * mark(market), ONE);
-        return up(worth * int256(uint256(EXCHANGE.parametersOf(market).penaltyRatio)), ONE);
+    function penalty(Look memory l, int256 size) internal pure returns (int256) {
+        return up(up(size * l.price, ONE) * int256(uint256(l.set.penaltyRatio)), ONE);
     }
 
     function share(int256 whole) public view returns (int256) {
@@ -146,7 +148,7 @@ contract PerpReckoner {
         IPerpExchange.Parameters memory set = EXCHANGE.parameters();
         Sums memory s = sums(account);
         int256 size = abs(EXCHANGE.positionOf(account, market).size);
-        int256 worth = up(size * mark(market), ONE);
+        int256 worth = up(size * look(market).price, ONE);
         if (s.equity >= s.required) return 0;
         if (worth <= int256(uint256(set.wholeBelow))) return size;
         if (s.equity < down(s.maintenance * int256(uint256(set.criticalRatio)), ONE)) return size;
@@ -157,8 +159,9 @@ contract PerpReckoner {
     function part(uint256 account, uint256 market, int256 closed) public view returns (int256) {
         Sums memory s = sums(account);
         int256 size = abs(EXCHANGE.positionOf(account, market).size);
-        (, int256 before) = margins(market, size);
-        (, int256 rest) = margins(market, size - closed);
+        Look memory l = look(market);
+        (, int256 before) = margins(l, size);
+        (, int256 rest) = margins(l, size - closed);
         return down(s.equity * (before - rest), s.maintenance);
     }
 
@@ -169,14 +172,14 @@ contract PerpReckoner {
         returns (int256 charge, int256 paid)
     {
         int256 equity = sums(account).equity;
-        int256 whole = penalty(market, closed);
+        int256 whole = penalty(look(market), closed);
         int256 unit = int256(EXCHANGE.SCALE());
         if (equity <= 0) {
             paid = least(reward(whole), int256(EXCHANGE.fund()) + equity);
             return (0, paid / unit * unit);
         }
         int256 margin = part(account, market, closed);
-        paid = reward(EXCHANGE.accountOf(account).cut ? int256(0) : share(penalty(market, wanted)));
+        paid = reward(EXCHANGE.accountOf(account).cut ? int256(0) : share(penalty(look(market), wanted)));
         paid = least(paid, down(margin * int256(uint256(EXCHANGE.parameters().maxRewardRatio)), ONE));
         paid = paid / unit * unit;
         charge = least(most(whole, paid), margin);
@@ -189,7 +192,7 @@ contract PerpReckoner {
         returns (int256 charge, int256 given)
     {
         int256 equity = sums(account).equity;
-        int256 whole = penalty(market, closed);
+        int256 whole = penalty(look(market), closed);
         if (equity <= 0) return (0, least(whole, int256(EXCHANGE.fund()) + equity));
         charge = least(whole, part(account, market, closed));
         given = share(charge);
