@@ -317,7 +317,8 @@ interface IPerpExchange {
 
     /* TRADING */
 
-    /// @notice Trades with the house at the mark moved by the skew.
+    /// @notice Trades with the house at the mark moved by the skew. The house must have margin for what grows the skew,
+    /// and must not owe more than it has for any trade.
     /// @param sizeDelta Positive buys, negative sells.
     /// @param limit Worst fill price taken: the most for a buy, the least for a sale.
     function trade(uint256 account, uint256 market, int256 sizeDelta, uint256 limit) external returns (uint256 fill);

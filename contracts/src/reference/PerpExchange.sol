@@ -26,6 +26,13 @@ import {IPerpExchange} from "../interfaces/IPerpExchange.sol";
 contract PerpExchange is IPerpExchange {
     /* TYPES */
 
+    /// @dev What an account must have: no debt, what liquidation asks for, or the initial margin too.
+    enum Margin {
+        NONE,
+        KEEP,
+        OPEN
+    }
+
     /// @dev A position that is being deleveraged: the size still open, and the loss that comes with it.
     struct Rest {
         uint256 account;
@@ -204,8 +211,9 @@ contract PerpExchange is IPerpExchange {
         _swap(account, HOUSE, market, sizeDelta, cost);
         emit Traded(account, market, sizeDelta, fill, fee);
 
-        _requireMargin(account, !reduces);
-        if (_abs(_skew(market)) > _abs(skew)) _requireMargin(HOUSE, true);
+        _requireMargin(account, reduces ? Margin.KEEP : Margin.OPEN);
+        // And nobody trades with a house that owes more than it has: deleverage it first.
+        _requireMargin(HOUSE, _abs(_skew(market)) > _abs(skew) ? Margin.OPEN : Margin.NONE);
     }
 
     /// @dev The fill price is the mark at the middle of the skew's way, rounded against the trader, and so is the cost.
@@ -270,11 +278,12 @@ contract PerpExchange is IPerpExchange {
         maintenance = _ceilDiv(notional * ratio, UWAD) + set.minMargin;
     }
 
-    /// @dev No position is born liquidatable: a trade leaves both the initial margin and what liquidation asks for. What
-    /// only reduces a position may leave less than the initial margin.
-    function _requireMargin(uint256 account, bool initial) internal view {
+    /// @dev No position is born liquidatable: who opens leaves both the initial margin and what liquidation asks for. Who
+    /// only reduces may leave less than the initial margin.
+    function _requireMargin(uint256 account, Margin margin) internal view {
         Assessment memory a = _assess(account);
-        uint256 required = initial ? _max(a.initial, a.required) : a.required;
+        uint256 required = margin == Margin.NONE ? 0 : a.required;
+        if (margin == Margin.OPEN) required = _max(a.initial, required);
         if (a.equity < int256(required)) revert MarginTooLow(account, a.equity, required);
     }
 
@@ -413,7 +422,7 @@ contract PerpExchange is IPerpExchange {
     /// @inheritdoc IPerpExchange
     function unflag(uint256 account) external nonReentrant {
         if (!_accounts[account].flagged) revert NotFlagged(account);
-        _requireMargin(account, false);
+        _requireMargin(account, Margin.KEEP);
         _release(account);
     }
 
@@ -455,7 +464,7 @@ contract PerpExchange is IPerpExchange {
         if (heir == HOUSE || heir == account) revert InvalidHeir(heir);
         if (size == 0) revert AmountZero();
         quote = _liquidate(account, market, size, heir);
-        _requireMargin(heir, true);
+        _requireMargin(heir, Margin.OPEN);
     }
 
     function _liquidate(uint256 account, uint256 market, uint256 most, uint256 heir)
@@ -619,14 +628,17 @@ contract PerpExchange is IPerpExchange {
         uint256 deficit = a.equity < 0 ? uint256(-a.equity) : 0;
         if (account == HOUSE ? a.equity >= int256(a.required) : deficit <= fund) revert NotBankrupt(account);
         int256 size = _positions[account][market].size;
-        if (size == 0) revert NotLiquidatable(account, a.equity, a.required);
+        // A house that owes and holds nothing can still be helped by the fund.
+        bool fundOnly = size == 0 && account == HOUSE && deficit != 0 && fund != 0;
+        if (size == 0 && !fundOnly) revert NotLiquidatable(account, a.equity, a.required);
         _flag(account, a);
 
         Rest memory rest = Rest(account, market, size > 0, price, _abs(size), 0);
         if (deficit != 0) {
+            uint256 loss = deficit - _payFromFund(account, deficit);
             // This position's part of the loss is its part of the maintenance margin.
             (, uint256 maintenance) = _margins(market, rest.size, price);
-            rest.loss = _ceilDiv((deficit - _payFromFund(account, deficit)) * maintenance, a.maintenance);
+            rest.loss = fundOnly ? 0 : _ceilDiv(loss * maintenance, a.maintenance);
         }
         bool walkedAll = !_parameters.adl || _closeWinners(rest, most);
         if (walkedAll && rest.loss != 0) _socialize(rest);

@@ -116,6 +116,7 @@ contract PerpPlayer is PerpSetup {
         bool reduces = abs(before + size) <= abs(before) && before != 0 && (before + size == 0 || (before > 0) == (before + size > 0));
         assertFalse(frozen, "a frozen account traded");
         assertTrue(reduces || !exchange.openPaused(), "opened while paused");
+        assertTrue(reckoner.sums(HOUSE).equity >= 0, "traded with a bankrupt house");
         PerpReckoner.Sums memory s = reckoner.sums(account);
         assertTrue(s.equity >= s.required, "born liquidatable");
         assertTrue(reduces || s.equity >= s.initial, "opened without the initial margin");

@@ -202,7 +202,7 @@ contract PerpWaterfallTest is PerpSetup {
         trade(long, BTC, 2e18);
         leaveTheHouse(20_000e6);
         setBtc(68_000);
-        trade(long, BTC, -0.5e18);
+        refuseTrade(long, BTC, -0.5e18, IPerpExchange.MarginTooLow.selector);
         fundWith(1000e6);
         uint256 deficit = uint256(-equityOf(HOUSE));
         int256 before = equityOf(long) + equityOf(loser);
@@ -231,6 +231,26 @@ contract PerpWaterfallTest is PerpSetup {
         uint256 borne = uint256(before - equityOf(long));
         assertTrue(borne >= loss && borne < loss + 100, "by whoever is long");
         assertSolvent(1e6);
+    }
+
+    /// @notice Rule 11: a bankrupt house that holds nothing any more is helped by the fund, and by nothing else.
+    function test_rule11_bankruptHouseWithoutPosition() public {
+        leaveTheHouse(7000e6);
+        setBtc(69_000);
+        IPerpExchange.MarketParameters memory set = flat();
+        set.minInitialRatio = 1e18;
+        setMarket(BTC, set); // now the winner is liquidatable
+        liquidate(loser, BTC);
+        uint256 deficit = uint256(-equityOf(HOUSE));
+        assertEq(sizeOf(HOUSE, BTC), 0, "holds nothing");
+        uint256 fund = exchange.fund();
+        assertTrue(fund != 0 && deficit > fund, "the penalty is in the fund, and not enough");
+        deleverage(HOUSE, BTC, 10);
+        assertEq(equityOf(HOUSE), int256(fund) - int256(deficit), "what the fund had");
+        assertEq(exchange.fund(), 0, "spent");
+        vm.expectPartialRevert(IPerpExchange.NotLiquidatable.selector);
+        exchange.deleverage(HOUSE, BTC, 10);
+        assertSolvent(100);
     }
 
     /// @notice Rule 11: there is no deleveraging where nobody won and nothing is lost.
