@@ -225,6 +225,9 @@ interface IPerpExchange {
     /// @notice More than the account can withdraw.
     error NotWithdrawable(uint256 account, uint256 amount, uint256 most);
 
+    /// @notice The account still holds positions, in these markets.
+    error PositionsOpen(uint256 account, uint256 markets);
+
     /// @notice An account with negative equity was seen; nobody withdraws until then.
     error WithdrawalsGated(uint256 until);
 
@@ -308,6 +311,9 @@ interface IPerpExchange {
 
     /// @notice Pays out of the caller's account: collateral that is neither margin nor debt, and never unrealized gains.
     function withdraw(uint256 account, uint256 amount, address to) external;
+
+    /// @notice Pays the caller all that its account has, which must hold no position.
+    function withdrawAll(uint256 account) external returns (uint256 amount);
 
     /// @notice Pays into the insurance fund.
     function growFund(uint256 amount) external;
@@ -399,6 +405,9 @@ interface IPerpExchange {
     function liveOf(uint256 market) external view returns (Live memory);
 
     function accountOf(uint256 account) external view returns (Account memory);
+
+    /// @notice The account that somebody opened last; 0 for none.
+    function newestOf(address owner) external view returns (uint256);
     function positionOf(uint256 account, uint256 market) external view returns (Position memory);
 
     /// @notice A page of accounts from number `from` on; shorter than `count` at the end.

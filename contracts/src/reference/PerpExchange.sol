@@ -92,6 +92,9 @@ contract PerpExchange is IPerpExchange {
     /// @inheritdoc IPerpExchange
     uint256 public marketCount;
 
+    /// @inheritdoc IPerpExchange
+    mapping(address owner => uint256 account) public newestOf;
+
     Parameters internal _parameters;
     mapping(uint256 market => MarketParameters) internal _parametersOf;
     /// @dev Price per unit of the feed's answer.
@@ -146,6 +149,7 @@ contract PerpExchange is IPerpExchange {
         account = accountCount++;
         _accounts[account].owner = msg.sender;
         _accounts[account].isolated = isolated;
+        newestOf[msg.sender] = account;
         emit AccountCreated(account, msg.sender, isolated);
     }
 
@@ -170,6 +174,18 @@ contract PerpExchange is IPerpExchange {
         _credit(account, -int256(amount * SCALE));
         emit Withdrawn(account, amount, _accounts[account].collateral);
         _push(to, amount);
+    }
+
+    /// @inheritdoc IPerpExchange
+    function withdrawAll(uint256 account) external nonReentrant returns (uint256 amount) {
+        _requireMine(account);
+        _requireUngated();
+        Account storage holder = _accounts[account];
+        if (holder.markets != 0) revert PositionsOpen(account, holder.markets);
+        amount = _positive(holder.collateral) / SCALE;
+        _credit(account, -int256(amount * SCALE));
+        emit Withdrawn(account, amount, holder.collateral);
+        _push(msg.sender, amount);
     }
 
     /// @inheritdoc IPerpExchange
