@@ -15,6 +15,7 @@ interface Vm {
     function prevrandao(bytes32 value) external;
     function recordLogs() external;
     function getRecordedLogs() external returns (Log[] memory);
+    function etch(address account, bytes calldata code) external;
     function deal(address account, uint256 balance) external;
     function sign(uint256 privateKey, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function addr(uint256 privateKey) external pure returns (address);

@@ -4,9 +4,9 @@ pragma solidity 0.8.37;
 /// @title IPerpExchange
 /// @notice Perpetual futures against one house, with the whole ladder of liquidation: partial tiers, cash or inherited
 /// position, insurance fund, auto-deleveraging, socialized loss.
-/// @dev Units. Money (equity, margin, cost, fee, reward, fund) is collateral scaled to 18 decimals; amounts of the token
-/// itself are named `amount` and raw. Sizes have 18 decimals, positive long, negative short. Prices are money per unit,
-/// 18 decimals. Ratios are scaled by 1e18. `_S` fields are seconds.
+/// @dev Units. Money (equity, margin, cost, fee, reward, fund) is collateral scaled to 18 decimals; amounts of the
+/// token itself are named `amount` and raw. Sizes have 18 decimals, positive long, negative short. Prices are money per
+/// unit, 18 decimals. Ratios are scaled by 1e18. `_S` fields are seconds.
 interface IPerpExchange {
     /* TYPES */
 
@@ -16,7 +16,8 @@ interface IPerpExchange {
     /// @param minProfitRatio Least reward above the cost, as a share of the cost.
     /// @param maxReward Most a keeper gets in cash for one liquidation.
     /// @param maxRewardRatio Most of the closed part's margin that goes to the keeper in cash.
-    /// @param keeperShare The keeper's part of the penalty; the fund gets the rest. A bankrupt's goes all to the keeper.
+    /// @param keeperShare The keeper's part of the penalty; the fund gets the rest. A bankrupt's goes all to the
+    /// keeper.
     /// @param wholeBelow Positions worth this or less are closed whole.
     /// @param partialRatio Share of all the account's notional that one partial liquidation may close.
     /// @param criticalRatio Below this share of the maintenance margin a position is closed whole.
@@ -104,7 +105,8 @@ interface IPerpExchange {
     /// @param owner Who trades and withdraws.
     /// @param isolated Whether it holds one market at most.
     /// @param flagged Frozen until it is healthy again.
-    /// @param cut Whether its last liquidation was cut short by the window: the next one carries no share of the penalty.
+    /// @param cut Whether its last liquidation was cut short by the window: the next one carries no share of the
+    /// penalty.
     /// @param collateral Deposits and realized results; below zero it is a debt.
     /// @param markets Bit i is set while it has a position in market i.
     struct Account {
@@ -283,7 +285,12 @@ interface IPerpExchange {
 
     /// @notice A part of a position went to the house (heir 0) or to an heir.
     event Liquidated(
-        uint256 indexed account, uint256 indexed market, address indexed keeper, uint256 heir, int256 sizeDelta, Quote quote
+        uint256 indexed account,
+        uint256 indexed market,
+        address indexed keeper,
+        uint256 heir,
+        int256 sizeDelta,
+        Quote quote
     );
 
     /// @notice An account's equity was negative, and this is how much of it the fund paid.
@@ -309,7 +316,8 @@ interface IPerpExchange {
     /// @notice Pays into any account, the house's too.
     function deposit(uint256 account, uint256 amount) external;
 
-    /// @notice Pays out of the caller's account: collateral that is neither margin nor debt, and never unrealized gains.
+    /// @notice Pays out of the caller's account: collateral that is neither margin nor debt, and never unrealized
+    /// gains.
     function withdraw(uint256 account, uint256 amount, address to) external;
 
     /// @notice Pays the caller all that its account has, which must hold no position.
@@ -346,10 +354,11 @@ interface IPerpExchange {
     /// have the margin.
     function inherit(uint256 account, uint256 market, uint256 size, uint256 heir) external returns (Quote memory);
 
-    /// @notice Closes a position of an account whose deficit the fund cannot cover: first the fund pays what it has, then
-    /// winners on the other side are closed against it at its bankruptcy price, and when none is left the house takes the
-    /// rest and what is still missing is laid on every unit of the other side. The house below its maintenance margin is
-    /// deleveraged the same way, until it has it again. Pays nothing: while the loss is open nobody can withdraw.
+    /// @notice Closes a position of an account whose deficit the fund cannot cover: first the fund pays what it has,
+    /// then winners on the other side are closed against it at its bankruptcy price, and when none is left the house
+    /// takes the rest and what is still missing is laid on every unit of the other side. The house below its
+    /// maintenance margin is deleveraged the same way, until it has it again. Pays nothing: while the loss is open
+    /// nobody can withdraw.
     /// @param most How many holders to walk past, from a random one on; a loss is socialized only by a call that walked
     /// past all.
     function deleverage(uint256 account, uint256 market, uint256 most) external;

@@ -8,9 +8,10 @@ import {IPerpExchange} from "../interfaces/IPerpExchange.sol";
 /// @title PerpExchange
 /// @notice A small, faithful perpetual-futures exchange, to copy and to test keepers against.
 ///
-/// Every trade is with the house: account 0, whose collateral anybody may grow. It takes the other side at the mark moved
-/// by the skew, so that whoever unbalances the market pays it and whoever balances it is paid. The house is an account
-/// like any other: it has equity and margin, pays and receives funding, and takes no trade that it has no margin for.
+/// Every trade is with the house: account 0, whose collateral anybody may grow. It takes the other side at the mark
+/// moved by the skew, so that whoever unbalances the market pays it and whoever balances it is paid. The house is an
+/// account like any other: it has equity and margin, pays and receives funding, and takes no trade that it has no
+/// margin for.
 ///
 /// Why a house and not named makers: the sizes of all accounts, the house included, add up to zero at every moment, and
 /// what one account pays for a size another one gets. So results and funding add up to zero too, whatever happens, and
@@ -19,8 +20,8 @@ import {IPerpExchange} from "../interfaces/IPerpExchange.sol";
 ///     sum of equity + fund + fees <= tokens held.
 ///
 /// And the house's capital is finite, so a loss nobody can pay is somebody's: the fund pays first; then winners on the
-/// other side are closed at the price where the bankrupt's equity is zero, and lose profit only; what is still missing is
-/// laid on every unit of the other side, the house among them. The house itself is deleveraged the same way.
+/// other side are closed at the price where the bankrupt's equity is zero, and lose profit only; what is still missing
+/// is laid on every unit of the other side, the house among them. The house itself is deleveraged the same way.
 ///
 /// The formulas are in docs/perps.md, with an example.
 contract PerpExchange is IPerpExchange {
@@ -294,8 +295,8 @@ contract PerpExchange is IPerpExchange {
         maintenance = _ceilDiv(notional * ratio, UWAD) + set.minMargin;
     }
 
-    /// @dev No position is born liquidatable: who opens leaves both the initial margin and what liquidation asks for. Who
-    /// only reduces may leave less than the initial margin.
+    /// @dev No position is born liquidatable: who opens leaves both the initial margin and what liquidation asks for.
+    /// Who only reduces may leave less than the initial margin.
     function _requireMargin(uint256 account, Margin margin) internal view {
         Assessment memory a = _assess(account);
         uint256 required = margin == Margin.NONE ? 0 : a.required;
@@ -321,8 +322,8 @@ contract PerpExchange is IPerpExchange {
         _move(other, market, -sizeDelta, -cost);
     }
 
-    /// @dev Settles what is owed, then changes a position. Collateral less cost changes by the cost paid, and by nothing
-    /// else.
+    /// @dev Settles what is owed, then changes a position. Collateral less cost changes by the cost paid, and by
+    /// nothing else.
     function _move(uint256 account, uint256 market, int256 sizeDelta, int256 cost) internal {
         Position storage position = _positions[account][market];
         int256 size = position.size;
@@ -341,7 +342,8 @@ contract PerpExchange is IPerpExchange {
         emit Modified(account, market, sizeDelta, next, basis, _accounts[account].collateral);
     }
 
-    /// @dev The cost that stays with a changed position: the closed part takes its share along, a turned one begins anew.
+    /// @dev The cost that stays with a changed position: the closed part takes its share along, a turned one begins
+    /// anew.
     function _basis(int256 size, int256 basis, int256 sizeDelta, int256 cost) internal pure returns (int256) {
         int256 next = size + sizeDelta;
         if (next == 0) return 0;
@@ -412,16 +414,13 @@ contract PerpExchange is IPerpExchange {
     }
 
     function _mark(uint256 market) internal view returns (uint256) {
-        (int256 answer, uint256 updatedAt, bool fresh) = _answer(market);
-        if (!fresh) revert StaleMark(market, answer, updatedAt);
-        return uint256(answer) * _answerScale[market];
-    }
-
-    function _answer(uint256 market) internal view returns (int256 answer, uint256 updatedAt, bool fresh) {
         if (market >= marketCount) revert UnknownMarket(market);
         MarketParameters storage set = _parametersOf[market];
-        (, answer,, updatedAt,) = IAggregator(set.feed).latestRoundData();
-        fresh = answer > 0 && updatedAt <= block.timestamp && block.timestamp - updatedAt <= set.maxAgeS;
+        (, int256 answer,, uint256 updatedAt,) = IAggregator(set.feed).latestRoundData();
+        if (answer <= 0 || updatedAt > block.timestamp || block.timestamp - updatedAt > set.maxAgeS) {
+            revert StaleMark(market, answer, updatedAt);
+        }
+        return uint256(answer) * _answerScale[market];
     }
 
     /* FLAGS */
@@ -525,8 +524,8 @@ contract PerpExchange is IPerpExchange {
         else _quoteBankrupt(penalty, cash, a, quote);
     }
 
-    /// @dev The account pays the penalty, or the reward if that is more, but never more than the share of its equity that
-    /// goes with the closed part of its maintenance margin: so no liquidation lowers its margin ratio.
+    /// @dev The account pays the penalty, or the reward if that is more, but never more than the share of its equity
+    /// that goes with the closed part of its maintenance margin: so no liquidation lowers its margin ratio.
     function _quoteSolvent(
         uint256 account,
         uint256 market,
@@ -555,10 +554,7 @@ contract PerpExchange is IPerpExchange {
     }
 
     /// @dev The fund pays the deficit, and all the penalty to the keeper as far as it reaches.
-    function _quoteBankrupt(uint256 penalty, bool cash, Assessment memory a, Quote memory quote)
-        internal
-        view
-    {
+    function _quoteBankrupt(uint256 penalty, bool cash, Assessment memory a, Quote memory quote) internal view {
         uint256 deficit = uint256(-a.equity);
         if (deficit > fund) {
             quote.missing = deficit - fund;
@@ -580,8 +576,8 @@ contract PerpExchange is IPerpExchange {
         return _min(size, _ceilDiv(size * _ceilDiv(a.notional * set.partialRatio, UWAD), notional));
     }
 
-    /// @dev The reward in cash before the cap by the account's margin: costs and a least profit, or costs and a share of
-    /// the penalty.
+    /// @dev The reward in cash before the cap by the account's margin: costs and a least profit, or costs and a share
+    /// of the penalty.
     function _reward(uint256 share) internal view returns (uint256) {
         Parameters storage set = _parameters;
         uint256 cost = set.executionCost;
@@ -784,8 +780,9 @@ contract PerpExchange is IPerpExchange {
             _states[market].updatedAt = uint40(block.timestamp);
         } else {
             // Funding until now goes by the old parameters, unless their feed is dead.
-            (,, bool fresh) = _answer(market);
-            if (fresh) _accrue(market);
+            try this.liveOf(market) {
+                _accrue(market);
+            } catch {}
         }
         _parametersOf[market] = set;
         _answerScale[market] = 10 ** (MAX_DECIMALS - decimals);

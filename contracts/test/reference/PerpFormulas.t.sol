@@ -5,8 +5,8 @@ import {IPerpExchange} from "../../src/interfaces/IPerpExchange.sol";
 import {PerpReckoner} from "./PerpReckoner.sol";
 import {PerpSetup} from "./PerpSetup.sol";
 
-/// @notice Margin, funding, tiers, penalty and reward equal an independent reckoning, with parameters, sizes, prices and
-/// times drawn.
+/// @notice Margin, funding, tiers, penalty and reward equal an independent reckoning, with parameters, sizes, prices
+/// and times drawn.
 contract PerpFormulasTest is PerpSetup {
     PerpReckoner internal reckoner;
     uint256 internal random;
@@ -149,7 +149,8 @@ contract PerpFormulasTest is PerpSetup {
             bool covered = s.equity + int256(exchange.fund()) >= 0;
             int256 closed = reckoner.capacity(market);
             if (size < closed) closed = size;
-            (int256 charge, int256 paid) = closed == 0 ? (int256(0), int256(0)) : reckoner.cash(account, market, closed, size);
+            (int256 charge, int256 paid) = (0, 0);
+            if (closed != 0) (charge, paid) = reckoner.cash(account, market, closed, size);
             uint256 before = token.balanceOf(keeper);
             vm.prank(keeper);
             try exchange.liquidate(account, market) {

@@ -94,8 +94,8 @@ contract PerpLiquidationTest is PerpSetup {
         assertSolvent(100);
     }
 
-    /// @notice Rule 7: an heir of a bankrupt gets all the penalty as far as the fund reaches, and nobody liquidates what
-    /// the fund does not cover.
+    /// @notice Rule 7: an heir of a bankrupt gets all the penalty as far as the fund reaches, and nobody liquidates
+    /// what the fund does not cover.
     function test_rule7_fundLimitsTheBankruptsPenalty() public {
         uint256 heir = open(bob, 100_000e6);
         setBtc(53_000);
@@ -221,7 +221,8 @@ contract PerpLiquidationTest is PerpSetup {
         assertEq(sizeOf(account, BTC), 0.25e18, "a quarter is left");
     }
 
-    /// @notice Rule 10: the house takes over only the window's size; then one window's worth a block while skew is small.
+    /// @notice Rule 10: the house takes over only the window's size; then one window's worth a block while skew is
+    /// small.
     function test_rule10_rateWindow() public {
         limitTheWindow();
         setBtc(54_000);

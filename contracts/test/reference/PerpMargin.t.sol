@@ -163,6 +163,18 @@ contract PerpMarginTest is PerpSetup {
         liquidate(account, BTC);
     }
 
+    /// @notice Rule 5: a feed that answers no more can be replaced too.
+    function test_rule5_revertingFeedIsReplaced() public {
+        trade(open(alice, 20_000e6), ETH, 1e18);
+        vm.etch(address(ethFeed), hex"fe");
+        vm.expectRevert(bytes(""));
+        exchange.liveOf(ETH);
+        IPerpExchange.MarketParameters memory set = tiered();
+        set.feed = address(new Feed(8, 1900e8));
+        setMarket(ETH, set);
+        assertEq(exchange.liveOf(ETH).price, 1900e18, "the new feed");
+    }
+
     /// @notice Rule 6: the rate drifts by skew, one unit pays the mean of its ends times time times price, the other
     /// side gets it, and the house settles the difference.
     function test_rule6_fundingByIndex() public {

@@ -113,7 +113,7 @@ contract PerpPlayer is PerpSetup {
         bool success = asked(ownerOf(account), abi.encodeCall(IPerpExchange.trade, (account, market, size, limit)));
         if (!success) return;
         ++trades;
-        bool reduces = abs(before + size) <= abs(before) && before != 0 && (before + size == 0 || (before > 0) == (before + size > 0));
+        bool reduces = before != 0 && (size > 0) != (before > 0) && abs(size) <= abs(before);
         assertFalse(frozen, "a frozen account traded");
         assertTrue(reduces || !exchange.openPaused(), "opened while paused");
         assertTrue(reckoner.sums(HOUSE).equity >= 0, "traded with a bankrupt house");
@@ -165,7 +165,8 @@ contract PerpPlayer is PerpSetup {
         if (size == 0) return;
         (ruined, ruinedIn) = (account, market);
         PerpReckoner.Sums memory s = reckoner.sums(account);
-        int256[5] memory targets = [s.required - 1, s.maintenance * 3 / 4, s.maintenance / 3, int256(0), -s.maintenance / 4];
+        int256[5] memory targets =
+            [s.required - 1, s.maintenance * 3 / 4, s.maintenance / 3, int256(0), -s.maintenance / 4];
         int256 price = reckoner.mark(market);
         int256 next = price + (targets[how % 5] - s.equity) * 1e18 / size;
         next = next < price * 2 / 3 ? price * 2 / 3 : next > price * 3 / 2 ? price * 3 / 2 : next;
@@ -237,7 +238,8 @@ contract PerpPlayer is PerpSetup {
         if (due && exchange.liquidationPaused()) ++refusedByPause;
         due = due && !exchange.liquidationPaused();
         uint256 size = abs(sizeOf(account, market));
-        assertTrue(asked(keeper, abi.encodeCall(IPerpExchange.liquidate, (account, market))) == due, "who is liquidated");
+        bytes memory request = abi.encodeCall(IPerpExchange.liquidate, (account, market));
+        assertTrue(asked(keeper, request) == due, "who is liquidated");
         if (!due) return;
         ++liquidations;
         if (sizeOf(account, market) != 0) ++partials;
@@ -299,8 +301,8 @@ contract PerpPlayer is PerpSetup {
         uint256 laid; // on everybody
     }
 
-    /// @notice The fund before winners before everybody; only profit is taken from winners; and everybody pays only when
-    /// no winner is left or deleveraging is off.
+    /// @notice The fund before winners before everybody; only profit is taken from winners; and everybody pays only
+    /// when no winner is left or deleveraging is off.
     function doDeleverage(uint256 who, uint256 market, uint256 most, uint256 seed) external {
         (uint256 account, uint256 victims) = victimOf(who, market);
         tryDeleverage(account, victims, most % 8, seed);

@@ -4,8 +4,8 @@ pragma solidity 0.8.37;
 import {IPerpExchange} from "../../src/interfaces/IPerpExchange.sol";
 import {Feed} from "../mocks/Feed.sol";
 
-/// @notice The formulas of docs/perps.md once more, from what is stored and what the feeds say, sharing no code with the
-/// exchange. Fractions are kept until the one rounding each formula has.
+/// @notice The formulas of docs/perps.md once more, from what is stored and what the feeds say, sharing no code with
+/// the exchange. Fractions are kept until the one rounding each formula has.
 contract PerpReckoner {
     int256 internal constant ONE = 1e18;
 
