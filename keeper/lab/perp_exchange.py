@@ -208,14 +208,14 @@ def trade_tx(contract: Contract, owner: Address, number: int, market: int, size_
 def random_accounts(
     chance: random.Random, prices_usd: Sequence[float], first: int, count: int
 ) -> list[AccountSpec]:
-    """Isolated and cross accounts over all markets, of 1 to 7 times their collateral; longs and shorts."""
+    """Isolated and cross accounts over all markets, of 1 to 8 times their collateral; longs and shorts."""
     specs = []
     for number in range(first, first + count):
         isolated = chance.random() < 0.4
         most = 1 if isolated else chance.randint(1, len(prices_usd))
         markets = chance.sample(range(len(prices_usd)), most)
         total_usd = 10 ** chance.uniform(2.3, 5.3)
-        leverage = chance.uniform(1, 3) if chance.random() < 0.3 else chance.uniform(3, 7)
+        leverage = chance.uniform(1, 3) if chance.random() < 0.3 else chance.uniform(3, 8)
         weights = [chance.uniform(0.2, 1.0) for _ in markets]
         trades = []
         for market, weight in zip(markets, weights, strict=True):
