@@ -129,7 +129,7 @@ async def _liquidate_some(
         if follower.key(number) not in held or not follower.health(number, marks).liquidatable:
             continue
         unsafe.append(number)
-        options = follower.options(number, marks)
+        options = follower.cash(number, marks) + follower.all_takeovers(number, marks)
         for option in chance.sample(options, min(len(options), 4)):
             foretold, came = await follower.outcome(option), await follower.executed(option, marks, who)
             if isinstance(foretold, Outcome):

@@ -32,6 +32,7 @@ from keeper.lab.tokens import approve_txs, mint
 from keeper.lab.world import Lab, World
 from keeper.protocols.reference_perp import Cash, ReferencePerp, ReferencePerpConfig, Takeover
 from keeper.protocols.reference_perp.exchange import account_key
+from keeper.protocols.reference_perp.options import takeovers
 from keeper.types import (
     Address,
     BlockNumber,
@@ -131,6 +132,15 @@ class ExchangeFollower:
     def takeovers(self, number: int, marks: Marks) -> list[Option]:
         """An account's options that inherit a position, largest first."""
         return [each for each in self.options(number, marks) if isinstance(each.detail, Takeover)]
+
+    def all_takeovers(self, number: int, marks: Marks) -> list[Option]:
+        """The same with those that would not pay."""
+        health, heir = self.health(number, marks), marks.exact.heir
+        return [
+            option
+            for stake in health.detail.holding.stakes
+            for option in takeovers(health, marks.exact, stake, heir)
+        ]
 
     async def outcome(self, option: Option) -> Outcome | Refusal:
         """What the adapter foretells of an option."""

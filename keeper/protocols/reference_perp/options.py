@@ -88,7 +88,7 @@ class Takeover:
 
 
 def find_options(health: Health, marks: ExchangeMarks) -> Sequence[Option | Refusal]:
-    """Every position for cash and in sizes to take over; what the exchange would refuse is a Refusal."""
+    """Every position for cash and in sizes that pay to take over; what the exchange would refuse is a Refusal."""
     account: Account = health.detail
     if not health.liquidatable:
         return [Refusal("options", "healthy", {"health_factor_wad": str(health.health_factor_wad)})]
@@ -101,7 +101,7 @@ def find_options(health: Health, marks: ExchangeMarks) -> Sequence[Option | Refu
     for stake in account.holding.stakes:
         found.append(_cash(health, marks, marks.markets[stake.market]))
     for stake in account.holding.stakes:
-        found += _takeovers(health, marks, stake)
+        found += _worthwhile(health, marks, stake)
     return found
 
 
@@ -155,20 +155,8 @@ def _cash(health: Health, marks: ExchangeMarks, market: Market) -> Option | Refu
     return _option(health, marks, Cash(marks, market, quote), 0)
 
 
-def _takeovers(health: Health, marks: ExchangeMarks, stake: Stake) -> Iterator[Option | Refusal]:
-    """A position in sizes from the most that may be taken down to dust."""
-    heir, gate_s, bankrupt = marks.heir, marks.parameters.gate_s, health.detail.judged.equity < 0
-    if heir is None:
-        yield Refusal("options", "no_liquidator", {"market": stake.market})
-        return
-    if heir.in_markets or heir.collateral < 0:
-        numbers = {"heir": heir.number, "collateral_wad": str(heir.collateral)}
-        yield Refusal("options", "left_over", {"market": stake.market, **numbers})
-        return
-    if marks.timestamp_s < marks.gated_until_s or (bankrupt and gate_s):
-        numbers = {"gated_until_s": marks.gated_until_s, "gate_s": gate_s}
-        yield Refusal("options", "withdrawals_gated", {"market": stake.market, **numbers})
-        return
+def takeovers(health: Health, marks: ExchangeMarks, stake: Stake, heir: Heir) -> Iterator[Option]:
+    """A position in sizes from the most that may be taken down to dust, whatever comes of it."""
     market = marks.markets[stake.market]
     most = _quote(health, marks, market, MAX_UINT256, cash=False).liquidatable
     if most < abs(stake.size):
@@ -178,6 +166,20 @@ def _takeovers(health: Health, marks: ExchangeMarks, stake: Stake) -> Iterator[O
         signed = size if stake.size > 0 else -size
         choice = Takeover(marks, market, heir, health.detail, stake, signed, quote)
         yield _option(health, marks, choice, _margin_raw(choice))
+
+
+def _worthwhile(health: Health, marks: ExchangeMarks, stake: Stake) -> list[Option | Refusal]:
+    """The sizes of a position that pay to take over; where none does, why the smallest does not."""
+    heir = marks.heir
+    if heir is None:
+        return [Refusal("options", "no_liquidator", {"market": stake.market})]
+    if heir.in_markets or heir.collateral < 0:
+        numbers = {"heir": heir.number, "collateral_wad": str(heir.collateral)}
+        return [Refusal("options", "left_over", {"market": stake.market, **numbers})]
+    options = list(takeovers(health, marks, stake, heir))
+    answers = [outcome_of(option, option.max_repay_raw) for option in options]
+    paying = [each for each, answer in zip(options, answers, strict=True) if isinstance(answer, Outcome)]
+    return [*paying] or [answer for answer in answers[-1:] if isinstance(answer, Refusal)]
 
 
 def _sizes(most: int, market: Market) -> Iterator[int]:
@@ -214,6 +216,11 @@ def _margin_raw(choice: Takeover) -> int:
 def _closed(choice: Takeover, margin_raw: int) -> Outcome | Refusal:
     """What is withdrawn of a margin once the position is inherited and closed with the house."""
     marks, market, scale = choice.marks, choice.market, choice.marks.exchange.scale
+    # an account that owes more than it has gates withdrawals as soon as it is liquidated
+    gate_s = marks.parameters.gate_s if choice.account.judged.equity < 0 else 0
+    if gate_s or marks.timestamp_s < marks.gated_until_s:
+        numbers = {"gated_until_s": max(marks.gated_until_s, marks.timestamp_s + gate_s)}
+        return Refusal("outcome", "withdrawals_gated", choice.names | numbers)
     heir = choice.inherited(margin_raw)
     judged = assess(heir, marks.parameters, marks.markets)
     needed = max(judged.initial, judged.required)
