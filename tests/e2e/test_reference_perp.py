@@ -1,9 +1,8 @@
-"""The reference exchange by the daemon's own line: cash, takeovers, parts until healthy, several markets, and pauses."""
+"""The reference exchange by the daemon's own line: cash, takeovers, parts until healthy, several markets, pauses."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from keeper.lab.perp_exchange import (
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.ledger import Booked
+from keeper.protocols.reference_perp.exchange import account_key
 from keeper.types import Address
 from tests.e2e.line import Line, open_again
-from tests.protocols.reference_perp_lab import BTC, ETH, ISO, USDC, account_key, rig_with_exchange, units
+from tests.protocols.reference_perp_lab import BTC, ETH, ISO, USDC, rig_with_exchange, units
 
 TRADER, WHALE = account(1), account(2)
 EXCHANGE = load("PerpExchange")
@@ -102,18 +102,12 @@ class Scene:
         return ["takeover" if heir else "cash" for heir in heirs]
 
 
-@asynccontextmanager
-async def scene_on(lab: Lab, folder: Path) -> AsyncIterator[Scene]:
-    exchange, rig = await rig_with_exchange(lab, folder)
-    async with open_again(lab, rig) as line:
-        yield Scene(lab, exchange, line)
-
-
 @pytest.fixture
 async def scene(lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
     """A reference exchange with a keeper at work."""
-    async with scene_on(lab, tmp_path) as scene:
-        yield scene
+    exchange, rig = await rig_with_exchange(lab, tmp_path)
+    async with open_again(lab, rig) as line:
+        yield Scene(lab, exchange, line)
 
 
 async def test_a_position_is_closed_for_cash(scene: Scene) -> None:

@@ -28,14 +28,19 @@ async def _trades(follower: ExchangeFollower, chance: random.Random, owners: dic
     """Some accounts change a size, turn, close, deposit or withdraw; how many the exchange let."""
     contract, done = follower.contract, 0
     for number in chance.sample(sorted(owners), max(6, len(owners) // 8)):
-        market, kind = chance.choice((ETH, BTC, ISO)), chance.choice(("trade", "trade", "withdraw", "deposit"))
+        market, kind = (
+            chance.choice((ETH, BTC, ISO)),
+            chance.choice(("trade", "trade", "withdraw", "deposit")),
+        )
         size = (await contract.read("positionOf", number, market))[0]
         try:
             if kind == "trade" and size:
                 delta = chance.choice((-size, -3 * size // 2, int(size * chance.uniform(-0.9, 0.9)) or 1))
                 await follower.trade(owners[number], number, market, delta)
             elif kind == "withdraw":
-                await follower.send(owners[number], "withdraw", number, chance.randint(1, 10**8), owners[number])
+                await follower.send(
+                    owners[number], "withdraw", number, chance.randint(1, 10**8), owners[number]
+                )
             elif kind == "deposit":
                 await follower.govern("deposit", number, chance.randint(1, 10**7))
             else:
@@ -147,7 +152,9 @@ async def _liquidate_some(
             if not isinstance(await follower.outcome(option), Outcome):
                 continue
             for call in follower.adapter.liquidation_calls(option, option.max_repay_raw):
-                await follower.node.send(Tx(who, call.target, call.data, gas=3_000_000), follower.contract.abi)
+                await follower.node.send(
+                    Tx(who, call.target, call.data, gas=3_000_000), follower.contract.abi
+                )
             seen["done"] += 1
 
 

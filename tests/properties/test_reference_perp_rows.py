@@ -101,7 +101,11 @@ def _near_the_edge(marks: ExchangeMarks, chance: random.Random, spread: float) -
     stakes.sort(key=lambda stake: stake.market)
     empty = Holding(0, flagged=False, cut=False, stakes=tuple(stakes))
     judged = assess(empty, marks.parameters, marks.markets)
-    off = chance.randint(-3, 3) if chance.random() < 0.5 else int(judged.required * chance.uniform(-spread, spread))
+    off = (
+        chance.randint(-3, 3)
+        if chance.random() < 0.5
+        else int(judged.required * chance.uniform(-spread, spread))
+    )
     return replace(empty, collateral=judged.required - judged.equity + off)
 
 
@@ -182,7 +186,12 @@ def test_words_keep_signs_and_sizes() -> None:
     """Whatever the contract can hold comes back from a row of words as it was, in as many markets as there are."""
     edges = (1, -1, 2**64, -(2**64), 2**127 - 1, -(2**127))
     held = [
-        Holding(other, flagged=edge > 0, cut=other > 0, stakes=(Stake(0, edge, other, edge), Stake(3, 1, edge, other)))
+        Holding(
+            other,
+            flagged=edge > 0,
+            cut=other > 0,
+            stakes=(Stake(0, edge, other, edge), Stake(3, 1, edge, other)),
+        )
         for edge in edges
         for other in (0, *edges)
     ]
@@ -195,7 +204,9 @@ def test_rounding_is_the_contracts() -> None:
     against the trader, and there is none beyond twice the skew's scale.
     """
     day, terms = 86_400, _market(random.Random(1), 0).parameters
-    terms = replace(terms, skew_scale=100 * WAD, max_funding_velocity=3 * WAD, maker_fee=0, taker_fee=WAD // 1_000)
+    terms = replace(
+        terms, skew_scale=100 * WAD, max_funding_velocity=3 * WAD, maker_fee=0, taker_fee=WAD // 1_000
+    )
     capped = live_of(terms, replace(NO_STATE, long_size=1_000 * WAD), WAD, day)
     assert (capped.long_index, capped.short_index) == (3 * WAD // 2, -3 * WAD // 2)
     assert live_of(terms, replace(NO_STATE, short_size=100 * WAD), WAD, day).long_index == -3 * WAD // 2

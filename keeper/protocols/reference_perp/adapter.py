@@ -172,7 +172,9 @@ class ReferencePerp:
         found: set[PositionKey] = set()
         unfinished, first = list(range(len(self.loaded.feeds))), 0
         while unfinished:
-            pages = yield from ask([(_HOLDERS, self._address, (market, first, _PAGE)) for market in unfinished])
+            pages = yield from ask(
+                [(_HOLDERS, self._address, (market, first, _PAGE)) for market in unfinished]
+            )
             found |= {self._key(account_key(number)) for page in pages for number in page}
             unfinished = [
                 market for market, page in zip(unfinished, pages, strict=True) if len(page) == _PAGE

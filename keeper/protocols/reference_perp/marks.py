@@ -1,4 +1,4 @@
-"""What moves at every head: marks, funding, parameters, the pause, the fund, the house, and the liquidator's account."""
+"""What moves at every head: marks, funding, parameters, pause, fund, the house, and the liquidator's account."""
 
 from __future__ import annotations
 
@@ -148,9 +148,10 @@ class MarksReader:
         }
         exchange, count = self._exchange, len(self._exchange.feeds)
         given = [MarketParameters(*told[f"parameters {number}"]) for number in range(count)]
-        moved = any(
-            each.feed != feed.address for each, feed in zip(given, exchange.feeds, strict=True)
-        ) or told.get("newestOf", exchange.heir) != exchange.heir
+        moved = (
+            any(each.feed != feed.address for each, feed in zip(given, exchange.feeds, strict=True))
+            or told.get("newestOf", exchange.heir) != exchange.heir
+        )
         if moved or told["marketCount"] != count:
             return None
         markets = tuple(
@@ -168,9 +169,7 @@ class MarksReader:
             liquidation_paused=told["liquidationPaused"],
             gated_until_s=told["gatedUntil"],
             fund=told["fund"],
-            house=told_holding(
-                told["house"], [(number, told[f"house {number}"]) for number in range(count)]
-            ),
+            house=told_holding(told["house"], [(number, told[f"house {number}"]) for number in range(count)]),
             heir=_heir(exchange, told) if "heir" in told else None,
         )
 

@@ -219,7 +219,7 @@ def _closed(choice: Takeover, margin_raw: int) -> Outcome | Refusal:
     # an account that owes more than it has gates withdrawals as soon as it is liquidated
     gate_s = marks.parameters.gate_s if choice.account.judged.equity < 0 else 0
     if gate_s or marks.timestamp_s < marks.gated_until_s:
-        numbers = {"gated_until_s": max(marks.gated_until_s, marks.timestamp_s + gate_s)}
+        numbers: dict[str, Any] = {"gated_until_s": max(marks.gated_until_s, marks.timestamp_s + gate_s)}
         return Refusal("outcome", "withdrawals_gated", choice.names | numbers)
     heir = choice.inherited(margin_raw)
     judged = assess(heir, marks.parameters, marks.markets)

@@ -277,7 +277,7 @@ def quote_of(
 
 
 def fill_of(market: Market, size_delta: int) -> tuple[int, int, int] | None:
-    """Fill price, signed cost and fee of a trade with the house (_fill); None where the skew lets nobody sell so much."""
+    """Fill price, signed cost and fee of a trade with the house (_fill); None where the skew allows none."""
     terms, skew, price = market.parameters, market.state.skew, market.live.price
     twice = 2 * terms.skew_scale
     moved = twice + 2 * skew + size_delta
@@ -317,4 +317,3 @@ def ceil_div(a: int, b: int) -> int:
 
 def _towards_zero(a: int, b: int) -> int:
     return a // b if a >= 0 else -(-a // b)
-
