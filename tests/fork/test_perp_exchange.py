@@ -76,11 +76,11 @@ async def test_random_traders_stand_where_they_wanted(lab: Lab, exchange: PerpEx
         owner, isolated, flagged, *_ = await contract.read("accountOf", number)
         assert (owner, isolated, flagged) == (spec.owner, spec.isolated, False)
         for symbol, size in spec.sizes.items():
-            assert (await contract.read("positionOf", number, exchange.market(symbol)))[0] == size
+            assert (await contract.read("holding", number, exchange.market(symbol)))[0] == size
             house[symbol] -= size
     assert any(spec.isolated for spec in specs) and any(len(spec.sizes) > 1 for spec in specs)
     for symbol, size in house.items():
-        assert (await contract.read("positionOf", HOUSE, exchange.market(symbol)))[0] == size
+        assert (await contract.read("holding", HOUSE, exchange.market(symbol)))[0] == size
     assert 0 <= await held_less_owed(lab.node, exchange) < 10_000
 
 
