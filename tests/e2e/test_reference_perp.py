@@ -62,7 +62,7 @@ class Scene:
 
     async def size(self, number: int, market: int) -> int:
         """A position's size."""
-        return int((await contract_of(self.lab.node, self.exchange).read("positionOf", number, market))[0])
+        return int((await contract_of(self.lab.node, self.exchange).read("holding", number, market))[0])
 
     async def healthy(self, number: int) -> bool:
         """The exchange's own word."""

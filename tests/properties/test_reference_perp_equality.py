@@ -32,7 +32,7 @@ async def _trades(follower: ExchangeFollower, chance: random.Random, owners: dic
             chance.choice((ETH, BTC, ISO)),
             chance.choice(("trade", "trade", "withdraw", "deposit")),
         )
-        size = (await contract.read("positionOf", number, market))[0]
+        size = (await contract.read("holding", number, market))[0]
         try:
             if kind == "trade" and size:
                 delta = chance.choice((-size, -3 * size // 2, int(size * chance.uniform(-0.9, 0.9)) or 1))

@@ -179,7 +179,7 @@ async def _is_what_is_held(follower: ExchangeFollower, numbers: list[int]) -> No
         assert (holding.collateral, holding.flagged, holding.cut) == (collateral, flagged, cut)
         assert [stake.market for stake in holding.stakes] == [at for at in range(8) if markets >> at & 1]
         for stake in holding.stakes:
-            size, cost, index, _ = await follower.contract.read("positionOf", number, stake.market)
+            size, cost, index, _ = await follower.contract.read("holding", number, stake.market)
             assert (stake.size, stake.cost, stake.index) == (size, cost, index)
 
 

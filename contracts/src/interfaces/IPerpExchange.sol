@@ -253,8 +253,8 @@ interface IPerpExchange {
 
     /* EVENTS */
 
-    event OwnerSet(address indexed owner);
-    event GuardianSet(address indexed guardian);
+    event OwnerSet(address indexed newOwner);
+    event GuardianSet(address indexed newGuardian);
     event ParametersSet(Parameters parameters);
     event MarketSet(uint256 indexed market, MarketParameters parameters);
     event PausesSet(bool openPaused, bool liquidationPaused);
@@ -313,7 +313,7 @@ interface IPerpExchange {
     /// @param isolated Whether it may hold one market only.
     function createAccount(bool isolated) external returns (uint256 account);
 
-    /// @notice Pays into any account, the house's too.
+    /// @notice Pays into any account, whose owner's it is from then on; the house's is the exchange's owner.
     function deposit(uint256 account, uint256 amount) external;
 
     /// @notice Pays out of the caller's account: collateral that is neither margin nor debt, and never unrealized
@@ -365,12 +365,17 @@ interface IPerpExchange {
 
     /* SETTINGS */
 
-    function setOwner(address owner) external;
-    function setGuardian(address guardian) external;
-    function setParameters(Parameters calldata parameters) external;
+    /// @notice Hands the settings and the house over; only the owner, as all settings.
+    function setOwner(address newOwner) external;
+
+    /// @notice Names who may pause.
+    function setGuardian(address newGuardian) external;
+
+    /// @notice Changes what the whole exchange goes by.
+    function setParameters(Parameters calldata set) external;
 
     /// @notice Changes a market, or adds one when `market` equals `marketCount()`.
-    function setMarket(uint256 market, MarketParameters calldata parameters) external;
+    function setMarket(uint256 market, MarketParameters calldata set) external;
 
     /// @notice Sets both pause flags; the guardian can only pause, the owner also unpause.
     function setPauses(bool open, bool liquidation) external;
@@ -414,10 +419,10 @@ interface IPerpExchange {
     function liveOf(uint256 market) external view returns (Live memory);
 
     function accountOf(uint256 account) external view returns (Account memory);
+    function holding(uint256 account, uint256 market) external view returns (Position memory);
 
     /// @notice The account that somebody opened last; 0 for none.
-    function newestOf(address owner) external view returns (uint256);
-    function positionOf(uint256 account, uint256 market) external view returns (Position memory);
+    function newestOf(address creator) external view returns (uint256);
 
     /// @notice A page of accounts from number `from` on; shorter than `count` at the end.
     function accounts(uint256 from, uint256 count) external view returns (Account[] memory);

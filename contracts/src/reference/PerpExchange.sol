@@ -94,7 +94,7 @@ contract PerpExchange is IPerpExchange {
     uint256 public marketCount;
 
     /// @inheritdoc IPerpExchange
-    mapping(address owner => uint256 account) public newestOf;
+    mapping(address creator => uint256 account) public newestOf;
 
     Parameters internal _parameters;
     mapping(uint256 market => MarketParameters) internal _parametersOf;
@@ -110,15 +110,15 @@ contract PerpExchange is IPerpExchange {
     /* CONSTRUCTOR */
 
     /// @param token Collateral: at most 18 decimals, no fee on transfer, no rebasing.
-    /// @param owner_ Changes the settings and owns the house.
-    constructor(address token, address owner_) {
+    /// @param firstOwner Changes the settings and owns the house.
+    constructor(address token, address firstOwner) {
         uint256 decimals = IERC20(token).decimals();
         if (decimals > MAX_DECIMALS) revert InvalidParameter("decimals");
         TOKEN = token;
         SCALE = 10 ** (MAX_DECIMALS - decimals);
-        _setOwner(owner_);
+        _setOwner(firstOwner);
         accountCount = 1;
-        emit AccountCreated(HOUSE, owner_, false);
+        emit AccountCreated(HOUSE, firstOwner, false);
     }
 
     /* MODIFIERS */
@@ -726,21 +726,21 @@ contract PerpExchange is IPerpExchange {
     /* SETTINGS */
 
     /// @inheritdoc IPerpExchange
-    function setOwner(address owner_) external onlyOwner {
-        _setOwner(owner_);
+    function setOwner(address newOwner) external onlyOwner {
+        _setOwner(newOwner);
     }
 
-    function _setOwner(address owner_) internal {
-        if (owner_ == address(0)) revert InvalidParameter("owner");
-        owner = owner_;
-        _accounts[HOUSE].owner = owner_;
-        emit OwnerSet(owner_);
+    function _setOwner(address newOwner) internal {
+        if (newOwner == address(0)) revert InvalidParameter("owner");
+        owner = newOwner;
+        _accounts[HOUSE].owner = newOwner;
+        emit OwnerSet(newOwner);
     }
 
     /// @inheritdoc IPerpExchange
-    function setGuardian(address guardian_) external onlyOwner {
-        guardian = guardian_;
-        emit GuardianSet(guardian_);
+    function setGuardian(address newGuardian) external onlyOwner {
+        guardian = newGuardian;
+        emit GuardianSet(newGuardian);
     }
 
     /// @inheritdoc IPerpExchange
@@ -923,7 +923,7 @@ contract PerpExchange is IPerpExchange {
     }
 
     /// @inheritdoc IPerpExchange
-    function positionOf(uint256 account, uint256 market) external view returns (Position memory) {
+    function holding(uint256 account, uint256 market) external view returns (Position memory) {
         return _positions[account][market];
     }
 

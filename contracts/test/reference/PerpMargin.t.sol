@@ -21,7 +21,7 @@ contract PerpMarginTest is PerpSetup {
         assertEq(collateralOf(account), 9987.9994e18, "nothing is settled by waiting");
         trade(account, ETH, -4e18);
         // Sold at 2100 (1 + 8/100000) = 2100.168: 8400.672 less 4/10 of the cost, less maker fee and funding.
-        assertEq(exchange.positionOf(account, ETH).cost, 12_000.6e18, "cost of what stays");
+        assertEq(exchange.holding(account, ETH).cost, 12_000.6e18, "cost of what stays");
         int256 realized = 8400.672e18 - 8000.4e18 - 1.6801344e18 - 3.15e18;
         assertEq(collateralOf(account), 9987.9994e18 + realized, "realized");
         assertSolvent(100);
@@ -36,7 +36,7 @@ contract PerpMarginTest is PerpSetup {
         setBtc(48_000);
         trade(account, ETH, -20e18);
         assertTrue(collateralOf(account) < 0, "a debt");
-        int256 gain = -48_000e18 - int256(exchange.positionOf(account, BTC).cost);
+        int256 gain = -48_000e18 - int256(exchange.holding(account, BTC).cost);
         assertEq(equityOf(account), collateralOf(account) + gain, "the gain covers it");
         assertSolvent(100);
     }

@@ -332,7 +332,7 @@ contract PerpPlayer is PerpSetup {
     function profitsIn(uint256 market) internal view returns (int256[] memory profits) {
         profits = new int256[](accounts.length);
         for (uint256 i; i < accounts.length; ++i) {
-            IPerpExchange.Position memory position = exchange.positionOf(accounts[i], market);
+            IPerpExchange.Position memory position = exchange.holding(accounts[i], market);
             int256 worth = reckoner.down(position.size * reckoner.mark(market), 1e18);
             if (position.size != 0) profits[i] = (worth - position.cost) * 1e18 / int256(abs(position.size));
         }
@@ -416,7 +416,7 @@ contract PerpPlayer is PerpSetup {
         uint256[2] memory sides;
         uint256 count;
         for (uint256 i; i < accounts.length; ++i) {
-            IPerpExchange.Position memory position = exchange.positionOf(accounts[i], market);
+            IPerpExchange.Position memory position = exchange.holding(accounts[i], market);
             sizes += position.size;
             bool marked = exchange.accountOf(accounts[i]).markets >> market & 1 == 1;
             assertTrue(marked == (position.size != 0), "marked as holder");

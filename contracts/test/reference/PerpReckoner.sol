@@ -106,7 +106,7 @@ contract PerpReckoner {
         IPerpExchange.Account memory holder = EXCHANGE.accountOf(account);
         s.equity = holder.collateral;
         for (uint256 market; market < EXCHANGE.marketCount(); ++market) {
-            IPerpExchange.Position memory position = EXCHANGE.positionOf(account, market);
+            IPerpExchange.Position memory position = EXCHANGE.holding(account, market);
             if (position.size == 0) continue;
             Look memory l = look(market);
             s.equity += down(position.size * l.price, ONE) - position.cost - owed(position, l);
@@ -147,7 +147,7 @@ contract PerpReckoner {
     function tier(uint256 account, uint256 market) public view returns (int256) {
         IPerpExchange.Parameters memory set = EXCHANGE.parameters();
         Sums memory s = sums(account);
-        int256 size = abs(EXCHANGE.positionOf(account, market).size);
+        int256 size = abs(EXCHANGE.holding(account, market).size);
         int256 worth = up(size * look(market).price, ONE);
         if (s.equity >= s.required) return 0;
         if (worth <= int256(uint256(set.wholeBelow))) return size;
@@ -158,7 +158,7 @@ contract PerpReckoner {
     /// @notice Equity that goes with a part of a position: its part of the maintenance margin.
     function part(uint256 account, uint256 market, int256 closed) public view returns (int256) {
         Sums memory s = sums(account);
-        int256 size = abs(EXCHANGE.positionOf(account, market).size);
+        int256 size = abs(EXCHANGE.holding(account, market).size);
         Look memory l = look(market);
         (, int256 before) = margins(l, size);
         (, int256 rest) = margins(l, size - closed);

@@ -187,7 +187,7 @@ abstract contract PerpSetup is TestBase {
     }
 
     function sizeOf(uint256 account, uint256 market) internal view returns (int256) {
-        return exchange.positionOf(account, market).size;
+        return exchange.holding(account, market).size;
     }
 
     function collateralOf(uint256 account) internal view returns (int256) {

@@ -171,7 +171,7 @@ contract PerpStatesTest is PerpSetup {
             assertEq(collateralOf(account), collateral, "collateral");
             for (uint256 market; market < 2; ++market) {
                 assertEq(sizeOf(account, market), size[market], "size");
-                assertEq(exchange.positionOf(account, market).cost, cost[market], "cost");
+                assertEq(exchange.holding(account, market).cost, cost[market], "cost");
             }
         }
     }
@@ -271,7 +271,7 @@ contract PerpStatesTest is PerpSetup {
         exchange.trade(account, 2, 1e18, 0);
         trade(account, ETH, -15e18);
         assertEq(sizeOf(account, ETH), -5e18, "turned");
-        assertEq(exchange.positionOf(account, ETH).cost, -10_000.25e18, "at the new price");
+        assertEq(exchange.holding(account, ETH).cost, -10_000.25e18, "at the new price");
         assertSolvent(100);
     }
 

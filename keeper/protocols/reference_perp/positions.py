@@ -21,7 +21,7 @@ from keeper.seams import Reads
 from keeper.types import PositionKey, Positions, Rows
 
 ACCOUNT_OF: Final = EXCHANGE.function("accountOf")
-POSITION_OF: Final = EXCHANGE.function("positionOf")
+POSITION_OF: Final = EXCHANGE.function("holding")
 
 _BITS: Final = 128
 _MASK: Final = (1 << _BITS) - 1
@@ -43,7 +43,7 @@ def holding_of(words: Sequence[int]) -> Holding:
 
 
 def told_holding(account: Sequence[Any], positions: Sequence[tuple[int, Sequence[Any]]]) -> Holding:
-    """An account as `accountOf` tells it, with its positions as `positionOf` does, each with its market."""
+    """An account as `accountOf` tells it, with its positions as `holding` does, each with its market."""
     _, _, flagged, cut, collateral, _ = account
     stakes = (Stake(market, size, cost, index) for market, (size, cost, index, _) in positions if size)
     return Holding(collateral, flagged, cut, tuple(stakes))
