@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from keeper.abi import load
+from keeper.abi import checksum, load
 from keeper.fixed import MAX_UINT256, WAD
 from keeper.lab.actors import Cast, account
 from keeper.lab.chainlink import Feed
@@ -96,6 +96,16 @@ class TraderSpec:
     collateral_raw: int
     sizes: Mapping[str, int] = field(default_factory=dict)
     isolated: bool = False
+
+
+def table(exchange: PerpExchange) -> str:
+    """Its part of `keeper.toml`."""
+    return f"""
+[[protocols]]
+kind = "reference-perp"
+name = "reference"
+exchange = "{checksum(exchange.address)}"
+"""
 
 
 async def deploy_perp_exchange(

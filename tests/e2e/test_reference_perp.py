@@ -12,21 +12,23 @@ from keeper.abi import load
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
-from keeper.lab.perp_exchange import (
-    AccountSpec,
-    Exchange,
-    contract_of,
-    open_accounts,
-    set_market,
-    set_parameters,
-)
+from keeper.lab.perp_exchange import PerpExchange, TraderSpec, exchange_of, open_accounts
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.ledger import Booked
 from keeper.protocols.reference_perp.exchange import account_key
 from keeper.types import Address
 from tests.e2e.line import Line, open_again
-from tests.protocols.reference_perp_lab import BTC, ETH, ISO, USDC, rig_with_exchange, units
+from tests.protocols.reference_perp_lab import (
+    BTC,
+    ETH,
+    ISO,
+    USDC,
+    feeds_of,
+    rig_with_exchange,
+    set_parameters,
+    units,
+)
 
 TRADER, WHALE = account(1), account(2)
 EXCHANGE = load("PerpExchange")
@@ -37,37 +39,35 @@ class Scene:
     """A keeper at work on a lab with a reference exchange; accounts go by their numbers."""
 
     lab: Lab
-    exchange: Exchange
+    exchange: PerpExchange
     line: Line
 
     async def open(self, owner: Address, cash_usd: int, *trades: tuple[int, int]) -> int:
         """A cross account that trades; its number."""
-        spec = AccountSpec(owner, False, cash_usd * USDC, trades)
+        sizes = {self.exchange.markets[market]: size for market, size in trades}
+        spec = TraderSpec(owner, cash_usd * USDC, sizes)
         [number] = await open_accounts(self.lab.node, self.lab.world.cast, self.exchange, [spec])
         return number
 
     async def move(self, prices_usd: Mapping[int, int]) -> None:
         """Report these markets' prices, and the others' again."""
-        feeds = self.exchange.feeds
+        feeds = feeds_of(self.lab.world, self.exchange)
         prices = {feed: (await latest(self.lab.node, feed)).price_raw for feed in feeds}
         prices |= {feeds[market]: usd * 10**8 for market, usd in prices_usd.items()}
         await set_prices(self.lab.node, prices)
 
     async def set(self, market: int | None = None, **changed: int) -> None:
         """Change parameters of the exchange, or of a market."""
-        if market is None:
-            await set_parameters(self.lab.node, self.lab.world.cast, self.exchange, **changed)
-        else:
-            await set_market(self.lab.node, self.lab.world.cast, self.exchange, market, **changed)
+        await set_parameters(self.lab.node, self.lab.world, self.exchange, market, **changed)
 
     async def size(self, number: int, market: int) -> int:
         """A position's size."""
-        return int((await contract_of(self.lab.node, self.exchange).read("holding", number, market))[0])
+        return int((await exchange_of(self.lab.node, self.exchange).read("holding", number, market))[0])
 
     async def healthy(self, number: int) -> bool:
         """The exchange's own word."""
-        judged = await contract_of(self.lab.node, self.exchange).read("assess", number)
-        flagged = (await contract_of(self.lab.node, self.exchange).read("accountOf", number))[2]
+        judged = await exchange_of(self.lab.node, self.exchange).read("assess", number)
+        flagged = (await exchange_of(self.lab.node, self.exchange).read("accountOf", number))[2]
         return bool(judged[0] >= judged[4]) and not flagged
 
     async def work(self) -> list[Booked]:
@@ -84,7 +84,7 @@ class Scene:
         gained_raw = await line.treasury_raw() - before_raw
         assert gained_raw == sum(int(each.body["profit_raw"]) for each in settled)
         assert await balance_of(self.lab.node, self.exchange.token, line.rig.liquidator) == 0
-        contract = contract_of(self.lab.node, self.exchange)
+        contract = exchange_of(self.lab.node, self.exchange)
         heir = await contract.read("newestOf", line.rig.liquidator)
         if heir:
             _, _, flagged, _, collateral, markets = await contract.read("accountOf", heir)
@@ -112,7 +112,7 @@ async def scene(lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
 
 async def test_a_position_is_closed_for_cash(scene: Scene) -> None:
     """Where closing costs more than the discount brings, the reward in cash is taken, to the unit."""
-    await scene.set(keeperShare=WAD // 100)
+    await scene.set(keeper_share=WAD // 100)
     number = await scene.open(TRADER, 3_000, (ETH, units(15)))
     assert (await scene.line.step()).liquidatable == 0
     await scene.move({ETH: 1_855})
@@ -130,7 +130,7 @@ async def test_a_position_is_taken_over_and_closed(scene: Scene) -> None:
     await scene.move({ETH: 1_850})
     await scene.work()
     assert set(await scene.done()) == {"takeover"}
-    contract = contract_of(scene.lab.node, scene.exchange)
+    contract = exchange_of(scene.lab.node, scene.exchange)
     heir = await contract.read("newestOf", scene.line.rig.liquidator)
     assert heir == second + 1 == await contract.read("accountCount") - 1
     assert await scene.healthy(first) and await scene.healthy(second)
@@ -138,7 +138,7 @@ async def test_a_position_is_taken_over_and_closed(scene: Scene) -> None:
 
 async def test_parts_are_taken_until_the_account_is_healthy(scene: Scene) -> None:
     """A tenth at a time by the exchange's tiers, one transaction a head, and no more than it takes."""
-    await scene.set(partialRatio=WAD // 10, criticalRatio=0)
+    await scene.set(partial_ratio=WAD // 10, critical_ratio=0)
     number = await scene.open(TRADER, 30_000, (ETH, units(150)))
     await scene.move({ETH: 1_875})
     settled = await scene.work()
@@ -163,7 +163,7 @@ async def test_a_cross_account_is_liquidated_over_several_markets(scene: Scene) 
 async def test_nothing_is_sent_while_the_exchange_has_paused_liquidations(scene: Scene) -> None:
     """Its flag for opening stops nothing; its flag for liquidating stops all, with the reason, until it is lifted."""
     deployer = scene.lab.world.cast.deployer.address
-    contract = contract_of(scene.lab.node, scene.exchange)
+    contract = exchange_of(scene.lab.node, scene.exchange)
     number = await scene.open(TRADER, 30_000, (ETH, units(150)))
     await scene.move({ETH: 1_850})
     await contract.send(deployer, "setPauses", True, True)
@@ -181,8 +181,8 @@ async def test_nothing_is_sent_while_the_exchange_has_paused_liquidations(scene:
 
 async def test_a_window_used_up_is_waited_for(scene: Scene) -> None:
     """The house takes over only so much at a time; where a takeover would lose, the rest waits for the next window."""
-    await scene.set(ETH, windowMultiplier=WAD // 400, maxPd=0)  # 6 ETH every 30 seconds
-    await scene.set(keeperShare=0)
+    await scene.set(ETH, window_multiplier=WAD // 400, max_pd=0)  # 6 ETH every 30 seconds
+    await scene.set(keeper_share=0)
     number = await scene.open(TRADER, 6_000, (ETH, units(30)))
     await scene.open(WHALE, 60_000, (ETH, -units(35)))  # closing the long would grow the skew
     await scene.move({ETH: 1_850})

@@ -9,19 +9,19 @@ import pytest
 
 from keeper.errors import ExecutionError
 from keeper.fixed import MAX_UINT256, WAD
+from keeper.lab.chainlink import latest
 from keeper.lab.node import Tx
-from keeper.lab.perp_exchange import contract_of, prices_usd, random_accounts
+from keeper.lab.perp_exchange import random_traders
 from keeper.lab.world import Lab
 from keeper.protocols.reference_perp import Cash
 from keeper.protocols.reference_perp.rules import Market, capacity_of, quote_of
 from keeper.types import Address, Health, Marks, Outcome
 from tests.conftest import Count
-from tests.protocols.reference_perp_lab import BTC, ETH, ISO, ExchangeFollower, following_exchange
+from tests.protocols.reference_perp_lab import BTC, ETH, ISO, MARKETS, ExchangeFollower, following_exchange
 
 DEEP = os.environ.get("KEEPER_DEEP") == "1"
 ACCOUNTS = 520 if DEEP else 40
 ROUNDS = 8 if DEEP else 4
-FIRST = 1_000
 
 
 async def _trades(follower: ExchangeFollower, chance: random.Random, owners: dict[int, Address]) -> int:
@@ -54,24 +54,24 @@ async def _trades(follower: ExchangeFollower, chance: random.Random, owners: dic
 async def _change_a_parameter(follower: ExchangeFollower, chance: random.Random) -> None:
     name, value = chance.choice(
         (
-            ("minMargin", chance.randint(0, 20) * WAD),
-            ("marginSlope", chance.randint(0, 4) * WAD),
-            ("maintenanceScalar", chance.randint(40, 80) * WAD // 100),
-            ("maxFundingVelocity", chance.randint(0, 18) * WAD),
-            ("penaltyRatio", chance.randint(1, 50) * WAD // 1_000),
-            ("windowMultiplier", chance.choice((0, WAD // 2_000, WAD // 100))),
+            ("min_margin", chance.randint(0, 20) * WAD),
+            ("margin_slope", chance.randint(0, 4) * WAD),
+            ("maintenance_scalar", chance.randint(40, 80) * WAD // 100),
+            ("max_funding_velocity", chance.randint(0, 18) * WAD),
+            ("penalty_ratio", chance.randint(1, 50) * WAD // 1_000),
+            ("window_multiplier", chance.choice((0, WAD // 2_000, WAD // 100))),
         )
     )
     await follower.set(chance.choice((ETH, BTC, ISO)), **{name: value})
     name, value = chance.choice(
         (
-            ("maxReward", chance.choice((1, 20, 5_000)) * WAD),
-            ("wholeBelow", chance.choice((0, 100, 5_000)) * WAD),
-            ("partialRatio", chance.randint(10, 100) * WAD // 100),
-            ("criticalRatio", chance.randint(0, 100) * WAD // 100),
-            ("keeperShare", chance.randint(0, 100) * WAD // 100),
-            ("gateS", chance.choice((0, 0, 600))),
-            ("minReward", chance.choice((0, 3, 40)) * WAD),
+            ("max_reward", chance.choice((1, 20, 5_000)) * WAD),
+            ("whole_below", chance.choice((0, 100, 5_000)) * WAD),
+            ("partial_ratio", chance.randint(10, 100) * WAD // 100),
+            ("critical_ratio", chance.randint(0, 100) * WAD // 100),
+            ("keeper_share", chance.randint(0, 100) * WAD // 100),
+            ("gate_s", chance.choice((0, 0, 600))),
+            ("min_reward", chance.choice((0, 3, 40)) * WAD),
         )
     )
     await follower.set(**{name: value})
@@ -165,8 +165,8 @@ async def test_figures_equal_the_exchanges(lab: Lab, count: Count) -> None:
     """
     chance, seen = random.Random("reference 2026"), Counter[str]()
     async with following_exchange(lab, lab.world.cast.liquidator.address) as follower:
-        assert contract_of(lab.node, follower.exchange).address == follower.exchange.address
-        specs = random_accounts(chance, await prices_usd(lab.node, follower.exchange.feeds), FIRST, ACCOUNTS)
+        prices_e8 = {feed.symbol: (await latest(lab.node, feed)).price_raw for feed in follower.feeds}
+        specs = random_traders(chance, follower.exchange, prices_e8, ACCOUNTS, MARKETS)
         numbers = await follower.open(*specs)
         owners = {number: spec.owner for number, spec in zip(numbers, specs, strict=True)}
         for _ in range(ROUNDS):

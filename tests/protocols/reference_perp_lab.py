@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 
 from keeper.abi import load
@@ -12,18 +12,18 @@ from keeper.book import Book
 from keeper.chain.client import Chain, SimCall
 from keeper.fixed import MAX_UINT256, WAD
 from keeper.lab.actors import account
-from keeper.lab.chainlink import latest, set_prices
+from keeper.lab.chainlink import Feed, latest, set_prices
 from keeper.lab.node import Contract, Node, Receipt
 from keeper.lab.perp_exchange import (
-    MARKETS,
-    AccountSpec,
-    Exchange,
-    MarketSpec,
-    contract_of,
-    deploy_exchange,
+    FLAT,
+    TIERED,
+    ExchangeParameters,
+    MarketParameters,
+    PerpExchange,
+    TraderSpec,
+    deploy_perp_exchange,
+    exchange_of,
     open_accounts,
-    set_market,
-    set_parameters,
     table,
     trade_tx,
 )
@@ -49,6 +49,47 @@ from keeper.types import (
 TRADER, OTHER = account(1), account(2)
 ETH, BTC, ISO = 0, 1, 2
 USDC = 10**6
+_FUND_USD = 200_000
+
+# Margin that grows with size and a window of 480 ETH; flat margins without a window; and a small market.
+MARKETS: Mapping[str, MarketParameters] = {
+    "WETH": replace(TIERED, max_age_s=90_000, window_multiplier=WAD // 5),
+    "WBTC": replace(FLAT, max_age_s=90_000, window_multiplier=0),
+    "ISO": replace(
+        TIERED, max_age_s=90_000, skew_scale=2_000_000 * WAD, min_margin=WAD, penalty_ratio=WAD // 100
+    ),
+}
+
+
+async def exchange_on(lab: Lab) -> PerpExchange:
+    """A reference exchange with these markets; its insurance fund has money."""
+    node, world, token = lab.node, lab.world, lab.world.tokens["USDC"]
+    exchange = await deploy_perp_exchange(node, world.cast, token, world.feeds, MARKETS)
+    deployer = world.cast.deployer.address
+    await mint(node, world.cast, token, deployer, _FUND_USD * USDC)
+    await node.send_all(await approve_txs(node, token, deployer, exchange.address, _FUND_USD * USDC))
+    await exchange_of(node, exchange).send(deployer, "growFund", _FUND_USD * USDC)
+    return exchange
+
+
+def feeds_of(world: World, exchange: PerpExchange) -> list[Feed]:
+    """Every market's feed by its number."""
+    return [world.feeds[symbol] for symbol in exchange.markets]
+
+
+async def set_parameters(
+    node: Node, world: World, exchange: PerpExchange, market: int | None = None, **changed: int
+) -> None:
+    """Change parameters of the exchange, or of a market, by name; the others stay as they are now."""
+    contract, deployer = exchange_of(node, exchange), world.cast.deployer.address
+    if market is None:
+        now = astuple(ExchangeParameters(*await contract.read("parameters")))
+        named = dict(zip((each.name for each in fields(ExchangeParameters)), now, strict=True))
+        await contract.send(deployer, "setParameters", tuple({**named, **changed}.values()))
+    else:
+        feed, *values = await contract.read("parametersOf", market)
+        given = replace(MarketParameters(*values), **changed)
+        await contract.send(deployer, "setMarket", market, (feed, *astuple(given)))
 
 
 @dataclass(slots=True)
@@ -58,7 +99,7 @@ class ExchangeFollower:
     node: Node
     world: World
     chain: Chain
-    exchange: Exchange
+    exchange: PerpExchange
     adapter: ReferencePerp
     book: Book = field(default_factory=Book)
     followed: int = -1
@@ -67,7 +108,12 @@ class ExchangeFollower:
     @property
     def contract(self) -> Contract:
         """The exchange."""
-        return contract_of(self.node, self.exchange)
+        return exchange_of(self.node, self.exchange)
+
+    @property
+    def feeds(self) -> list[Feed]:
+        """Every market's feed by its number."""
+        return feeds_of(self.world, self.exchange)
 
     async def follow(self) -> BlockTime:
         """Read what logs since the last call touched; the head that the book is now true at."""
@@ -167,7 +213,7 @@ class ExchangeFollower:
 
     async def move(self, **factors: float) -> None:
         """Report every market's price again, times a factor where one is given by the feed's symbol."""
-        prices = {feed: (await latest(self.node, feed)).price_raw for feed in self.exchange.feeds}
+        prices = {feed: (await latest(self.node, feed)).price_raw for feed in self.feeds}
         await set_prices(
             self.node,
             {feed: max(1, int(price * factors.get(feed.symbol, 1.0))) for feed, price in prices.items()},
@@ -183,25 +229,23 @@ class ExchangeFollower:
 
     async def set(self, market: int | None = None, **changed: int) -> None:
         """Change parameters of the exchange, or of a market."""
-        if market is None:
-            await set_parameters(self.node, self.world.cast, self.exchange, **changed)
-        else:
-            await set_market(self.node, self.world.cast, self.exchange, market, **changed)
+        await set_parameters(self.node, self.world, self.exchange, market, **changed)
 
-    async def open(self, *specs: AccountSpec) -> list[int]:
+    async def open(self, *specs: TraderSpec) -> list[int]:
         """Open accounts in order."""
         return await open_accounts(self.node, self.world.cast, self.exchange, specs)
 
     async def open_one(self, owner: Address, cash_usd: int, *trades: tuple[int, int]) -> int:
         """Open a cross account that trades; its number."""
-        [number] = await self.open(AccountSpec(owner, False, cash_usd * USDC, trades))
+        sizes = {self.exchange.markets[market]: size for market, size in trades}
+        [number] = await self.open(TraderSpec(owner, cash_usd * USDC, sizes))
         return number
 
     async def trade(self, owner: Address, number: int, market: int, size_delta: int) -> Receipt:
         """Trade at whatever price."""
-        return await self.node.send(
-            trade_tx(self.contract, owner, number, market, size_delta), self.contract.abi
-        )
+        symbol = self.exchange.markets[market]
+        tx = trade_tx(self.node, self.exchange, owner, number, symbol, size_delta)
+        return await self.node.send(tx, self.contract.abi)
 
     async def supply(self, who: Address) -> None:
         """Give somebody dollars that the exchange may take."""
@@ -213,11 +257,9 @@ class ExchangeFollower:
 
 
 @asynccontextmanager
-async def following_exchange(
-    lab: Lab, liquidator: Address | None = None, specs: Sequence[MarketSpec] = MARKETS
-) -> AsyncIterator[ExchangeFollower]:
+async def following_exchange(lab: Lab, liquidator: Address | None = None) -> AsyncIterator[ExchangeFollower]:
     """A follower of a reference exchange, which is deployed on `lab`."""
-    exchange = await deploy_exchange(lab.node, lab.world, specs)
+    exchange = await exchange_on(lab)
     async with _following(lab, exchange, liquidator) as follower:
         if liquidator is not None:
             await follower.supply(liquidator)
@@ -225,15 +267,8 @@ async def following_exchange(
 
 
 @asynccontextmanager
-async def following_rig(lab: Lab, exchange: Exchange, rig: Rig) -> AsyncIterator[ExchangeFollower]:
-    """A follower of the exchange of a lab from `rig_with_exchange`, for its Liquidator."""
-    async with _following(lab, exchange, rig.liquidator) as follower:
-        yield follower
-
-
-@asynccontextmanager
 async def _following(
-    lab: Lab, exchange: Exchange, liquidator: Address | None
+    lab: Lab, exchange: PerpExchange, liquidator: Address | None
 ) -> AsyncIterator[ExchangeFollower]:
     config = ReferencePerpConfig(name="reference", exchange=exchange.address)
     async with await Chain.open([lab.anvil.url], lab.world.chain_id) as chain:
@@ -241,9 +276,9 @@ async def _following(
         yield ExchangeFollower(lab.node, lab.world, chain, exchange, adapter)
 
 
-async def rig_with_exchange(lab: Lab, folder: Path) -> tuple[Exchange, Rig]:
+async def rig_with_exchange(lab: Lab, folder: Path) -> tuple[PerpExchange, Rig]:
     """A reference exchange on a lab, and a keeper set up for it beside everything else."""
-    exchange = await deploy_exchange(lab.node, lab.world)
+    exchange = await exchange_on(lab)
     return exchange, await make_rig(lab, folder, tables=table(exchange))
 
 

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import astuple
 
 import pytest
 
 from keeper.errors import AdapterError
-from keeper.fixed import WAD
+from keeper.fixed import MAX_UINT256, WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import deploy_feed
-from keeper.lab.perp_exchange import HOUSE, AccountSpec, market_parameters
+from keeper.lab.perp_exchange import HOUSE, TraderSpec
 from keeper.lab.world import Lab
 from keeper.protocols.reference_perp import ReferencePerp, ReferencePerpConfig
 from keeper.protocols.reference_perp.exchange import account_key, number_of
@@ -19,6 +20,7 @@ from tests.protocols.reference_perp_lab import (
     BTC,
     ETH,
     ISO,
+    MARKETS,
     OTHER,
     TRADER,
     USDC,
@@ -52,14 +54,14 @@ async def test_loading_finds_the_exchange(lab: Lab) -> None:
         adapter, exchange = follower.adapter, follower.adapter.loaded
         assert (exchange.token, exchange.scale, exchange.heir) == (lab.world.tokens["USDC"], 10**12, 0)
         assert [(feed.address, feed.scale) for feed in exchange.feeds] == [
-            (feed.proxy, 10**10) for feed in follower.exchange.feeds
+            (feed.proxy, 10**10) for feed in follower.feeds
         ]
         assert {to for to, _ in adapter.targets()} == {follower.exchange.address}
         assert len(set(adapter.targets())) == 6 and adapter.feeds() == {} and adapter.warnings() == ()
         assert set(adapter.contracts().values()) == {
             follower.exchange.address,
             exchange.token.address,
-            *(feed.proxy for feed in follower.exchange.feeds),
+            *(feed.proxy for feed in follower.feeds),
         }
         marks = await follower.marks()
         assert marks.exact.heir.number == await follower.contract.read("accountCount")
@@ -203,7 +205,7 @@ async def test_liquidations_name_account_and_transaction(lab: Lab) -> None:
     async with following_exchange(lab) as follower:
         number = await follower.open_one(TRADER, 2_000, (ETH, units(10)))
         heir = await follower.open_one(OTHER, 50_000)
-        await follower.set(partialRatio=WAD // 10)
+        await follower.set(partial_ratio=WAD // 10)
         await follower.follow()
         await follower.move(WETH=0.92)
         receipts = [
@@ -224,14 +226,14 @@ async def test_a_new_market_is_loaded(lab: Lab) -> None:
         await follower.follow()
         cast = lab.world.cast
         feed = await deploy_feed(lab.node, cast, "NEW", 50 * 10**8)
-        values = (feed.proxy, *market_parameters(follower.exchange, ETH, {})[1:])
+        values = (feed.proxy, *astuple(MARKETS["WETH"]))
         await follower.govern("setMarket", 3, values)
         head = await follower.node.head()
         marks = await follower.read_marks(head)
         assert marks.exact.markets[3].live.price == 50 * WAD  # type: ignore[union-attr]
         await follower.follow()
         assert follower.reloads == 1 and follower.adapter.loaded.feeds[3].address == feed.proxy
-        await follower.trade(TRADER, number, 3, units(5))
+        await follower.send(TRADER, "trade", number, 3, units(5), MAX_UINT256)
         await follower.follow()
         await _is_what_is_held(follower, [number])
         await follower.govern("setMarket", ETH, values)
@@ -243,7 +245,7 @@ async def test_a_new_market_is_loaded(lab: Lab) -> None:
 async def test_an_isolated_account_is_judged_like_any(lab: Lab) -> None:
     """It holds one market; its margin is its own."""
     async with following_exchange(lab) as follower:
-        [number] = await follower.open(AccountSpec(TRADER, True, 2_000 * USDC, ((ETH, units(10)),)))
+        [number] = await follower.open(TraderSpec(TRADER, 2_000 * USDC, {"WETH": units(10)}, isolated=True))
         marks = await follower.marks(ahead_s=0)
         judged = follower.health(number, marks).detail.judged
         assert judged.equity == (await follower.contract.read("assess", number))[0]

@@ -74,9 +74,9 @@ async def test_a_market_without_a_mark_stops_those_in_it(lab: Lab) -> None:
     async with following_exchange(lab, OTHER) as follower:
         number = await _unsafe(follower)
         other = await follower.open_one(account(3), 20_000, (BTC, units(1)))
-        await follower.set(ETH, maxAgeS=100)
+        await follower.set(ETH, max_age_s=100)
         head = await follower.follow()
-        updated_s = (await latest(lab.node, follower.exchange.feeds[ETH])).updated_at_s
+        updated_s = (await latest(lab.node, follower.feeds[ETH])).updated_at_s
         ahead_s = updated_s + 100 - head.timestamp_s
         assert not isinstance(follower.assessed(number, await follower.marks(ahead_s)), Refusal)
         marks = await follower.marks(ahead_s + 1)
@@ -98,7 +98,7 @@ async def test_a_window_used_up_leaves_only_takeovers(lab: Lab) -> None:
     which needs no window, stays. What was cut carries no share of the penalty the next time.
     """
     async with following_exchange(lab, OTHER) as follower:
-        await follower.set(ETH, windowMultiplier=WAD // 400, maxPd=0)  # 6 ETH every 30 seconds
+        await follower.set(ETH, window_multiplier=WAD // 400, max_pd=0)  # 6 ETH every 30 seconds
         number = await _unsafe(follower)
         marks = await follower.marks()
         [option] = follower.cash(number, marks)
@@ -152,7 +152,7 @@ async def test_closed_withdrawals_leave_only_cash(lab: Lab) -> None:
 async def test_a_deficit_beyond_the_fund_is_deleveraged_by_others(lab: Lab) -> None:
     """A deficit of exactly the fund is covered, though nothing is left for a reward; a unit more is refused."""
     async with following_exchange(lab, OTHER) as follower:
-        await follower.set(ETH, maxFundingVelocity=0)
+        await follower.set(ETH, max_funding_velocity=0)
         await follower.supply(OTHER)
         number = await follower.open_one(TRADER, 40_000, (ETH, units(200)))
         await follower.move(WETH=0.85)
@@ -176,7 +176,7 @@ async def test_a_deficit_beyond_the_fund_is_deleveraged_by_others(lab: Lab) -> N
 async def test_a_takeover_that_loses_is_refused_with_its_numbers(lab: Lab) -> None:
     """Where the skew and the fee take more than the discount gives: nothing of it is an option, and it does lose."""
     async with following_exchange(lab, OTHER) as follower:
-        await follower.set(keeperShare=0)
+        await follower.set(keeper_share=0)
         await follower.supply(OTHER)
         number = await follower.open_one(TRADER, 4_000, (ETH, units(20)))
         await follower.open_one(account(3), 60_000, (ETH, -units(30)))
@@ -280,16 +280,16 @@ async def test_the_very_edge_is_the_exchanges_own(lab: Lab) -> None:
     more it may.
     """
     async with following_exchange(lab, OTHER) as follower:
-        await follower.set(ETH, maxFundingVelocity=0)  # so that the same figures hold blocks later
-        await follower.set(keeperShare=0)
+        await follower.set(ETH, max_funding_velocity=0)  # so that the same figures hold blocks later
+        await follower.set(keeper_share=0)
         number = await follower.open_one(TRADER, 4_000, (ETH, units(20)))
         await follower.move(WETH=0.95)
         judged = follower.health(number, await follower.marks()).detail.judged
         spare = judged.equity - judged.required
         assert spare > 0
-        await follower.set(maxReward=100 * judged.equity)
+        await follower.set(max_reward=100 * judged.equity)
         for more in (0, 1):
-            await follower.set(minReward=3 * WAD + spare + more)
+            await follower.set(min_reward=3 * WAD + spare + more)
             health = follower.health(number, await follower.marks(ahead_s=0))
             assert health.liquidatable == bool(more)
             equity, *_, required = await follower.contract.read("assess", number)
@@ -303,9 +303,9 @@ async def test_the_liquidation_price_is_where_health_is_one(short: bool, lab: La
     """A cent on one side of the price that is shown the account is safe, a cent on the other it is not."""
     async with following_exchange(lab, OTHER) as follower:
         await follower.set(
-            ETH, maxFundingVelocity=0, penaltyRatio=0
+            ETH, max_funding_velocity=0, penalty_ratio=0
         )  # rewards that do not move with the mark
-        await follower.set(BTC, maxFundingVelocity=0)
+        await follower.set(BTC, max_funding_velocity=0)
         size = -units(20) if short else units(20)
         number = await follower.open_one(TRADER, 6_000, (ETH, size), (BTC, units(0.1)))
         marks = await follower.marks()
@@ -313,5 +313,5 @@ async def test_the_liquidation_price_is_where_health_is_one(short: bool, lab: La
         price = follower.adapter.liquidation_price(position, follower.health(number, marks), marks)
         assert price is not None
         for off, unsafe in ((-1, not short), (1, short)):
-            await set_price(lab.node, follower.exchange.feeds[ETH], price // 10**10 + off * 10**6)
+            await set_price(lab.node, follower.feeds[ETH], price // 10**10 + off * 10**6)
             assert follower.health(number, await follower.marks()).liquidatable == unsafe
