@@ -37,6 +37,7 @@ _TICK_SPACING = {500: 10, 3000: 60, 10000: 200}
 _TRADE_GAS = 2_500_000
 _DEPOSIT_GAS = 400_000
 _MAX_TICKS_PER_BLOCK = 1_000  # the exchange's own cap
+_WHATEVER_IT_TAKES = 10**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +270,22 @@ def trade_tx(node: Node, curie: Curie, who: Address, symbol: str, size: int) -> 
 async def trade(node: Node, curie: Curie, who: Address, symbol: str, size: int) -> Receipt:
     """Trade that much base token in 10⁻¹⁸, short when negative. Raises ExecutionError when it reverts."""
     return await node.send(trade_tx(node, curie, who, symbol, size), house_of(node, curie).abi)
+
+
+async def move_to(node: Node, curie: Curie, who: Address, symbol: str, price_usd: int) -> Receipt:
+    """Trade a pool to a price; the exchange lets it move by some 10 % within a quarter of a minute."""
+    limit_x96 = isqrt(price_usd << 192)
+    short = limit_x96 < (await pool_of(node, curie, symbol).read("slot0"))[0]
+    base = curie.markets[symbol].base_token
+    order = (base, short, True, _WHATEVER_IT_TAKES, 0, DEADLINE_S, limit_x96, NO_REFERRAL)
+    return await house_of(node, curie).send(who, "openPosition", order)
+
+
+async def average_over(node: Node, cast: Cast, curie: Curie, seconds: int) -> None:
+    """Let mark and index prices average over so long instead of a quarter and half of an hour."""
+    config = part_of(node, curie, "ClearingHouseConfig")
+    for name in ("setTwapInterval", "setMarkPriceMarketTwapInterval", "setMarkPricePremiumInterval"):
+        await config.send(cast.deployer.address, name, seconds)
 
 
 async def close(node: Node, curie: Curie, who: Address, symbol: str) -> Receipt:
