@@ -63,6 +63,7 @@ from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
 PROTOCOLS: Final[Mapping[str, Any]] = {"aave-v3": AaveV3, "synthetix-v2-perps": SynthetixV2Perps}
+_BY_LIQUIDATOR: Final = (SynthetixV2Perps,)  # what they expect depends on who carries it out
 VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
@@ -383,9 +384,9 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
 
 
 def _adapter(model: Any, contracts: Contracts | None) -> Adapter:
-    adapter: Adapter = _protocols()[model.kind](model)
-    if isinstance(adapter, SynthetixV2Perps) and contracts:
-        adapter.liquidator = contracts.liquidator
+    factory = _protocols()[model.kind]
+    given = [contracts.liquidator if contracts else None] if factory in _BY_LIQUIDATOR else []
+    adapter: Adapter = factory(model, *given)
     return adapter
 
 

@@ -194,8 +194,7 @@ async def _following(
         name=f"snx-{asset.lower()}", market=market.proxy, susd_usd_feed=synthetix.susd_feed.proxy
     )
     async with await Chain.open([lab.anvil.url], lab.world.chain_id) as chain:
-        adapter = SynthetixV2Perps(config)
-        adapter.liquidator = liquidator
+        adapter = SynthetixV2Perps(config, liquidator)
         yield PerpsFollower(lab.node, lab.world, chain, synthetix, market, adapter)
 
 

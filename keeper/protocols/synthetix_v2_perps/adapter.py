@@ -101,13 +101,13 @@ class SynthetixV2Perps:
     config = SynthetixV2PerpsConfig
     settled_jointly = False
 
-    def __init__(self, config: SynthetixV2PerpsConfig) -> None:
+    def __init__(self, config: SynthetixV2PerpsConfig, liquidator: Address | None = None) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.market)
         self._proxy = Address(config.market)
         self._susd_feed = Address(config.susd_usd_feed)
         self._max_price_age_s = config.max_price_age_s
-        self.liquidator: Address | None = None
+        self._liquidator = liquidator
         self._market: Market | None = None
         self._marks: MarksReader | None = None
 
@@ -129,8 +129,8 @@ class SynthetixV2Perps:
         if self.loaded.cached:
             return ()
         return (
-            f"{self.name}: some contracts of the market still use old addresses; nothing is liquidated there until "
-            "their caches are rebuilt.",
+            "Some of the market's contracts still use old addresses; nothing is liquidated until their caches are "
+            "rebuilt.",
         )
 
     def targets(self) -> Sequence[tuple[Address, bytes]]:
@@ -209,7 +209,7 @@ class SynthetixV2Perps:
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
         """The step that is allowed now, both where they are; a gate says what it measures."""
-        return find_options(health, marks.exact, self.liquidator)
+        return find_options(health, marks.exact, self._liquidator)
 
     def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """What the step pays in sUSD; nothing is ever repaid."""
