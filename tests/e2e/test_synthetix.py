@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from keeper.abi import checksum, load
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
-from keeper.lab.node import Node
+from keeper.lab.node import Contract, Node
 from keeper.lab.synthetix import (
     UNIT,
     PerpsMarket,
@@ -20,6 +21,7 @@ from keeper.lab.synthetix import (
     state_of,
     trade_tx,
 )
+from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from tests.e2e.line import Line, open_again
 from tests.protocols.synthetix_lab import rig_with_markets
@@ -125,3 +127,42 @@ async def test_a_flag_that_would_not_pay_for_both_steps_is_refused(lab: Lab, tmp
         [(_, who, refusal)] = report.refused
         assert (who, refusal.reason) == (TRADER, "unprofitable")
         assert refusal.numbers["seize_raw"] == 0 and refusal.numbers["later_raw"] < 0
+
+
+async def test_a_flag_lost_to_another_is_a_lost_race(lab: Lab, tmp_path: Path) -> None:
+    """A rival flags first in the block of ours: it costs gas, is booked as lost, and does not count as a revert."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    market, rival = synthetix.markets["ETH"], lab.world.cast.liquidator.address
+    await open_perps(lab.node, lab.world.cast, synthetix, market, [PerpSpec(TRADER, 2_000 * UNIT, 20 * UNIT)])
+    async with open_again(lab, rig) as line:
+        await line.step()
+        await _fall(lab, synthetix, 1_905)
+        await lab.node.mine_on_demand()
+        assert len((await line.step()).sent) == 1
+        contract = market_of(lab.node, market)
+        await line.pend(contract.tx(rival, "flagPosition", TRADER, gas=1_500_000))
+        await lab.node.mine()
+        await line.step()
+        assert [entry.account for entry in line.booked("lost_race")] == [checksum(TRADER)]
+        assert not line.booked("reverted", "settled") and line.ledger.consecutive_reverts() == 0
+        assert await contract.read("isFlagged", TRADER)
+
+
+async def test_a_flag_that_others_complete_is_paid_all_the_same(lab: Lab, tmp_path: Path) -> None:
+    """A rival sends the second step of ours: our share comes to the Liquidator, and from there to the treasury only."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    market, cast = synthetix.markets["ETH"], lab.world.cast
+    specs = [PerpSpec(WHALE, 2_000_000 * UNIT, 1_300 * UNIT), PerpSpec(TRADER, 10_000 * UNIT, 100 * UNIT)]
+    await open_perps(lab.node, cast, synthetix, market, specs)
+    async with open_again(lab, rig) as line:
+        await _flag_only(line, lab, synthetix)
+        contract = market_of(lab.node, market)
+        await lab.node.send(trade_tx(contract, WHALE, -300 * UNIT), contract.abi)
+        await contract.send(cast.liquidator.address, "liquidatePosition", TRADER)
+        assert (await line.step()).liquidatable == 0
+        due_raw = await balance_of(lab.node, synthetix.susd, rig.liquidator)
+        assert due_raw > 600 * UNIT
+        liquidator = Contract(lab.node, rig.liquidator, load("Liquidator"))
+        await liquidator.send(cast.liquidator.address, "sweep", [synthetix.susd.address])
+        assert await balance_of(lab.node, synthetix.susd, cast.treasury.address) == due_raw
+        assert line.ledger.verify() is None
