@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from keeper.abi import checksum, load
 from keeper.lab.actors import account
-from keeper.lab.chainlink import set_prices
+from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.node import Contract, Node
 from keeper.lab.synthetix import (
     UNIT,
@@ -18,6 +19,7 @@ from keeper.lab.synthetix import (
     Synthetix,
     market_of,
     open_perps,
+    random_perps,
     state_of,
     trade_tx,
 )
@@ -165,4 +167,38 @@ async def test_a_flag_that_others_complete_is_paid_all_the_same(lab: Lab, tmp_pa
         liquidator = Contract(lab.node, rig.liquidator, load("Liquidator"))
         await liquidator.send(cast.liquidator.address, "sweep", [synthetix.susd.address])
         assert await balance_of(lab.node, synthetix.susd, cast.treasury.address) == due_raw
+        assert line.ledger.verify() is None
+
+
+async def test_a_crash_over_two_markets_is_cleared(lab: Lab, tmp_path: Path) -> None:
+    """Many longs fall at once: the treasury gains what is booked, every booked profit is what was expected, and whoever
+    is left liquidatable was refused with numbers.
+    """
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    chance, owners = random.Random(5), {}
+    for place, market in enumerate(synthetix.markets.values()):
+        price_usd = (await latest(lab.node, market.feed)).price_raw / _E8
+        specs = random_perps(chance, price_usd, 3_000 + 100 * place, 25)
+        await open_perps(lab.node, lab.world.cast, synthetix, market, specs)
+        owners[market.asset] = [spec.account for spec in specs]
+    async with open_again(lab, rig) as line:
+        await line.step()
+        feeds = [market.feed for market in synthetix.markets.values()]
+        fallen = {feed: (await latest(lab.node, feed)).price_raw * 93 // 100 for feed in feeds}
+        await set_prices(lab.node, fallen | {synthetix.susd_feed: _E8})
+        before_raw = await line.treasury_raw()
+        reports = await line.steps(40)
+        settled = line.booked("settled")
+        assert len(settled) > 8 and not line.booked("reverted", "lost_race")
+        gained_raw = await line.treasury_raw() - before_raw
+        assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
+        assert {int(each.body["profit_raw"]) - int(each.body["expected_profit_raw"]) for each in settled} == {
+            0
+        }
+        refused = {who for _, who, _ in reports[-1].refused}
+        for asset, market in synthetix.markets.items():
+            contract = market_of(lab.node, market)
+            for who in owners[asset]:
+                if await contract.read("canLiquidate", who):
+                    assert who in refused
         assert line.ledger.verify() is None
