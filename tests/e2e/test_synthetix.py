@@ -10,6 +10,7 @@ import pytest
 
 from keeper.abi import checksum, load
 from keeper.lab.actors import account
+from keeper.lab.artifacts import synthetix as synthetix_artifact
 from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.node import Contract, Node
 from keeper.lab.synthetix import (
@@ -17,6 +18,7 @@ from keeper.lab.synthetix import (
     PerpsMarket,
     PerpSpec,
     Synthetix,
+    contract_of,
     market_of,
     open_perps,
     random_perps,
@@ -25,6 +27,8 @@ from keeper.lab.synthetix import (
 )
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
+from keeper.protocols.synthetix_v2_perps import FLAG_SELECTOR, LIQUIDATE_SELECTOR
+from keeper.types import Address
 from tests.e2e.line import Line, open_again
 from tests.protocols.synthetix_lab import rig_with_markets
 
@@ -202,3 +206,39 @@ async def test_a_crash_over_two_markets_is_cleared(lab: Lab, tmp_path: Path) -> 
                 if await contract.read("canLiquidate", who):
                     assert who in refused
         assert line.ledger.verify() is None
+
+
+async def _upgrade(lab: Lab, synthetix: Synthetix, market: PerpsMarket) -> Address:
+    """Governance routes both steps to a new deployment of the part that does them."""
+    deployer, name = lab.world.cast.deployer.address, "PerpsV2MarketLiquidate"
+    resolver = synthetix.contracts["AddressResolver"]
+    code = synthetix_artifact(name).creation_code(market.proxy, market.state, deployer, resolver)
+    new = await lab.node.deploy(deployer, code)
+    await state_of(lab.node, market).send(deployer, "addAssociatedContracts", [new])
+    await contract_of(lab.node, synthetix, "AddressResolver").send(deployer, "rebuildCaches", [new])
+    router = Contract(lab.node, market.proxy, synthetix_artifact("ProxyPerpsV2").abi)
+    for selector in (FLAG_SELECTOR, LIQUIDATE_SELECTOR):
+        await router.send(deployer, "addRoute", selector, new, False)
+    manager = contract_of(lab.node, synthetix, "FuturesMarketManager")
+    await manager.send(deployer, "updateMarketsImplementations", [market.proxy])
+    return new
+
+
+async def test_new_code_stops_its_market_until_somebody_looks(lab: Lab, tmp_path: Path) -> None:
+    """Both steps are routed elsewhere: an unsafe position is left alone there, and liquidated in the other market."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    eth, btc = synthetix.markets["ETH"], synthetix.markets["BTC"]
+    await open_perps(lab.node, lab.world.cast, synthetix, eth, [PerpSpec(TRADER, 2_000 * UNIT, 20 * UNIT)])
+    await open_perps(lab.node, lab.world.cast, synthetix, btc, [PerpSpec(WHALE, 2_000 * UNIT, UNIT)])
+    async with open_again(lab, rig) as line:
+        await line.step()
+        new = await _upgrade(lab, synthetix, eth)
+        feeds = {eth.feed: 1_905 * _E8, btc.feed: 38_100 * _E8, synthetix.susd_feed: _E8}
+        await set_prices(lab.node, feeds)
+        report = await line.step()
+        assert report.liquidatable == 2
+        assert [entry.protocol for entry in line.booked("intent")] == ["snx-btc"]
+        assert [each.reason for name, _, each in report.refused if name == "snx-eth"] == ["code_changed"]
+        stopped = {entry.body["subject"]: entry for entry in line.booked("tripped")}
+        assert set(stopped) == {"part that flags", "part that liquidates"}
+        assert stopped["part that flags"].body["numbers"]["now"]["address"] == checksum(new)

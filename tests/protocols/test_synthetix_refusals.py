@@ -6,6 +6,7 @@ import pytest
 
 from keeper.errors import ExecutionError
 from keeper.fixed import WAD
+from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_price
 from keeper.lab.synthetix import RATE_STALE_PERIOD_S, UNIT, PerpSpec, key_of, trade_tx
 from keeper.lab.tokens import balance_of
@@ -85,12 +86,24 @@ async def _unlisted(follower: PerpsFollower) -> None:
     await follower.govern("ExchangeRates", "removeAggregator", ETH)
 
 
+async def _flagged(follower: PerpsFollower) -> None:
+    flags = account(9_000)  # where Chainlink would keep its flags: it answers 1 to whatever is asked
+    await follower.node.set_code({flags: bytes.fromhex("600160005260206000f3")})
+    setting = (key_of("SystemSettings"), key_of("aggregatorWarningFlags"), flags)
+    await follower.govern("FlexibleStorage", "setAddressValue", *setting)
+
+
 @pytest.mark.parametrize(
     ("reason", "act"),
-    [("stale_price", _stale), ("circuit_broken", _jumped), ("missing_price", _unlisted)],
+    [
+        ("stale_price", _stale),
+        ("circuit_broken", _jumped),
+        ("missing_price", _unlisted),
+        ("flagged_price", _flagged),
+    ],
 )
 async def test_a_rate_of_no_use_is_refused(reason: str, act: Act, lab: Lab) -> None:
-    """Old, too far from the last one, or gone: each has its own reason, and the market refuses it too."""
+    """Old, too far from the last one, gone, or warned of: each has its own reason, and the market refuses it too."""
     async with following_perps(lab) as follower:
         await _unsafe(follower)
         await act(follower)
