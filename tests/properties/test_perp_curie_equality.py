@@ -10,6 +10,7 @@ from keeper.book import Book
 from keeper.errors import RpcError
 from keeper.fixed import WAD
 from keeper.lab.curie import house_of, part_of
+from keeper.protocols.perp_curie.collateral import max_repaid_raw
 from keeper.protocols.perp_curie.health import Account, judge
 from keeper.protocols.perp_curie.marks import CurieMarks, MarketState
 from keeper.protocols.perp_curie.positions import FIRST_ENTRY, PER_ENTRY, rows_of
@@ -189,6 +190,12 @@ async def _equal(follower: Follower, marks: Marks, owners: list[Address], seen: 
                 seen["funded"] += owed != 0
         sellable = await vault.read("isLiquidatable", owner)
         if not detail.with_orders:
+            for stock in detail.stocks:
+                token = stock.collateral.token.address
+                most_raw, _ = await vault.read(
+                    "getMaxRepaidSettlementAndLiquidatableCollateral", owner, token
+                )
+                assert max_repaid_raw(detail, stock, marks.exact) == most_raw
             assert detail.debt_value_wad == await balance.read("getTotalDebtValue", owner)
             assert (detail.sellable is not None) == sellable
             seen["sellable"] += sellable
