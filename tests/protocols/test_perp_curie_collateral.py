@@ -107,7 +107,7 @@ async def test_each_condition_sells_collateral(
 
 
 async def test_an_account_that_may_not_be_sold_is_not(lab: Lab, tmp_path: Path) -> None:
-    """Collateral of an account that none of the conditions holds for is not offered, and the vault would not sell it."""
+    """Collateral of an account for which no condition holds is not offered, and the vault would not sell it."""
     async with taking(lab, tmp_path) as scene:
         node, curie, cast = scene.follower.node, scene.follower.curie, lab.world.cast
         await deposit(node, cast, curie, curie.collaterals["WETH"], {TRADER: ETHER})
