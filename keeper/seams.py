@@ -143,8 +143,11 @@ class Adapter(Protocol):
         """Every way the protocol allows to liquidate it now; a forbidden pair is a Refusal."""
         ...
 
-    def outcome(self, option: Option, repay_raw: int) -> Outcome:
-        """What repaying `repay_raw` would move, rounded as the contract rounds."""
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+        """What repaying `repay_raw` would move, rounded as the contract rounds; no round where the option tells it.
+
+        Where the liquidator inherits a position, it is what is left once that position is closed again.
+        """
         ...
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:

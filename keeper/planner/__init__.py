@@ -23,7 +23,7 @@ Everything is integers; proceeds are rounded down, costs up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -89,20 +89,23 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     ladders = [ladder_of(each, loans) for each in terms]
     dead_ends = [ladder for ladder in ladders if isinstance(ladder, DeadEnd)]
     climbable = [ladder for ladder in ladders if isinstance(ladder, Ladder)]
-    sized = [size_of(each.terms, raw, loans) for each in climbable for raw in each.large_raw]
+    large = [size_of(each.terms, raw, loans) for each in climbable for raw in each.large_raw]
+    sized = yield from together(large)
     results = yield from together(_within_budget(_sizes(sized), routes, ctx))
     best = _best(results)
     if best is not None and best.acceptable:
-        hopeful = [size for each in climbable for size in _hopeful(each, best, loans)]
+        found = yield from together([_hopeful(each, best, loans) for each in climbable])
+        hopeful = [size for sizes in found for size in sizes]
     else:
         small = [size_of(each.terms, raw, loans) for each in climbable for raw in each.small_raw]
-        sized += small
-        hopeful = _sizes(small)
+        smaller = yield from together(small)
+        sized += smaller
+        hopeful = _sizes(smaller)
     results += yield from together(_within_budget(hopeful, routes, ctx))
     best = _best(results)
     if best is not None:
         amounts = refined(_curve(results, best), best.point)
-        near = [size_of(best.size.terms, amount_raw, loans) for amount_raw in amounts]
+        near = yield from together([size_of(best.size.terms, amount_raw, loans) for amount_raw in amounts])
         results += yield from together([attempt(size, best.recipe, routes) for size in _sizes(near)])
         best = _best(results)
     if best is not None and best.acceptable:
@@ -157,19 +160,21 @@ def _within_budget(
 
 def _hopeful(
     ladder: Ladder, best: Candidate, loans: Mapping[Address, Sequence[FlashQuote]]
-) -> Iterator[Size]:
+) -> Reads[list[Size]]:
     """The smaller amounts that could net more than `best`: they move the market less.
 
     They may fetch what the best fetched and the slippage it bore. The bound falls with the amount, so the first
     that cannot reach `best` ends the search.
     """
     premium_bps = best.premium_bps + best.size.terms.ctx.max_slippage_bps
+    sizes: list[Size] = []
     for amount_raw in ladder.small_raw:
-        size = size_of(ladder.terms, amount_raw, loans)
+        size = yield from size_of(ladder.terms, amount_raw, loans)
         if isinstance(size, Size):
             if size.most_net_raw(premium_bps) <= best.net_raw:
-                return
-            yield size
+                break
+            sizes.append(size)
+    return sizes
 
 
 def _sizes(sized: Iterable[Size | DeadEnd]) -> list[Size]:

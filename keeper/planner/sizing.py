@@ -272,11 +272,15 @@ def ladder_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> La
     return Ladder(terms, large, amounts[len(large) :])
 
 
-def size_of(terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]) -> Size | DeadEnd:
+def size_of(
+    terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]
+) -> Reads[Size | DeadEnd]:
     """One amount of an option, with the cheapest loan for it."""
     ctx, option = terms.ctx, terms.option
     repay = option.repay_token.address
-    outcome = ctx.adapter.outcome(option, amount_raw)
+    outcome = yield from readable("plan", ctx.adapter.outcome(option, amount_raw))
+    if isinstance(outcome, Refusal):
+        return DeadEnd(_SIZED, 0, outcome)
     numbers = {**terms.names, "repay_raw": outcome.repay_raw, "seize_raw": outcome.seize_raw}
     if outcome.seize_raw <= 0:
         return DeadEnd(_SIZED, 0, Refusal("plan", "nothing_seizable", numbers))

@@ -371,7 +371,7 @@ async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Versio
                 options = [each for each in follower.options(owner, marks) if isinstance(each, Option)]
                 assert options
                 for option in options:
-                    whole = follower.adapter.outcome(option, option.max_repay_raw)
+                    whole = await follower.outcome(option, option.max_repay_raw)
                     assert whole.repay_raw == option.max_repay_raw
                     assert 0 <= option.partial_max_repay_raw <= option.max_repay_raw
                     assert (
@@ -380,7 +380,7 @@ async def test_a_liquidation_moves_what_was_foretold_to_the_unit(version: Versio
                     )
                 option = chance.choice(options)
                 amount = _amount(chance, option)
-                expected = follower.adapter.outcome(option, amount)
+                expected = await follower.outcome(option, amount)
                 (call,) = follower.adapter.liquidation_calls(option, amount)
                 assert expected.repay_raw <= call.approve_raw
                 result, paid, received = await follower.executed(option, amount, marks)

@@ -28,6 +28,7 @@ from keeper.types import (
     Health,
     Marks,
     Option,
+    Outcome,
     PositionKey,
     Refusal,
 )
@@ -98,6 +99,13 @@ class Follower:
         health = self.adapter.assess(self.book.position(self.key(owner)), marks)
         assert isinstance(health, Health), health
         return health
+
+    async def outcome(self, option: Option, repay_raw: int) -> Outcome:
+        """What the adapter foretells of an amount, which must not be refused."""
+        head = await self.node.head()
+        outcome = await self.chain.read(self.adapter.outcome(option, repay_raw), head.hash)
+        assert isinstance(outcome, Outcome), outcome
+        return outcome
 
     def options(self, owner: Address, marks: Marks) -> Sequence[Option | Refusal]:
         """An account's options."""

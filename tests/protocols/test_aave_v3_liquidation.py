@@ -75,7 +75,7 @@ async def test_half_is_cleared_above_0_95(version: Version, lab: Lab) -> None:
         assert abs(option.max_repay_raw - owed // 2) <= 1
         assert option.partial_max_repay_raw == option.max_repay_raw
         paid, received = await liquidate_exactly(follower, option, 10**9)
-        outcome = follower.adapter.outcome(option, 10**9)
+        outcome = await follower.outcome(option, 10**9)
         assert paid == outcome.repay_raw == 10**9
         assert abs(received - outcome.seize_raw) <= outcome.seize_raw // 10**9  # mined two seconds later
 
@@ -121,7 +121,7 @@ async def test_bad_debt_is_seized_whole_and_forgotten_where_the_pool_does(versio
         option = only_option(follower.options(BORROWER, marks))
         health = follower.health(BORROWER, marks)
         assert health.collateral_base < health.debt_base
-        outcome = follower.adapter.outcome(option, option.max_repay_raw)
+        outcome = await follower.outcome(option, option.max_repay_raw)
         # the fee is a tenth of the 5 % bonus, so 99.5 % of the collateral comes out
         assert 9.95 * ETHER < outcome.seize_raw < 9.96 * ETHER
         assert option.max_repay_raw < health.detail.debt[0].amount_raw
@@ -152,7 +152,7 @@ async def test_a_drained_reserve_limits_what_can_be_seized(version: Version, lab
         head = await follower.follow()
         marks = await follower.marks(head, ahead_s=3)
         option = only_option(follower.options(BORROWER, marks))
-        outcome = follower.adapter.outcome(option, option.max_repay_raw)
+        outcome = await follower.outcome(option, option.max_repay_raw)
         assert 0.99 * ETHER < outcome.seize_raw <= ETHER
         assert option.max_repay_raw == option.partial_max_repay_raw
         _, received = await liquidate_exactly(follower, option, option.max_repay_raw)
@@ -218,14 +218,13 @@ async def test_collateral_that_counts_in_an_emodeonly_option(lab: Lab) -> None:
         assert health.health_factor_wad == truth.health_factor_wad < WAD
         marks = await follower.marks(head, ahead_s=4)
         option = only_option(follower.options(BORROWER, marks))
-        outcome = follower.adapter.outcome(option, option.max_repay_raw)
+        outcome = await follower.outcome(option, option.max_repay_raw)
         value_in = outcome.repay_raw * 2_000 * 102 // 100
         assert (
             abs(outcome.seize_raw + outcome.seize_raw // 500 - value_in // 1_880) < outcome.seize_raw // 1_000
         )
-        assert (await liquidate_exactly(follower, option, 10**17))[1] == follower.adapter.outcome(
-            option, 10**17
-        ).seize_raw
+        foretold = await follower.outcome(option, 10**17)
+        assert (await liquidate_exactly(follower, option, 10**17))[1] == foretold.seize_raw
 
 
 async def test_an_emode_price_values_debt_outside_the_emode_too(lab: Lab) -> None:
@@ -252,7 +251,7 @@ async def test_an_emode_price_values_debt_outside_the_emode_too(lab: Lab) -> Non
         marks = await follower.marks(head, ahead_s=4)
         option = only_option(follower.options(BORROWER, marks))
         assert (option.repay_price_base, option.seize_price_base) == (2_100 * 10**8, 2_100 * 10**8)
-        expected = follower.adapter.outcome(option, ETHER)
+        expected = await follower.outcome(option, ETHER)
         assert await liquidate_exactly(follower, option, ETHER) == (ETHER, expected.seize_raw)
 
 

@@ -163,13 +163,15 @@ class _Adapter:
     name: str = "toy"
     market: str = "main"
 
-    def outcome(self, option: Option, repay_raw: int) -> Outcome:
-        seize = mul_div_down(
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+        return just(Outcome(repay_raw, self.seized_raw(option, repay_raw)))
+
+    def seized_raw(self, option: Option, repay_raw: int) -> int:
+        return mul_div_down(
             repay_raw * option.repay_price_base * 10**option.seize_token.decimals,
             BPS + self.bonus_bps,
             option.seize_price_base * 10**option.repay_token.decimals * BPS,
         )
-        return Outcome(repay_raw, seize)
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         data = b"liq!" + repay_raw.to_bytes(32)
@@ -463,8 +465,8 @@ def test_an_option_that_repays_nothing_needs_no_loan() -> None:
     option = _option(USDC, USDC, max_repay_raw=0, partial_max_repay_raw=0)
 
     class Rewards(_Adapter):
-        def outcome(self, option: Option, repay_raw: int) -> Outcome:
-            return Outcome(0, 500 * 10**6)
+        def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+            return just(Outcome(0, 500 * 10**6))
 
         def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
             return [ProtocolCall(POOL, ZERO_ADDRESS, 0, b"liq!")]
@@ -476,6 +478,32 @@ def test_an_option_that_repays_nothing_needs_no_loan() -> None:
     assert answer.expected_profit_raw == 500 * 10**6
 
 
+def test_an_outcome_that_must_be_asked_for_is_read_and_may_be_refused() -> None:
+    """What a takeover leaves is the chain's to say; amounts it refuses are left out, then the option."""
+    answers = {100 * 10**6: 130 * 10**6, 50 * 10**6: 70 * 10**6}
+    asked = Call(POOL, b"left?")
+
+    class Takeover(_Adapter):
+        def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+            yield [asked]
+            if repay_raw not in answers:
+                return Refusal("plan", "price_limit", {"size_raw": repay_raw})
+            return Outcome(repay_raw, answers[repay_raw])
+
+    sizes = [
+        _option(USDC, USDC, max_repay_raw=raw, partial_max_repay_raw=raw, min_repay_raw=raw)
+        for raw in (200 * 10**6, 100 * 10**6, 50 * 10**6)
+    ]
+    ctx = _context(_Venue({}), adapter=Takeover())
+    answer, rounds = drive(plan(HEALTH, sizes, ctx))
+    assert isinstance(answer, Plan)
+    assert (answer.outcome.repay_raw, answer.outcome.seize_raw) == (100 * 10**6, 130 * 10**6)
+    assert rounds == [1, 1]  # the loan, and what every amount asks alike, once
+    answers.clear()
+    refused, _ = drive(plan(HEALTH, sizes, ctx))
+    assert isinstance(refused, Refusal) and refused.reason == "price_limit"
+
+
 # --- how much --------------------------------------------------------------------------------------------------------
 
 
@@ -483,7 +511,7 @@ def best_net(option: Option, venue: _Venue, ctx: PlanContext, amounts: Sequence[
     """The best net profit of single-swap plans among `amounts`, by arithmetic of its own; None if none is allowed."""
     nets = []
     for repay in amounts:
-        seized = _Adapter().outcome(option, repay).seize_raw
+        seized = _Adapter().seized_raw(option, repay)
         owed = repay + mul_div_up(repay, 5, BPS)
         for path in venue.paths(option.seize_token.address, option.repay_token.address):
             got = venue.swapped(path, seized, False) or 0
@@ -576,7 +604,7 @@ def test_never_worse_than_any_way_at_any_rung(
     loans, _ = drive(read_loans([repay.address], ctx))
     nets = []
     for amount in ladder(option, terms.most_raw):
-        size = size_of(terms, amount, loans)
+        size, _ = drive(size_of(terms, amount, loans))
         if not isinstance(size, Size):
             continue
         for way in recipes(seize.address, repay.address, kept.address):

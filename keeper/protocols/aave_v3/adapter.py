@@ -255,9 +255,9 @@ class AaveV3:
         """Every debt against every collateral, as of the marks' timestamp; a forbidden pair says why."""
         return find_options(health, marks.exact)
 
-    def outcome(self, option: Option, repay_raw: int) -> Outcome:
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """What the pool would move if `liquidation_calls(option, repay_raw)` ran at the marks' timestamp."""
-        return outcome_of(option, repay_raw)
+        return just(outcome_of(option, repay_raw))
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """Pool.liquidationCall for the underlying token; at the maximum it offers a basis point more than is owed."""
