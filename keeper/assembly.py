@@ -44,7 +44,7 @@ from keeper.keys.web3signer import Web3Signer
 from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
-from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
+from keeper.protocols.aave_v3 import AaveFlash, AaveV3
 from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.signer import (
     AWS_CREDENTIALS,
@@ -61,7 +61,7 @@ from keeper.upgrades import Upgrades
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
-PROTOCOLS: Final[Mapping[str, type[BaseModel]]] = {"aave-v3": AaveV3Config}
+PROTOCOLS: Final[Mapping[str, Any]] = {"aave-v3": AaveV3}
 VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
@@ -91,9 +91,7 @@ class Parts:
 
 def settings(path: Path) -> Settings:
     """Read the configuration; every problem in it is one `ConfigError`."""
-    models = dict(PROTOCOLS)
-    for kind, factory in _foreign_protocols().items():
-        models[kind] = factory.config
+    models = {kind: factory.config for kind, factory in _protocols().items()}
     return load(path, models, VENUES, os.environ)
 
 
@@ -383,12 +381,11 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     return shared
 
 
-def _adapter(model: BaseModel) -> Adapter:
-    if isinstance(model, AaveV3Config):
-        return AaveV3(model)
-    adapter: Adapter = _foreign_protocols()[getattr(model, "kind", "")](model)
+def _adapter(model: Any) -> Adapter:
+    adapter: Adapter = _protocols()[model.kind](model)
     return adapter
 
 
-def _foreign_protocols() -> Mapping[str, Any]:
-    return {point.name: point.load() for point in entry_points(group="keeper.protocols")}
+def _protocols() -> dict[str, Any]:
+    """Every kind's factory, from inside and outside the package."""
+    return {**PROTOCOLS, **{point.name: point.load() for point in entry_points(group="keeper.protocols")}}

@@ -151,6 +151,8 @@ def settings_of(liquidator: Address, needs: Needs) -> list[Setting]:
     settings = [_operator(liquidator, needs.operator)]
     for adapter in needs.adapters:
         settings += [_target(liquidator, adapter.name, *target) for target in adapter.targets()]
+        if adapter.settled_jointly:
+            settings.append(_settled_jointly(liquidator, adapter.name))
     settings += [_flash_source(liquidator, source.source(), source.kind) for source in needs.flash_sources]
     settings += [_venue(liquidator, venue.router, venue.kind) for venue in needs.venues]
     settings += [
@@ -236,6 +238,19 @@ def _target(liquidator: Address, protocol: str, target: Address, selector: bytes
         f'let it make this call there in the pause scope "{protocol}"',
         lambda value: value == scope,
         lambda value: f'in the scope "{_scope_text(value)}"' if any(value) else "not allowed",
+    )
+
+
+def _settled_jointly(liquidator: Address, protocol: str) -> Setting:
+    scope = scope_of(protocol)
+    return _setting(
+        liquidator,
+        f"settlement of {protocol}",
+        ("settledJointly", scope),
+        ("setSettledJointly", scope, True),
+        f'judge all calls of one execution together in the pause scope "{protocol}"',
+        bool,
+        lambda jointly: "all calls together" if jointly else "each call alone",
     )
 
 

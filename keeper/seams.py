@@ -70,10 +70,15 @@ class Touched:
 
 
 class Adapter(Protocol):
-    """One lending or perp protocol instance; one file in `keeper/protocols`."""
+    """One lending or perp protocol instance; one file in `keeper/protocols`.
+
+    `settled_jointly`: its calls only make sense together (margin goes in, a position is taken over and closed, and
+    margin comes out), so the Liquidator must judge their sum instead of each.
+    """
 
     name: str
     market: str
+    settled_jointly: bool
 
     def load(self) -> Reads[None]:
         """Read the addresses and parameters everything else relies on; run at start and when `Touched.reload`."""

@@ -14,6 +14,7 @@ from keeper import abi, assembly
 from keeper.config import Settings
 from keeper.deploy import Deployment, create2_address, deploy, transaction_builder_json
 from keeper.errors import ChainError, ConfigError, ExecutionError, WrongChain
+from keeper.guard import scope_of
 from keeper.installation import (
     LIQUIDATOR,
     PAUSE_GUARD,
@@ -27,7 +28,7 @@ from keeper.installation import (
     setup_calls,
 )
 from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey
-from keeper.lab.node import Tx
+from keeper.lab.node import Contract, Tx
 from keeper.lab.rig import Terms, make_rig
 from keeper.lab.safe import execute
 from keeper.lab.solc import OwnArtifact, own_artifact
@@ -306,6 +307,20 @@ async def test_the_safe_finishes_the_set_up_with_the_calls_it_was_given(site: Si
         await site.lab.node.send(Tx(stranger, calls[0].to, calls[0].data), LIQUIDATOR)
     await execute(site.lab.node, site.lab.world.safe, *[InnerCall(call.to, call.data) for call in calls])
     assert await missing(site, deployment.liquidator, wanted) == []
+
+
+async def test_calls_that_only_make_sense_together_are_judged_together(site: Site) -> None:
+    """Where a protocol says so the Safe is asked for it, once for its scope, and the Liquidator then knows."""
+    deployment = await site.deploy()
+    wanted = await needs(site)
+    wanted.adapters[0].settled_jointly = True
+    calls = setup_calls(deployment.liquidator, wanted)
+    assert sum(call.text.startswith("setSettledJointly(") for call in calls) == 1
+    await execute(site.lab.node, site.lab.world.safe, *[InnerCall(call.to, call.data) for call in calls])
+    assert await missing(site, deployment.liquidator, wanted) == []
+    liquidator = Contract(site.lab.node, deployment.liquidator, LIQUIDATOR)
+    told = [await liquidator.read("settledJointly", scope_of(each.name)) for each in wanted.adapters]
+    assert told == [True, *[False] * (len(wanted.adapters) - 1)]
 
 
 async def test_a_half_done_set_up_asks_for_the_other_half_only(site: Site) -> None:

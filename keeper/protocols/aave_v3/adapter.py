@@ -120,6 +120,9 @@ class AaveV3Config(BaseModel):
 class AaveV3:
     """One Aave V3 market of any version from 3.0 to 3.7; its `market` is its addresses provider."""
 
+    config: Final = AaveV3Config
+    settled_jointly = False
+
     def __init__(self, config: AaveV3Config) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.pool_addresses_provider)
