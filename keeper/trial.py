@@ -6,7 +6,7 @@ tried stacked, so a second plan sees what the first one did to pools and reserve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -103,9 +103,13 @@ async def try_stacked(
 
 
 def explain_revert(data: bytes) -> str:
-    """Revert data in words: the Liquidator's, PauseGuard's or the protocol's own error, else the bytes."""
+    """Revert data in words: the Liquidator's, with the protocol's own in it; what nobody names stays bytes."""
+    return _in_words(data, lambda carried: _in_words(carried, hex_of))
+
+
+def _in_words(data: bytes, inner: Callable[[bytes], str]) -> str:
     for name in ("Liquidator", "PauseGuard", "AavePool"):
-        text = abi.load(name).error(data)
+        text = abi.load(name).error(data, inner)
         if text is not None:
             return text
     return hex_of(data)

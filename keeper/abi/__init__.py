@@ -8,7 +8,7 @@ or an offset out of bounds is an error, never a number. Layout: Solidity documen
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -194,8 +194,11 @@ class Abi:
         codec = tuple_codec([codec_of(part) for entry in entries for part in entry["inputs"]])
         return _encoded("constructor", codec, args)
 
-    def error(self, data: bytes) -> str | None:
-        """Revert data in words, as in `ScopePaused(0x…)`; None for an error this interface does not name."""
+    def error(self, data: bytes, inner: Callable[[bytes], str] = hex_of) -> str | None:
+        """Revert data in words, as in `ScopePaused(0x…)`; None for an error this interface does not name.
+
+        `inner` puts into words what an error carries along besides addresses and hashes, such as another's revert data.
+        """
         known = self._errors.get(data[:4])
         if known is None:
             return None
@@ -206,7 +209,7 @@ class Abi:
             return None
         if entry["name"] == "Panic":
             return f"Panic({values[0]:#04x})"
-        return f"{entry['name']}({', '.join(_shown(value) for value in values)})"
+        return f"{entry['name']}({', '.join(_shown(value, inner) for value in values)})"
 
     def _find(self, kind: str, name: str) -> Mapping[str, Any]:
         found = [
@@ -223,11 +226,13 @@ def _of_kind(entries: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[st
     return [entry for entry in entries if entry["type"] == kind]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, inner: Callable[[bytes], str]) -> str:
     if isinstance(value, bytes):
-        return checksum(value) if len(value) == 20 else hex_of(value)
+        if len(value) == 20:
+            return checksum(value)
+        return hex_of(value) if len(value) == 32 else inner(value)
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(_shown(item) for item in value)}]"
+        return f"[{', '.join(_shown(item, inner) for item in value)}]"
     return str(value)
 
 

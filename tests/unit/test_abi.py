@@ -274,6 +274,7 @@ def test_errors_are_put_in_words() -> None:
     late = abi.keccak(b"Late(address,uint256,bytes8)")[:4]
     arguments = bytes(12) + ALICE + (9).to_bytes(32, "big") + b"incident" + bytes(24)
     assert own.error(late + arguments) == f"Late({ALICE_TEXT}, 9, 0x{b'incident'.hex()})"
+    assert own.error(late + arguments, lambda carried: carried.decode()) == f"Late({ALICE_TEXT}, 9, incident)"
     assert own.error(late + arguments[:-1]) is None
     assert own.error(bytes.fromhex("4e487b71") + (17).to_bytes(32, "big")) == "Panic(0x11)"
     assert own.error(bytes.fromhex("08c379a0") + eth_abi.encode(["string"], ["no"])) == "Error(no)"
