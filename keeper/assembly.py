@@ -45,6 +45,7 @@ from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3
+from keeper.protocols.perp_curie import PerpCurie
 from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.signer import (
     AWS_CREDENTIALS,
@@ -61,7 +62,7 @@ from keeper.upgrades import Upgrades
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
-PROTOCOLS: Final[Mapping[str, Any]] = {"aave-v3": AaveV3}
+PROTOCOLS: Final[Mapping[str, Any]] = {"aave-v3": AaveV3, "perp-curie": PerpCurie}
 VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
@@ -109,7 +110,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
             given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
         )
         closing.push_async_callback(chain.close)
-        adapters = [_adapter(model) for model in configured.protocols]
+        adapters = [_adapter(model, configured.contracts) for model in configured.protocols]
         sources = [
             Source(adapter, model.from_block)
             for adapter, model in zip(adapters, configured.protocols, strict=True)
@@ -381,7 +382,10 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     return shared
 
 
-def _adapter(model: Any) -> Adapter:
+def _adapter(model: Any, contracts: Contracts | None) -> Adapter:
+    """A protocol that must know who inherits what is taken over has `liquidator` in its model, and is told here."""
+    if contracts and "liquidator" in type(model).model_fields:
+        model = model.model_copy(update={"liquidator": contracts.liquidator})
     adapter: Adapter = _protocols()[model.kind](model)
     return adapter
 

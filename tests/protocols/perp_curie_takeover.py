@@ -182,8 +182,10 @@ async def taking(lab: Lab, folder: Path, markets: Sequence[MarketSpec] = MARKETS
     """A scene on `lab`: contracts deployed, the exchange allowed, its calls settled together."""
     rig = await make_rig(lab, folder, Terms(max_slippage_bps=300))
     async with following(lab, markets) as follower:
-        config = PerpCurieConfig(name="curie", clearing_house=follower.curie.clearing_house)
-        follower.adapter = PerpCurie(config, rig.liquidator)
+        config = PerpCurieConfig(
+            name="curie", clearing_house=follower.curie.clearing_house, liquidator=rig.liquidator
+        )
+        follower.adapter = PerpCurie(config)
         head = await lab.node.head()
         await follower.chain.read(follower.adapter.load(), head.hash)
         scope = scope_of("curie")

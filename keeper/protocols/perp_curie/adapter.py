@@ -114,7 +114,10 @@ def _address(value: object) -> object:
 
 
 class PerpCurieConfig(BaseModel):
-    """One Perp Curie exchange. `max_price_age_s` is how old a Chainlink answer may be."""
+    """One Perp Curie exchange. `max_price_age_s` is how old a Chainlink answer may be.
+
+    `liquidator`, which inherits what is taken over, comes from `[contracts]`; without one nothing can be planned.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -123,21 +126,20 @@ class PerpCurieConfig(BaseModel):
     clearing_house: Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
     from_block: int = Field(default=0, ge=0)
     max_price_age_s: int = Field(default=90_000, gt=0)
+    liquidator: Annotated[bytes | None, BeforeValidator(_address)] = Field(default=None, exclude=True)
 
 
 class PerpCurie:
-    """One Perp Curie exchange; an account's margin is shared by all its markets, so its `market` is the exchange.
+    """One Perp Curie exchange; an account's margin is shared by all its markets, so its `market` is the exchange."""
 
-    `liquidator` is the contract that takes positions over; without one, nothing can be planned.
-    """
+    config: Final = PerpCurieConfig
+    settled_jointly = True
 
-    settled_jointly: bool = True
-
-    def __init__(self, config: PerpCurieConfig, liquidator: Address | None = None) -> None:
+    def __init__(self, config: PerpCurieConfig) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.clearing_house)
         self._house = Address(config.clearing_house)
-        self._liquidator = liquidator
+        self._liquidator = Address(config.liquidator) if config.liquidator else None
         self._max_price_age_s = config.max_price_age_s
         self._system: System | None = None
         self._entries: list[Entry] = []
@@ -323,10 +325,10 @@ class PerpCurie:
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """Deposit, cancel orders, take over, close, withdraw and hold nothing; or buy collateral."""
-        choice, account = option.detail, option.key.account
+        choice = option.detail
         if isinstance(choice, collateral.Sale):
-            return collateral.calls_of(choice, account, repay_raw)
-        return takeover.calls_of(choice, account, repay_raw, self._taker)
+            return collateral.calls_of(choice, option.key.account, repay_raw)
+        return takeover.calls_of(choice, repay_raw, self._taker)
 
     def account_of(self, calldata: bytes) -> Address | None:
         """Whose position or collateral such a call takes; None for anything else."""
