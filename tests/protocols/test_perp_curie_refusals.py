@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from keeper.errors import AdapterError, RpcError
+from keeper.fixed import BPS, mul_div_up
 from keeper.lab.curie import curie_abi, part_of, trade
 from keeper.lab.node import Contract, Tx
 from keeper.lab.tokens import balance_of, erc20, mint
@@ -152,7 +153,12 @@ async def test_an_empty_insurance_fund_is_refused(lab: Lab, tmp_path: Path) -> N
         await scene.fall(TRADER, 2 * ETHER, 420)
         await scene.sink(TRADER, symbol="WETH")
         option, marks = await _whole(scene)
-        assert isinstance(await scene.outcome(option, marks), Outcome)
+        outcome = await scene.outcome(option, marks)
+        assert isinstance(outcome, Outcome)
+        # of an account that owes, the whole penalty is the liquidator's
+        assert option.detail.discount_wad == option.detail.penalty_wad
+        premium_raw = mul_div_up(outcome.repay_raw, 5, BPS)
+        assert await scene.tried(option, marks) == outcome.seize_raw - outcome.repay_raw - premium_raw
         node, fund, usdc = scene.follower.node, scene.follower.curie.insurance_fund, lab.world.tokens["USDC"]
         await node.set_balances([fund])
         held = await balance_of(node, usdc, fund)
