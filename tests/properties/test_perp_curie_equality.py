@@ -143,11 +143,14 @@ def test_rows_miss_no_unsafe_account() -> None:
             assert isinstance(health, Health)
             if health.liquidatable:
                 seen["unsafe"] += 1
+                # the clearing house compares the value cut to a raw unit of the settlement token
+                seen["cut"] += health.detail.value_wad >= health.detail.requirement_wad
                 assert key in candidates, health
             else:
                 seen["safe"] += 1
                 seen["spared"] += key not in candidates
     assert seen["unsafe"] > 600
+    assert seen["cut"] > 10
     assert seen["spared"] > seen["safe"] // 10
 
 
