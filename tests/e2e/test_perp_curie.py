@@ -30,8 +30,8 @@ async def _configure(lab: Lab, rig: Rig, clearing_house: Address) -> None:
 
 async def test_the_line_takes_positions_over(lab: Lab, tmp_path: Path) -> None:
     """A position short of margin is taken over piece by piece until the account is healthy; the treasury gains exactly
-    what is booked, what was expected came but for what mark prices moved by in the second between head and block, and the
-    exchange holds nothing in the Liquidator's name.
+    what is booked, what was expected came but for what mark prices moved by in the second between head and block, and
+    the exchange holds nothing in the Liquidator's name.
     """
     rig = await make_rig(lab, tmp_path, Terms(max_slippage_bps=300))
     async with following(lab) as follower:

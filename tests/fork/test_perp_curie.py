@@ -74,8 +74,8 @@ async def test_a_losing_takeover_reverts(lab: Lab, tmp_path: Path) -> None:
 
 
 async def test_the_tick_limit_counts_from_its_last_update(lab: Lab, tmp_path: Path) -> None:
-    """Within fifteen seconds of the exchange's last look at the price, a close may go as far from that as later from the
-    price itself: whichever limit governance sets, what is forecast to close whole does, and what is not reverts.
+    """Within fifteen seconds of the exchange's last look at the price, a close may go as far from that as later from
+    the price itself: whichever limit governance sets, what is forecast to close whole does, and what is not reverts.
     """
     async with taking(lab, tmp_path, MEDIUM) as scene:
         await scene.fall(TRADER, 2 * ETHER, 500)

@@ -126,7 +126,7 @@ def test_rows_miss_no_unsafe_account() -> None:
         exact = _random_marks(chance, 1 + number % 12)
         rows = []
         for _ in range(60):
-            words = _drawn(chance, exact, 10 ** chance.uniform(0, 7))
+            words = _drawn(chance, exact, 10 ** chance.uniform(0, 11))
             bare = _judged(exact, words)
             near = chance.choice((1, 10**6, 10**12, CENT, WAD, 1_000 * WAD))
             wanted = bare.requirement_wad - bare.value_wad + chance.randint(-near, near)

@@ -7,13 +7,13 @@ import pytest
 
 from keeper.chain.client import SimCall
 from keeper.fixed import MAX_UINT256
-from keeper.lab.curie import deposit, part_of, trade
+from keeper.lab.curie import close, deposit, part_of, trade
 from keeper.lab.tokens import approve_txs, erc20, mint
 from keeper.lab.world import Lab
 from keeper.protocols.perp_curie.collateral import Sale
 from keeper.types import Gas, Health, Marks, Option, Outcome, Refusal
 from tests.protocols.perp_curie_lab import move_market
-from tests.protocols.perp_curie_takeover import ETHER, TRADER, USDC, Scene, taking
+from tests.protocols.perp_curie_takeover import ETHER, OTHER, TRADER, USDC, Scene, taking
 
 
 async def _by_margin(scene: Scene) -> None:
@@ -118,6 +118,43 @@ async def test_an_account_that_may_not_be_sold_is_not(lab: Lab, tmp_path: Path) 
         position = scene.follower.book.position(health.key)
         [refusal] = scene.follower.adapter.options(position, health, marks)
         assert isinstance(refusal, Refusal) and refusal.reason == "healthy"
+        assert not await part_of(node, curie, "Vault").read("isLiquidatable", TRADER)
+
+
+async def test_a_feed_of_another_kind_refuses_its_owners_only(lab: Lab, tmp_path: Path) -> None:
+    """A collateral that governance prices by a contract of another kind stops nobody who has none of it."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie, cast = scene.follower.node, scene.follower.curie, lab.world.cast
+        await scene.follower.fund([TRADER, OTHER], 1_000 * USDC)
+        for owner in (TRADER, OTHER):
+            await trade(node, curie, owner, "WETH", ETHER // 2)
+        dai = lab.world.tokens["DAI"]
+        manager, strange = part_of(node, curie, "CollateralManager"), lab.world.feeds["DAI"].proxy
+        config = (strange, 900_000, 50_000, MAX_UINT256)
+        await manager.send(cast.deployer.address, "addCollateral", dai.address, config)
+        await deposit(node, cast, curie, dai, {TRADER: 10 * ETHER})
+        marks = await scene.follower.marks(await scene.follower.follow())
+        assert scene.follower.assessed(TRADER, marks) == Refusal(
+            "assess", "unknown_feed", {"collateral": "DAI"}
+        )
+        assert isinstance(scene.follower.assessed(OTHER, marks), Health)
+        assert dai.address not in scene.follower.adapter.feeds()
+
+
+async def test_other_collateral_without_debt_is_no_position(lab: Lab, tmp_path: Path) -> None:
+    """Whoever only deposited is not looked at; a debt that collateral stands for is a position."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie, cast = scene.follower.node, scene.follower.curie, lab.world.cast
+        await deposit(node, cast, curie, curie.collaterals["WETH"], {TRADER: ETHER})
+        await scene.follower.follow()
+        assert scene.follower.key(TRADER) not in scene.follower.book
+        await trade(node, curie, TRADER, "WETH", ETHER // 2)
+        await close(node, curie, TRADER, "WETH")
+        marks = await scene.follower.marks(await scene.follower.follow())
+        assert scene.follower.key(TRADER) in scene.follower.book.candidates(marks)
+        health = scene.follower.assessed(TRADER, marks)
+        assert isinstance(health, Health) and health.health_factor_wad is None
+        assert not health.liquidatable
         assert not await part_of(node, curie, "Vault").read("isLiquidatable", TRADER)
 
 
