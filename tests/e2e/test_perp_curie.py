@@ -11,11 +11,14 @@ from keeper.lab.curie import part_of
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.safe import execute
 from keeper.lab.world import Lab
+from keeper.ledger import copies
 from keeper.multisig.safe import InnerCall
 from keeper.types import Address
 from tests.e2e.line import open_again
 from tests.protocols.perp_curie_lab import following
-from tests.protocols.perp_curie_takeover import ETHER, TRADER, Scene
+from tests.protocols.perp_curie_takeover import ETHER, TRADER, USDC, Scene
+
+_LONG_AGO_S = 121  # so that nothing that was signed before can be mined any more
 
 
 async def _configure(lab: Lab, rig: Rig, clearing_house: Address) -> None:
@@ -55,3 +58,34 @@ async def test_the_line_takes_positions_over(lab: Lab, tmp_path: Path) -> None:
         value = int(await vault.read("getAccountValue", TRADER)) * 10**12
         assert value >= int(await balance.read("getMarginRequirementForLiquidation", TRADER))
         assert await scene.left_over() == ([], 0)
+
+
+async def test_a_lost_takeover_is_found_again(lab: Lab, tmp_path: Path) -> None:
+    """A takeover that a restored record does not know is found on chain and booked for the account it was of, although
+    its first call is a deposit, which is nobody's.
+    """
+    rig = await make_rig(lab, tmp_path / "keeper", Terms(max_slippage_bps=300))
+    async with following(lab) as follower:
+        await _configure(lab, rig, follower.curie.clearing_house)
+        scene = Scene(follower, rig, lab)
+        await follower.fund([TRADER], 500 * USDC)
+        async with open_again(lab, rig) as line:
+            before_raw = await line.treasury_raw()
+            await line.step()
+            backup = tmp_path / "backup.db"
+            copies.back_up(line.store.path, backup, line.head.timestamp_s - _LONG_AGO_S)
+            await scene.fall(TRADER, 2 * ETHER, 0)
+            await line.steps()
+            known = [entry.body["tx"] for entry in line.booked("settled")]
+            assert known
+        (rig.folder / "keeper.db").rename(rig.folder / "lost.db")
+        head = await lab.node.head()
+        copies.restore(backup, rig.folder / "keeper.db", lab.world.chain_id, head.timestamp_s - _LONG_AGO_S)
+        async with open_again(lab, rig) as line:
+            await line.step()
+            found = line.booked("settled")
+            assert [entry.body["tx"] for entry in found] == known
+            assert {(entry.protocol, entry.account) for entry in found} == {("curie", checksum(TRADER))}
+            profit = lab.world.tokens["USDC"].address
+            assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw
+            assert line.ledger.verify() is None

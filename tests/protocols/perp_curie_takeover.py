@@ -53,7 +53,8 @@ class Scene:
     async def fall(self, trader: Address, size: int, cash_usd: int, *, symbol: str = "WETH") -> None:
         """Open a leveraged position and move the market against it, until its margin is short."""
         follower = self.follower
-        await follower.fund([trader], cash_usd * USDC)
+        if cash_usd:
+            await follower.fund([trader], cash_usd * USDC)
         await trade(follower.node, follower.curie, trader, symbol, size)
         balance = part_of(follower.node, follower.curie, "AccountBalance")
         house = part_of(follower.node, follower.curie, "Vault")
