@@ -53,7 +53,7 @@ from keeper.protocols.perp_curie.system import (
     word,
 )
 from keeper.seams import Reads, each, together
-from keeper.types import Address, BlockTime, Call, Refusal, Result, Reverted, Weights
+from keeper.types import ZERO_ADDRESS, Address, BlockTime, Call, Refusal, Result, Reverted, Weights
 
 _NOW: Final = Call(
     Address(bytes.fromhex("cA11bde05977b3631167028862bE2a173976CA11")),
@@ -213,10 +213,10 @@ def _market_state(
         return _unusable(why, sqrt_price_x96, tick)
     if answered(_FEED_OF, first[2]) != market.dispatcher:
         return _unusable(FEED_CHANGED, sqrt_price_x96, tick)
-    if answered(_ELSEWHERE, first[3]):
-        return _unusable("index_not_from_chainlink", sqrt_price_x96, tick)
     if feed.unusable:
         return _unusable(feed.unusable, sqrt_price_x96, tick)
+    if answered(_ELSEWHERE, first[3]):
+        return _unusable("index_not_from_chainlink", sqrt_price_x96, tick)
     first_traded_s, last_settled_s, growth_x96 = (word(result) for result in first[5:])
     funding_s = min(parameters.twap_interval_s, now_s - first_traded_s) if first_traded_s else 0
     intervals = (MARKET_PRICE_S, parameters.mark_twap_s, parameters.premium_interval_s, funding_s)
@@ -281,7 +281,11 @@ class _FeedState:
 
 def _feed_state(system: System, feed: Feed, now_s: int, max_price_age_s: int) -> Reads[_FeedState]:
     """The feed's last price, and its observations back to before the longest average of any use."""
+    if feed.aggregator == ZERO_ADDRESS:
+        return _FeedState("unknown_feed", 0, 0, ())
     results = yield [_LATEST.call(feed.address), _INDEX.call(feed.address)]
+    if any(isinstance(result, Reverted) for result in results):
+        return _FeedState("unknown_feed", 0, 0, ())
     price, updated_s = answers(_LATEST, results[0])
     newest = answered(_INDEX, results[1])
     if not price:
