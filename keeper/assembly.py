@@ -46,6 +46,7 @@ from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3
 from keeper.protocols.perp_curie import PerpCurie
+from keeper.protocols.reference_perp import ReferencePerp
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps
 from keeper.seams import Adapter, FlashSource, Venue, each
 from keeper.signer import (
@@ -66,6 +67,7 @@ from keeper.watch import Source, Watch
 PROTOCOLS: Final[Mapping[str, Any]] = {
     "aave-v3": AaveV3,
     "perp-curie": PerpCurie,
+    "reference-perp": ReferencePerp,
     "synthetix-v2-perps": SynthetixV2Perps,
 }
 VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}

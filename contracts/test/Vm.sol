@@ -3,9 +3,19 @@ pragma solidity 0.8.37;
 
 /// @notice The cheatcodes of the test runner that these tests use.
 interface Vm {
+    struct Log {
+        bytes32[] topics;
+        bytes data;
+        address emitter;
+    }
+
     function prank(address caller) external;
     function warp(uint256 timestamp) external;
     function roll(uint256 blockNumber) external;
+    function prevrandao(bytes32 value) external;
+    function recordLogs() external;
+    function getRecordedLogs() external returns (Log[] memory);
+    function etch(address account, bytes calldata code) external;
     function deal(address account, uint256 balance) external;
     function sign(uint256 privateKey, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function addr(uint256 privateKey) external pure returns (address);

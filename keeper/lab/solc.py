@@ -1,7 +1,7 @@
 """Solidity sources in, artifacts out: py-solc-x over a native compiler, or over npm's where there is none.
 
 Results are cached by what went in (every source, the settings, the compiler's version), so a build happens once.
-PauseGuard and Liquidator are also committed under `abis/`; there the sources' hash decides whether a file still stands
+Those that are deployed are also committed under `abis/`; there the sources' hash decides whether a file still stands
 for them, and a machine without Node.js can deploy.
 """
 
@@ -29,7 +29,11 @@ OWN_SETTINGS: Final[Mapping[str, Any]] = {
     "optimizer": {"enabled": True, "runs": 200},
     "metadata": {"appendCBOR": False, "bytecodeHash": "none"},
 }
-OWN_COMMITTED: Final = ("PauseGuard", "Liquidator")
+OWN_COMMITTED: Final = {
+    "PauseGuard": "contracts/src/PauseGuard.sol",
+    "Liquidator": "contracts/src/Liquidator.sol",
+    "PerpExchange": "contracts/src/reference/PerpExchange.sol",
+}
 
 AAVE_SOLC: Final = "0.8.27"
 AAVE_SETTINGS: Final[Mapping[str, Any]] = {
@@ -163,7 +167,7 @@ def build_aave_v3_6() -> dict[str, Artifact]:
 
 
 def own_artifact(name: str) -> OwnArtifact:
-    """PauseGuard or Liquidator: the committed artifact when it was made from these very sources, else compiled now.
+    """One of `OWN_COMMITTED`: the committed artifact when it was made from these very sources, else compiled now.
 
     Raises:
         ConfigError: the name is not one of `OWN_COMMITTED`, or compiling was needed and failed.
@@ -181,7 +185,7 @@ def own_artifact(name: str) -> OwnArtifact:
 
 
 def write_own_artifacts() -> list[Path]:
-    """Compile PauseGuard and Liquidator and write what `abis/` should hold; the same sources give the same bytes."""
+    """Compile `OWN_COMMITTED` and write what `abis/` should hold; the same sources give the same bytes."""
     written = []
     for name in OWN_COMMITTED:
         raw = msgspec.json.format(msgspec.json.encode(_compile_own(name), order="sorted"), indent=1)
@@ -222,7 +226,7 @@ def solc_binary(version: str) -> Path:
 
 def _compile_own(name: str) -> OwnArtifact:
     # Alone, not with the other contracts: nothing outside its imports can then change a byte of the result.
-    compiled = compile_sources(name, [_unit(name)], [share_dir()], {}, OWN_SOLC, OWN_SETTINGS)[name]
+    compiled = compile_sources(name, [OWN_COMMITTED[name]], [share_dir()], {}, OWN_SOLC, OWN_SETTINGS)[name]
     return OwnArtifact(
         **msgspec.structs.asdict(compiled),
         solc=OWN_SOLC,
@@ -232,12 +236,8 @@ def _compile_own(name: str) -> OwnArtifact:
 
 
 def _own_source_hash(name: str) -> str:
-    sources = _gather([_unit(name)], [share_dir()], {})
+    sources = _gather([OWN_COMMITTED[name]], [share_dir()], {})
     return _digest(_CACHE_FORMAT, _standard_json(sources, OWN_SETTINGS), OWN_SOLC)
-
-
-def _unit(name: str) -> str:
-    return f"contracts/src/{name}.sol"
 
 
 def _committed(name: str) -> Path:
@@ -350,7 +350,7 @@ def _replace(path: Path, content: bytes, mode: int = 0o644) -> None:
 def main() -> None:
     """`python -m keeper.lab.solc`: install the lab and compile all that it deploys, as `scripts/setup` does.
 
-    With `--write-abis` it then brings PauseGuard and Liquidator under `abis/` up to date with their sources.
+    With `--write-abis` it then brings our contracts under `abis/` up to date with their sources.
     """
 
     def report(line: str) -> None:
