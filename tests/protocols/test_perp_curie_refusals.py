@@ -6,7 +6,7 @@ import pytest
 
 from keeper.errors import AdapterError, RpcError
 from keeper.fixed import BPS, mul_div_up
-from keeper.lab.curie import curie_abi, part_of, trade
+from keeper.lab.curie import part_of, perp_curie, trade
 from keeper.lab.node import Contract, Tx
 from keeper.lab.tokens import balance_of, erc20, mint
 from keeper.lab.world import Lab
@@ -51,7 +51,7 @@ async def test_the_exchange_s_own_pause_ends_every_option(lab: Lab, tmp_path: Pa
         for name, paused in (("clearing_house", "ClearingHouse"), ("vault", "Vault")):
             node, curie = scene.follower.node, scene.follower.curie
             at = curie.clearing_house if paused == "ClearingHouse" else curie.vault
-            contract = Contract(node, at, curie_abi(paused).abi)
+            contract = Contract(node, at, perp_curie(paused).abi)
             await contract.send(deployer, "pause")
             _, marks, health = await scene.look(TRADER)
             position = scene.follower.book.position(health.key)
@@ -72,7 +72,7 @@ async def test_a_paused_or_closed_market_refuses_its_accounts_only(lab: Lab, tmp
         await scene.follower.fund([OTHER], 500 * USDC)
         await trade(lab.node, scene.follower.curie, OTHER, "WBTC", ETHER // 40)
         node, deployer = scene.follower.node, lab.world.cast.deployer.address
-        token = Contract(node, _base(scene), curie_abi("BaseToken").abi)
+        token = Contract(node, _base(scene), perp_curie("BaseToken").abi)
         for function, arguments, reason in (
             ("pause", (), "market_paused"),
             ("close", (10**21,), "market_closed"),
