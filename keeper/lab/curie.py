@@ -110,12 +110,12 @@ clearing_house = "{checksum(curie.clearing_house)}"
 """
 
 
-def curie_abi(name: str) -> Artifact:
+def perp_curie(name: str) -> Artifact:
     """A contract of Perp Curie as published."""
     return published(f"{_CURIE}/{name}.sol/{name}.json")
 
 
-def oracle_abi(name: str) -> Artifact:
+def perp_oracle(name: str) -> Artifact:
     """A contract of its oracle package as published."""
     return published(f"{_ORACLE}/{name}.sol/{name}.json")
 
@@ -132,7 +132,7 @@ async def deploy_curie(
     deployer, usdc = world.cast.deployer.address, world.tokens["USDC"]
 
     async def deploy(name: str, *arguments: object) -> Contract:
-        code = curie_abi(name)
+        code = perp_curie(name)
         at = await node.deploy(deployer, code.creation_code())
         contract = Contract(node, at, code.abi)
         if arguments or name == "ClearingHouseConfig":
@@ -206,7 +206,7 @@ async def open_market(node: Node, world: World, curie: Curie, spec: MarketSpec) 
     """A listed market without liquidity, its pool at the world's price."""
     deployer = world.cast.deployer.address
     feed = await _feed(node, deployer, world, spec.symbol)
-    dispatcher = await node.deploy(deployer, oracle_abi("PriceFeedDispatcher").creation_code(feed))
+    dispatcher = await node.deploy(deployer, perp_oracle("PriceFeedDispatcher").creation_code(feed))
     base = await _virtual_token(node, deployer, "BaseToken", below=curie.quote_token)
     await base.send(deployer, "initialize", f"v{spec.symbol}", f"v{spec.symbol}", dispatcher)
     factory = Contract(
@@ -313,7 +313,7 @@ async def provide(
 
 
 def _contract(node: Node, name: str, at: Address) -> Contract:
-    return Contract(node, at, curie_abi(name).abi)
+    return Contract(node, at, perp_curie(name).abi)
 
 
 def pool_of(node: Node, curie: Curie, symbol: str) -> Contract:
@@ -339,7 +339,7 @@ async def _virtual_token(
     node: Node, deployer: Address, name: str, *, lowest: int = 0, below: Address | None = None
 ) -> Contract:
     """A virtual token whose address sorts as the pools need it: every base token below the quote token."""
-    code = curie_abi(name)
+    code = perp_curie(name)
     while True:
         at = await node.deploy(deployer, code.creation_code())
         if at[0] >= lowest and (below is None or at < below):
@@ -347,7 +347,7 @@ async def _virtual_token(
 
 
 async def _feed(node: Node, deployer: Address, world: World, symbol: str) -> Address:
-    code = oracle_abi("ChainlinkPriceFeedV3")
+    code = perp_oracle("ChainlinkPriceFeedV3")
     return await node.deploy(
         deployer, code.creation_code(world.feeds[symbol].proxy, _FEED_TIMEOUT_S, _TWAP_S)
     )

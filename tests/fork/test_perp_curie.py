@@ -124,3 +124,7 @@ async def test_a_rest_left_on_the_exchange_reverts(lab: Lab, tmp_path: Path) -> 
         assert gained > 0
         bases, _ = await scene.left_over()
         assert bases == [scene.follower.curie.markets["WETH"].base_token]
+        head = await lab.node.head()
+        read = scene.follower.adapter.outcome(option, option.max_repay_raw)
+        refusal = await scene.follower.chain.read(read, head.hash)
+        assert isinstance(refusal, Refusal) and refusal.reason == "left_over", refusal

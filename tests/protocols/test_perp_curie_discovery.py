@@ -8,11 +8,11 @@ from keeper.lab.actors import account
 from keeper.lab.curie import (
     MarketSpec,
     close,
-    curie_abi,
     deposit,
     house_of,
     open_market,
     part_of,
+    perp_curie,
     provide,
     trade,
 )
@@ -142,7 +142,7 @@ async def test_a_market_moved_to_another_feed_is_read_again(lab: Lab) -> None:
         await trade(node, curie, ONE, "WETH", ETHER)
         await follower.marks(await follower.follow())
         other = await open_market(node, follower.world, curie, MarketSpec("wstETH", 1))
-        base = Contract(node, curie.markets["WETH"].base_token, curie_abi("BaseToken").abi)
+        base = Contract(node, curie.markets["WETH"].base_token, perp_curie("BaseToken").abi)
         await base.send(deployer, "setPriceFeed", other.dispatcher)
         marks = await follower.marks(await follower.follow())
         state = marks.exact.markets[curie.markets["WETH"].base_token]

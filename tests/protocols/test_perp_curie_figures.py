@@ -9,6 +9,7 @@ from keeper.lab.world import Lab
 from keeper.protocols.perp_curie.closing import read_closing
 from keeper.protocols.perp_curie.health import judge
 from keeper.protocols.perp_curie.pool import MAX_TICK, MIN_TICK, sqrt_ratio_at, tick_at
+from keeper.seams import Reads
 from keeper.types import Health, PositionKey
 from tests.protocols.perp_curie_lab import following
 from tests.protocols.perp_curie_takeover import ETHER, OTHER, TRADER, USDC, taking
@@ -119,6 +120,42 @@ async def test_the_cancelled_orders_are_not_in_the_pool(lab: Lab) -> None:
             await house.send(TRADER, "removeLiquidity", (base, info[1], info[2], info[0], 0, 0, 2**40))
         after = await closing(False)
         assert forecast == after != before
+
+
+async def test_marks_cost_two_rounds(lab: Lab) -> None:
+    """However many markets and collaterals there are, a head's marks take two rounds; a feed that was updated more
+    often within its average takes one more for every doubling.
+    """
+    async with following(lab) as follower:
+        node, curie = follower.node, follower.curie
+        await deposit(node, follower.world.cast, curie, curie.collaterals["WBTC"], {TRADER: 10**6})
+        await follower.fund([TRADER], 1_000 * USDC)
+        for symbol in ("WETH", "WBTC"):
+            await trade(node, curie, TRADER, symbol, ETHER // 100)
+
+        async def rounds() -> int:
+            head = await follower.follow()
+            read, count = follower.adapter.marks(head), 0
+
+            def counted() -> Reads[None]:
+                nonlocal count
+                answers = None
+                while True:
+                    try:
+                        asked = read.send(answers)  # type: ignore[arg-type]  # the first send of a generator is None
+                    except StopIteration:
+                        return
+                    count += 1
+                    answers = yield asked
+
+            await follower.chain.read(counted(), head.hash)
+            return count
+
+        assert await rounds() == 2
+        for step in range(12):
+            await follower.set_price({"WETH": 1 + step / 1_000})
+            await trade(node, curie, TRADER, "WETH", ETHER // 100)
+        assert await rounds() == 3
 
 
 def test_ticks_and_prices_are_inverse() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from keeper.errors import AdapterError, RpcError
 from keeper.fixed import BPS, mul_div_up
-from keeper.lab.curie import curie_abi, part_of, trade
+from keeper.lab.curie import part_of, perp_curie, trade
 from keeper.lab.node import Contract, Tx
 from keeper.lab.tokens import balance_of, erc20, mint
 from keeper.lab.world import Lab
@@ -51,7 +51,7 @@ async def test_the_exchange_s_own_pause_ends_every_option(lab: Lab, tmp_path: Pa
         for name, paused in (("clearing_house", "ClearingHouse"), ("vault", "Vault")):
             node, curie = scene.follower.node, scene.follower.curie
             at = curie.clearing_house if paused == "ClearingHouse" else curie.vault
-            contract = Contract(node, at, curie_abi(paused).abi)
+            contract = Contract(node, at, perp_curie(paused).abi)
             await contract.send(deployer, "pause")
             _, marks, health = await scene.look(TRADER)
             position = scene.follower.book.position(health.key)
@@ -72,7 +72,7 @@ async def test_a_paused_or_closed_market_refuses_its_accounts_only(lab: Lab, tmp
         await scene.follower.fund([OTHER], 500 * USDC)
         await trade(lab.node, scene.follower.curie, OTHER, "WBTC", ETHER // 40)
         node, deployer = scene.follower.node, lab.world.cast.deployer.address
-        token = Contract(node, _base(scene), curie_abi("BaseToken").abi)
+        token = Contract(node, _base(scene), perp_curie("BaseToken").abi)
         for function, arguments, reason in (
             ("pause", (), "market_paused"),
             ("close", (10**21,), "market_closed"),
@@ -195,15 +195,29 @@ async def test_a_close_that_leads_from_the_index_is_refused(lab: Lab, tmp_path: 
         await _refused(scene, "over_price_spread", "EX_OPB")
 
 
-async def test_what_the_liquidator_already_holds_is_refused(lab: Lab, tmp_path: Path) -> None:
-    """A balance in the Liquidator's name would be withdrawn with the rest: it must be settled by people first."""
+async def test_a_deposit_in_the_liquidator_s_name_stops_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Anybody may deposit for the Liquidator: it comes along, to the unit, and makes no losing takeover pay."""
     async with taking(lab, tmp_path) as scene:
         await scene.fall(TRADER, 2 * ETHER, 500)
+        option, marks = await _whole(scene)
+        without = await scene.outcome(option, marks)
         await _gift(scene)
         option, marks = await _whole(scene)
-        refusal = await scene.outcome(option, marks)
-        assert isinstance(refusal, Refusal) and refusal.reason == "left_over"
-        assert refusal.numbers["balance_raw"] == USDC
+        outcome = await scene.outcome(option, marks)
+        assert isinstance(without, Outcome) and isinstance(outcome, Outcome)
+        assert abs(outcome.seize_raw - without.seize_raw - USDC) < USDC // 10
+        await _governed(scene, "MarketRegistry", "setFeeRatio", _base(scene), 13_000)
+        loss, marks = await _whole(scene)
+        refusal = await scene.outcome(loss, marks)
+        assert isinstance(refusal, Refusal) and refusal.reason == "losing_takeover"
+        await _governed(scene, "MarketRegistry", "setFeeRatio", _base(scene), 1_000)
+        option, marks = await _whole(scene)
+        outcome = await scene.outcome(option, marks)
+        assert isinstance(outcome, Outcome)
+        expected = outcome.seize_raw - outcome.repay_raw - mul_div_up(outcome.repay_raw, 5, BPS)
+        gained, _ = await scene.execute(option)
+        assert gained == expected
+        assert await scene.left_over() == ([], 0)
 
 
 async def _gift(scene: Scene) -> None:

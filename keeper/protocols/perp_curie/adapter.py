@@ -206,9 +206,12 @@ class PerpCurie:
         ]
 
     def sources(self) -> Filters:
-        """The clearing house, account balance and vault, and whose parameters matter."""
+        """The exchange's own contracts: those that tell of accounts, of parameters, or only of their upgrades."""
         system = self.loaded
-        places = (system.house, system.balance, system.vault, system.registry, system.config, system.manager)
+        places = (
+            *(system.house, system.balance, system.vault, system.registry, system.config, system.manager),
+            *(system.exchange, system.orders, system.fund),
+        )
         topics = (*_TOUCHING_TOPICS, *sorted(_RELOADING_TOPICS), *UPGRADE_TOPICS)
         return Filters(places, topics)
 

@@ -97,6 +97,7 @@ def takeovers(health: Health, marks: CurieMarks) -> list[Option | Refusal]:
 def outcome_of(choice: Takeover, margin_raw: int, liquidator: Address) -> Reads[Outcome | Refusal]:
     """What comes back of a margin once the position is taken over, closed and everything is withdrawn.
 
+    Whatever anybody deposited in the liquidator's name comes with it, and makes no takeover worth more.
     Refused with numbers: where the exchange would revert, where the position would not close within the block's tick
     limit, and where less comes back than goes in.
     """
@@ -134,14 +135,14 @@ def outcome_of(choice: Takeover, margin_raw: int, liquidator: Address) -> Reads[
         return replace(closed, numbers=choice.names | dict(closed.numbers))
     quote, _ = closed
     pnl = quote + choice.open_notional_wad
-    back_raw = (margin_raw * system.unit_wad + pnl) // system.unit_wad
+    back_raw = margin_raw + pnl // system.unit_wad
     numbers = {"margin_raw": margin_raw, "returned_raw": back_raw, "discount_wad": str(choice.discount_wad)}
     numbers |= {"closing_cost_wad": str(choice.discount_wad - pnl)}
     if back_raw < 0:
         return Refusal("outcome", "loss_over_margin", choice.names | numbers)
     if back_raw <= margin_raw:
         return Refusal("outcome", "losing_takeover", choice.names | numbers)
-    return Outcome(margin_raw, back_raw)
+    return Outcome(margin_raw, back_raw + balance)
 
 
 def calls_of(choice: Takeover, margin_raw: int, liquidator: Address) -> Sequence[ProtocolCall]:
@@ -204,8 +205,8 @@ def _option(
 
 
 def _left_over(choice: Takeover, bases: Sequence[Address], balance_raw: int) -> Refusal | None:
-    """A position or balance that the liquidator already has would be mixed up with the one taken over."""
-    if not bases and not balance_raw:
+    """A position or a debt that the liquidator already has would be mixed up with the one taken over."""
+    if not bases and balance_raw >= 0:
         return None
     return Refusal("outcome", "left_over", choice.names | {"markets": len(bases), "balance_raw": balance_raw})
 
