@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from keeper.abi import load
+from keeper.abi import checksum, load
 from keeper.errors import ExecutionError
 from keeper.lab import curie as perp
 from keeper.lab import synthetix as synth
@@ -20,10 +20,10 @@ from keeper.lab.curie import Curie, house_of, part_of, trade
 from keeper.lab.judge import Unhealthy, Verdict, judge
 from keeper.lab.node import Contract, Node
 from keeper.lab.rig import Rig, make_rig
-from keeper.lab.synthetix import UNIT, PerpSpec, Synthetix, market_of, open_perps, state_of
+from keeper.lab.synthetix import UNIT, PerpSpec, Synthetix, market_of, open_perps
 from keeper.lab.tokens import balance_of
 from keeper.lab.uniswap import quote_v3
-from keeper.lab.world import Lab, open_lab
+from keeper.lab.world import BASE_FEE_WEI, Lab, open_lab
 from keeper.types import Address
 from tests.e2e.line import Line, open_again
 
@@ -34,7 +34,7 @@ USDC = 10**6
 _E8 = 10**8
 _FLASH_BPS = 5  # Aave 3.6 in the lab lends cheapest
 LONG, SHORT, SAFE, MAKER, HOLDER, WHALE, TAKER = (account(number) for number in range(101, 108))
-UNSAFE, SOUND, GATED, BIG, FLAGGER = (account(number) for number in range(201, 206))
+UNSAFE, RACED, SOUND, GATED, BIG, FLAGGER = (account(number) for number in range(201, 207))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +79,22 @@ async def _trade(lab: Lab, curie: Curie) -> None:
 @pytest.fixture(scope="module")
 async def fallen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fallen]:
     """Perp Curie's pool and Synthetix' rates fall: in one market at once, in the other gated by a whale's skew."""
-    async with await open_lab(clock="steady") as lab:
-        node = lab.node
-        synthetix, world = await synth.deploy_synthetix(node, lab.world)
-        lab = replace(lab, world=world)
+    async with await open_lab(clock="steady") as built:
+        node = built.node
+        synthetix, world = await synth.deploy_synthetix(node, built.world)
+        lab = replace(built, world=world)
         curie = await perp.deploy_curie(node, world)
         tables = synth.table(synthetix) + perp.table(curie)
         rig = await make_rig(lab, tmp_path_factory.mktemp("perps"), tables=tables)
         await _trade(lab, curie)
         ether, bitcoin = synthetix.markets["ETH"], synthetix.markets["BTC"]
-        specs = [PerpSpec(UNSAFE, 2_000 * UNIT, 20 * UNIT), PerpSpec(SOUND, 2_000 * UNIT, -UNIT)]
+        specs = [
+            PerpSpec(UNSAFE, 2_000 * UNIT, 20 * UNIT),
+            PerpSpec(RACED, 300 * UNIT, 3 * UNIT),
+            PerpSpec(SOUND, 2_000 * UNIT, -UNIT),
+        ]
         await open_perps(node, world.cast, synthetix, ether, specs)
-        specs = [PerpSpec(BIG, 6_000_000 * UNIT, 130 * UNIT), PerpSpec(GATED, 28_000 * UNIT, 5 * UNIT)]
+        specs = [PerpSpec(BIG, 6_000_000 * UNIT, 130 * UNIT), PerpSpec(GATED, 19_000 * UNIT, 5 * UNIT)]
         await open_perps(node, world.cast, synthetix, bitcoin, specs)
         prices = {ether.feed: 1_905 * _E8, bitcoin.feed: world.prices_e8["WBTC"] * 91 // 100}
         await set_prices(node, {**prices, synthetix.susd_feed: _E8})
@@ -107,11 +111,11 @@ def _of(verdict: Verdict, who: Address) -> Unhealthy:
 
 async def test_only_those_their_protocol_lets_liquidate_are_named(fallen: Fallen) -> None:
     """Everybody with a position is counted; who is safe is not named, and who is not is left."""
-    assert fallen.verdict.totals["accounts_with_position"] == 11
+    assert fallen.verdict.totals["accounts_with_position"] == 12
     left = {(one.protocol, one.account) for one in fallen.verdict.left}
     assert left == {
         *(("curie", who) for who in (LONG, MAKER, HOLDER)),
-        (fallen.name("ETH"), UNSAFE),
+        *((fallen.name("ETH"), who) for who in (UNSAFE, RACED)),
         (fallen.name("BTC"), GATED),
     }
     assert len(fallen.verdict.unhealthy) == len(left), str(fallen.verdict)
@@ -139,7 +143,7 @@ async def _taken_over(fallen: Fallen, found: Unhealthy, margin_raw: int) -> int:
 
 @pytest.mark.parametrize("who", [LONG, MAKER], ids=["taker", "maker"])
 async def test_a_takeover_nobody_made_is_found(fallen: Fallen, who: Address) -> None:
-    """What it would have brought is what it brings by hand less the loan's price, and less margin is not accepted."""
+    """What it would have brought is what it brings by hand, less the loan's price."""
     found, node = _of(fallen.verdict, who), fallen.lab.node
     assert found.reason == "left" and found.best is not None and found.best.position is not None
     assert (found.best.position.token.symbol, found.best.route) == ("vWETH", ())
@@ -150,9 +154,15 @@ async def test_a_takeover_nobody_made_is_found(fallen: Fallen, who: Address) -> 
     premium_raw = -(-margin_raw * _FLASH_BPS // 10_000)
     assert found.best.profit.raw == pytest.approx(gained_raw - premium_raw, rel=1e-3)
     assert found.best.seize.raw - margin_raw - premium_raw == found.best.profit.raw
+
+
+async def test_no_less_margin_would_have_done(fallen: Fallen) -> None:
+    """The loan that is reckoned with is the least: with two per cent less the exchange refuses."""
+    found, node = _of(fallen.verdict, LONG), fallen.lab.node
+    assert found.best is not None
     snapshot = await node.snapshot()
     with pytest.raises(ExecutionError, match="CH_NEFCI"):
-        await _taken_over(fallen, found, margin_raw * 98 // 100)
+        await _taken_over(fallen, found, found.best.repay.raw * 98 // 100)
     await node.revert(snapshot)
 
 
@@ -236,9 +246,10 @@ async def test_steps_that_cost_more_than_they_pay_are_not_left(fallen: Fallen) -
     await node.mine()
     verdict = await fallen.judged(fallen.name("ETH"))
     await node.revert(snapshot)
-    [found] = verdict.unhealthy
+    await node.set_base_fee(BASE_FEE_WEI)
+    found = _of(verdict, UNSAFE)
     assert found.reason == "unprofitable" and found.best is not None
-    assert found.best.net_profit_usd_e8 < 0 < found.best.profit.raw
+    assert found.best.net_profit_usd_e8 < 0 < found.best.profit.raw and not verdict.left
 
 
 async def test_a_losing_takeover_is_not_left(fallen: Fallen) -> None:
@@ -252,7 +263,7 @@ async def test_a_losing_takeover_is_not_left(fallen: Fallen) -> None:
     await lab.node.revert(snapshot)
     found = _of(verdict, LONG)
     assert (found.reason, found.best) == ("losing_takeover", None)
-    assert "comes back" in found.detail and {one.account for one in verdict.left} == {HOLDER}
+    assert "would come back" in found.detail and {one.account for one in verdict.left} == {HOLDER}
 
 
 async def test_an_exchange_that_refuses_is_quoted(fallen: Fallen) -> None:
@@ -278,7 +289,8 @@ async def test_a_paused_scope_and_a_denied_account_excuse(fallen: Fallen, tmp_pa
     denying.write_text(rig.config.read_text().replace("max_repay_usd = 10000000.0", limits))
     verdict = await judge(denying)
     await lab.node.revert(snapshot)
-    assert (_of(verdict, UNSAFE).reason, _of(verdict, LONG).reason) == ("paused", "denied")
+    assert {_of(verdict, who).reason for who in (UNSAFE, RACED)} == {"paused"}
+    assert _of(verdict, LONG).reason == "denied"
     assert {one.account for one in verdict.left} == {MAKER, HOLDER, GATED}
 
 
@@ -287,15 +299,16 @@ async def test_a_paused_scope_and_a_denied_account_excuse(fallen: Fallen, tmp_pa
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The same world after a keeper did its work; `before` is the verdict without it."""
+    """The same world after a keeper did its work: what was said while a gate stood, and once it had opened."""
 
     line: Line
-    fallen: Fallen
+    gated: Verdict
+    opened: Verdict
 
 
 @pytest.fixture(scope="module")
 async def kept(fallen: Fallen, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kept]:
-    """On a fork: somebody else takes one position in the same block, the keeper all others until nothing is to do."""
+    """On a fork: somebody else flags one position first, the keeper does the rest, before and after the skew goes."""
     folder = tmp_path_factory.mktemp("kept")
     async with AsyncExitStack() as stack:
         anvil = stack.enter_context(fallen.lab.anvil.fork())
@@ -306,16 +319,58 @@ async def kept(fallen: Fallen, tmp_path_factory: pytest.TempPathFactory) -> Asyn
         shutil.copy(fallen.rig.folder / ".env", folder / ".env")
         rig = replace(fallen.rig, folder=folder, config=config)
         line = await stack.enter_async_context(open_again(Lab(anvil, node, fallen.lab.world), rig))
+        ether, bitcoin = (market_of(node, fallen.synthetix.markets[asset]) for asset in ("ETH", "BTC"))
+        await node.set_balances([FLAGGER])
+        await node.mine_on_demand()
+        await line.step()
+        await line.pend(ether.tx(FLAGGER, "flagPosition", RACED, gas=1_000_000))
+        await node.mine()
+        await node.mine_each_transaction()
         await line.steps(30)
-        yield Kept(line, fallen)
+        gated = await judge(config)
+        await node.send(synth.trade_tx(bitcoin, BIG, -30 * UNIT), bitcoin.abi)
+        opened = await judge(config)
+        await line.steps(30)
+        yield Kept(line, gated, opened)
+
+
+async def test_while_a_gate_stands_nothing_more_was_to_do(kept: Kept) -> None:
+    """The keeper's own flag is all there was; of a position that another flagged the fee pays for no transaction."""
+    assert kept.gated.ok, str(kept.gated)
+    assert {one.account: one.reason for one in kept.gated.unhealthy} == {
+        GATED: "gated",
+        RACED: "unprofitable",
+    }
+
+
+async def test_what_an_open_gate_pays_the_flagger_is_left(kept: Kept) -> None:
+    """Once the skew has gone, both fees of the position are the Liquidator's to take, and nobody else's."""
+    [found] = kept.opened.left
+    assert found.account == GATED and found.best is not None
+    [settled] = [entry for entry in kept.line.booked("settled") if int(entry.body["profit_raw"]) > 600 * USDC]
+    assert int(settled.body["profit_raw"]) == found.best.profit.raw
 
 
 async def test_after_the_keeper_nothing_is_left_and_nothing_differs(kept: Kept) -> None:
-    """Takeovers, sales, fees without a loan and a flag that pays later: every figure booked is the chain's."""
+    """Takeovers, sales, fees without a loan, a flag that pays later, a race lost: all booked figures are the chain's."""
     verdict = await judge(kept.line.rig.config)
-    print(verdict)
-    for entry in kept.line.booked("settled"):
-        print(
-            entry.account, entry.body["gas_used"], entry.body["profit_raw"], entry.body["expected_profit_raw"]
-        )
     assert verdict.ok, str(verdict)
+    assert {one.account for one in verdict.unhealthy} == {RACED}
+    explained = dict(verdict.totals["explained"])
+    assert explained.pop("lost_race: CallFailed") == 1 and set(explained) == {"settled"}
+    settled = kept.line.booked("settled")
+    assert explained["settled"] == len(settled) == verdict.totals["liquidations"]
+    assert {0} < {int(entry.body["profit_raw"]) for entry in settled}
+    [usdc] = verdict.totals["treasury"]
+    assert usdc["delta_raw"] == usdc["profit_raw"] == str(await kept.line.treasury_raw()) != "0"
+
+
+async def test_the_estimate_of_gas_is_what_the_liquidator_uses(fallen: Fallen, kept: Kept) -> None:
+    """Within an eighth for each way to liquidate: takeover, sale, both steps of a fee."""
+    errors = {}
+    for who in (LONG, MAKER, HOLDER, UNSAFE):
+        best = _of(fallen.verdict, who).best
+        settled = next(entry for entry in kept.line.booked("settled") if entry.account == checksum(who))
+        assert best is not None
+        errors[who.hex()] = best.gas / int(settled.body["gas_used"]) - 1
+    assert max(abs(error) for error in errors.values()) < 1 / 8, errors

@@ -84,16 +84,16 @@ def _unhealthy(
 
 
 def _obstacle(scene: Scene, ways: Ways) -> tuple[str, str]:
-    """Why no way came to anything, told by the one that came closest."""
+    """Why no way came to anything; of takeovers the largest tells."""
     priced = [point for point in ways.points if _priced(scene, point)]
     if ways.points and not priced:
         return "no_price", "the Liquidator has no fresh feed for a token of it"
     takeovers = [point for point in priced if point.loan and point.debt == point.collateral]
     if not takeovers:
         return ways.obstacle
-    point = max(takeovers, key=lambda each: each.seized_raw - each.owed_raw)
+    point = max(takeovers, key=lambda each: each.repaid_raw)
     back, owed = Amount(point.collateral, point.seized_raw), Amount(point.debt, point.owed_raw)
-    return "losing_takeover", f"{back} comes back and {owed} is owed"
+    return "losing_takeover", f"{back} would come back and {owed} be owed"
 
 
 def _priced(scene: Scene, point: Point) -> bool:
