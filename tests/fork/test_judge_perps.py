@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,10 +56,19 @@ class Fallen:
         return await judge(self.rig.config, markets=markets)
 
 
+async def _push(lab: Lab, curie: Curie, size: int, blocks: int) -> None:
+    """A whale moves the pool, block by block, and averages get time to follow."""
+    for _ in range(blocks):
+        with suppress(ExecutionError):
+            await trade(lab.node, curie, WHALE, "WETH", size)
+        await lab.node.advance(30)
+    await lab.node.advance(1_800)
+
+
 async def _trade(lab: Lab, curie: Curie) -> None:
     """Takers, a maker and a holder of other collateral, then the pool falls until all but one lack margin."""
     node, cast = lab.node, lab.world.cast
-    cash = {LONG: 500, SAFE: 2_000, MAKER: 500, HOLDER: 20, SHORT: 900}
+    cash = {LONG: 500, SAFE: 2_000, MAKER: 500, HOLDER: 20, SHORT: 250}
     await perp.deposit(node, cast, curie, curie.settlement, {who: usd * USDC for who, usd in cash.items()})
     await perp.deposit(node, cast, curie, curie.settlement, {WHALE: 10_000_000 * USDC})
     await perp.deposit(node, cast, curie, curie.collaterals["WETH"], {HOLDER: ETHER // 4})
@@ -69,11 +78,7 @@ async def _trade(lab: Lab, curie: Curie) -> None:
     depth = (ETHER // 20, 100 * ETHER)
     await perp.provide(node, curie, MAKER, "WETH", depth, (price / 2, price * 2))
     for _ in range(3):
-        for _ in range(6):
-            with suppress(ExecutionError):
-                await trade(node, curie, WHALE, "WETH", -13 * ETHER)
-            await node.advance(30)
-        await node.advance(1_800)
+        await _push(lab, curie, -13 * ETHER, 6)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,16 @@ async def fallen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fall
         prices = {ether.feed: 1_905 * _E8, bitcoin.feed: world.prices_e8["WBTC"] * 91 // 100}
         await set_prices(node, {**prices, synthetix.susd_feed: _E8})
         yield Fallen(lab, rig, curie, synthetix, await judge(rig.config))
+
+
+@asynccontextmanager
+async def _undone(node: Node) -> AsyncIterator[None]:
+    """Whatever happens to the world inside did not."""
+    snapshot = await node.snapshot()
+    try:
+        yield
+    finally:
+        await node.revert(snapshot)
 
 
 def _of(verdict: Verdict, who: Address) -> Unhealthy:
@@ -148,22 +163,35 @@ async def test_a_takeover_nobody_made_is_found(fallen: Fallen, who: Address) -> 
     assert found.reason == "left" and found.best is not None and found.best.position is not None
     assert (found.best.position.token.symbol, found.best.route) == ("vWETH", ())
     margin_raw = found.best.repay.raw
-    snapshot = await node.snapshot()
-    gained_raw = await _taken_over(fallen, found, margin_raw)
-    await node.revert(snapshot)
+    async with _undone(node):
+        gained_raw = await _taken_over(fallen, found, margin_raw)
     premium_raw = -(-margin_raw * _FLASH_BPS // 10_000)
     assert found.best.profit.raw == pytest.approx(gained_raw - premium_raw, rel=1e-3)
     assert found.best.seize.raw - margin_raw - premium_raw == found.best.profit.raw
+
+
+async def test_a_short_position_is_judged_as_well(fallen: Fallen) -> None:
+    """When the pool rises whoever sold short is unhealthy, and closing by hand brings what the judge says."""
+    lab, curie = fallen.lab, fallen.curie
+    async with _undone(lab.node):
+        await set_prices(lab.node, {lab.world.feeds["WETH"]: 2_250 * _E8})
+        for _ in range(5):
+            await _push(lab, curie, 17 * ETHER, 6)
+        found = _of(await fallen.judged("curie"), SHORT)
+        assert found.reason == "left" and found.best is not None and found.best.position is not None
+        assert found.best.position.raw < 0
+        gained_raw = await _taken_over(fallen, found, found.best.repay.raw)
+    premium_raw = -(-found.best.repay.raw * _FLASH_BPS // 10_000)
+    assert found.best.profit.raw == pytest.approx(gained_raw - premium_raw, rel=1e-3)
 
 
 async def test_no_less_margin_would_have_done(fallen: Fallen) -> None:
     """The loan that is reckoned with is the least: with two per cent less the exchange refuses."""
     found, node = _of(fallen.verdict, LONG), fallen.lab.node
     assert found.best is not None
-    snapshot = await node.snapshot()
-    with pytest.raises(ExecutionError, match="CH_NEFCI"):
-        await _taken_over(fallen, found, found.best.repay.raw * 98 // 100)
-    await node.revert(snapshot)
+    async with _undone(node):
+        with pytest.raises(ExecutionError, match="CH_NEFCI"):
+            await _taken_over(fallen, found, found.best.repay.raw * 98 // 100)
 
 
 async def test_other_collateral_nobody_bought_is_found(fallen: Fallen) -> None:
@@ -172,15 +200,14 @@ async def test_other_collateral_nobody_bought_is_found(fallen: Fallen) -> None:
     best, weth = found.best, fallen.lab.world.tokens["WETH"]
     assert best is not None and (best.seize.token, best.position) == (weth, None)
     vault = part_of(lab.node, curie, "Vault")
-    snapshot = await lab.node.snapshot()
-    await perp.deposit(lab.node, lab.world.cast, curie, curie.settlement, {TAKER: best.repay.raw})
-    await vault.send(TAKER, "withdrawAll", curie.settlement.address)
-    usdc = Contract(lab.node, curie.settlement.address, load("Erc20"))
-    await usdc.send(TAKER, "approve", curie.vault, best.repay.raw)
-    await vault.send(TAKER, "liquidateCollateral", HOLDER, weth.address, best.repay.raw, True)
-    got_raw = await balance_of(lab.node, weth, TAKER)
-    sold_raw = await quote_v3(lab.node, lab.world.uniswap_v3, weth, curie.settlement, 500, got_raw)
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        await perp.deposit(lab.node, lab.world.cast, curie, curie.settlement, {TAKER: best.repay.raw})
+        await vault.send(TAKER, "withdrawAll", curie.settlement.address)
+        usdc = Contract(lab.node, curie.settlement.address, load("Erc20"))
+        await usdc.send(TAKER, "approve", curie.vault, best.repay.raw)
+        await vault.send(TAKER, "liquidateCollateral", HOLDER, weth.address, best.repay.raw, True)
+        got_raw = await balance_of(lab.node, weth, TAKER)
+        sold_raw = await quote_v3(lab.node, lab.world.uniswap_v3, weth, curie.settlement, 500, got_raw)
     assert got_raw == best.seize.raw
     premium_raw = -(-best.repay.raw * _FLASH_BPS // 10_000)
     assert sold_raw - best.repay.raw - premium_raw == pytest.approx(best.profit.raw, abs=1)
@@ -202,10 +229,11 @@ async def test_a_position_nobody_flagged_is_found(fallen: Fallen) -> None:
     assert found.reason == "left" and found.best is not None and found.best.position is not None
     assert (found.best.repay.raw, found.best.flash_source) == (0, None)
     assert found.best.position.raw == 20 * UNIT
-    snapshot = await lab.node.snapshot()
-    paid_raw = await _flagged_and_liquidated(fallen, "ETH", UNSAFE)
-    sold_raw = await quote_v3(lab.node, lab.world.uniswap_v3, susd, lab.world.tokens["USDC"], 100, paid_raw)
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        paid_raw = await _flagged_and_liquidated(fallen, "ETH", UNSAFE)
+        sold_raw = await quote_v3(
+            lab.node, lab.world.uniswap_v3, susd, lab.world.tokens["USDC"], 100, paid_raw
+        )
     assert (found.best.seize.raw, found.best.profit.raw) == (paid_raw, sold_raw)
     assert paid_raw > 100 * UNIT
 
@@ -214,25 +242,23 @@ async def test_a_gated_position_is_left_for_what_a_flag_would_pay_later(fallen: 
     """Nobody can liquidate it now; but the flag alone earns what both steps pay once the skew has gone."""
     lab, found = fallen.lab, _of(fallen.verdict, GATED)
     assert found.reason == "left" and "instantaneous P/D exceeded" in found.detail
-    snapshot = await lab.node.snapshot()
-    with pytest.raises(ExecutionError, match="instantaneous P/D exceeded"):
-        await _flagged_and_liquidated(fallen, "BTC", GATED)
-    contract = market_of(lab.node, fallen.synthetix.markets["BTC"])
-    await lab.node.send(synth.trade_tx(contract, BIG, -30 * UNIT), contract.abi)
-    await contract.send(TAKER, "liquidatePosition", GATED)
-    paid_raw = await balance_of(lab.node, fallen.synthetix.susd, TAKER)
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        with pytest.raises(ExecutionError, match="instantaneous P/D exceeded"):
+            await _flagged_and_liquidated(fallen, "BTC", GATED)
+        contract = market_of(lab.node, fallen.synthetix.markets["BTC"])
+        await lab.node.send(synth.trade_tx(contract, BIG, -30 * UNIT), contract.abi)
+        await contract.send(TAKER, "liquidatePosition", GATED)
+        paid_raw = await balance_of(lab.node, fallen.synthetix.susd, TAKER)
     assert found.best is not None and found.best.seize.raw == paid_raw
 
 
 async def test_a_gate_behind_a_flag_is_nobodys_fault(fallen: Fallen) -> None:
     """Once it is flagged nothing can be done, and the verdict says what stands in the way."""
     lab = fallen.lab
-    snapshot = await lab.node.snapshot()
-    await lab.node.set_balances([FLAGGER])
-    await market_of(lab.node, fallen.synthetix.markets["BTC"]).send(FLAGGER, "flagPosition", GATED)
-    verdict = await fallen.judged(fallen.name("BTC"))
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        await lab.node.set_balances([FLAGGER])
+        await market_of(lab.node, fallen.synthetix.markets["BTC"]).send(FLAGGER, "flagPosition", GATED)
+        verdict = await fallen.judged(fallen.name("BTC"))
     [found] = verdict.unhealthy
     assert (found.account, found.reason, found.best) == (GATED, "gated", None)
     assert "instantaneous P/D exceeded" in found.detail and not verdict.left
@@ -241,11 +267,10 @@ async def test_a_gate_behind_a_flag_is_nobodys_fault(fallen: Fallen) -> None:
 async def test_steps_that_cost_more_than_they_pay_are_not_left(fallen: Fallen) -> None:
     """At a dear gas price the fees of either market pay for no transaction."""
     node = fallen.lab.node
-    snapshot = await node.snapshot()
-    await node.set_base_fee(180 * 10**9)
-    await node.mine()
-    verdict = await fallen.judged(fallen.name("ETH"))
-    await node.revert(snapshot)
+    async with _undone(node):
+        await node.set_base_fee(180 * 10**9)
+        await node.mine()
+        verdict = await fallen.judged(fallen.name("ETH"))
     await node.set_base_fee(BASE_FEE_WEI)
     found = _of(verdict, UNSAFE)
     assert found.reason == "unprofitable" and found.best is not None
@@ -255,12 +280,11 @@ async def test_steps_that_cost_more_than_they_pay_are_not_left(fallen: Fallen) -
 async def test_a_losing_takeover_is_not_left(fallen: Fallen) -> None:
     """Where closing costs more than the discount, that is said with the numbers."""
     lab, curie = fallen.lab, fallen.curie
-    snapshot = await lab.node.snapshot()
-    registry = part_of(lab.node, curie, "MarketRegistry")
-    base = curie.markets["WETH"].base_token
-    await registry.send(lab.world.cast.deployer.address, "setFeeRatio", base, 30_000)
-    verdict = await fallen.judged("curie")
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        registry = part_of(lab.node, curie, "MarketRegistry")
+        base = curie.markets["WETH"].base_token
+        await registry.send(lab.world.cast.deployer.address, "setFeeRatio", base, 30_000)
+        verdict = await fallen.judged("curie")
     found = _of(verdict, LONG)
     assert (found.reason, found.best) == ("losing_takeover", None)
     assert "would come back" in found.detail and {one.account for one in verdict.left} == {HOLDER}
@@ -269,26 +293,43 @@ async def test_a_losing_takeover_is_not_left(fallen: Fallen) -> None:
 async def test_an_exchange_that_refuses_is_quoted(fallen: Fallen) -> None:
     """While the protocol itself is paused nothing was left, and its own reason is told."""
     lab, curie = fallen.lab, fallen.curie
-    snapshot = await lab.node.snapshot()
-    await house_of(lab.node, curie).send(lab.world.cast.deployer.address, "pause")
-    verdict = await fallen.judged("curie")
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        await house_of(lab.node, curie).send(lab.world.cast.deployer.address, "pause")
+        verdict = await fallen.judged("curie")
     found = _of(verdict, LONG)
     assert found.reason == "protocol_refuses" and "Pausable: paused" in found.detail
+
+
+def _reconfigured(fallen: Fallen, folder: Path, line: str, by: str) -> Path:
+    """A copy of the configuration with one line changed."""
+    text = fallen.rig.config.read_text()
+    assert line in text
+    path = folder / "keeper.toml"
+    path.write_text(text.replace(line, by))
+    return path
+
+
+async def test_a_price_older_than_allowed_excuses(fallen: Fallen, tmp_path: Path) -> None:
+    """Who may not believe the exchange's price may not liquidate by it."""
+    house = f'clearing_house = "{checksum(fallen.curie.clearing_house)}"'
+    strict = _reconfigured(fallen, tmp_path, house, f"{house}\nmax_price_age_s = 600")
+    async with _undone(fallen.lab.node):
+        for reason in ("left", "stale_price"):
+            verdict = await judge(strict, markets=["curie"])
+            assert {one.reason for one in verdict.unhealthy} == {reason}
+            await fallen.lab.node.advance(700)
 
 
 async def test_a_paused_scope_and_a_denied_account_excuse(fallen: Fallen, tmp_path: Path) -> None:
     """Signers pause one market of a table, the operator denies one trader: all others should have been liquidated."""
     lab, rig = fallen.lab, fallen.rig
-    snapshot = await lab.node.snapshot()
-    guard = Contract(lab.node, rig.pause_guard, load("PauseGuard"))
-    scope = fallen.name("ETH").encode().ljust(32, b"\0")
-    await guard.send(lab.world.cast.guardians[0].address, "pause", scope, b"incident", bytes(32))
-    denying = tmp_path / "keeper.toml"
-    limits = f'max_repay_usd = 10000000.0\ndeny_accounts = ["0x{LONG.hex()}"]'
-    denying.write_text(rig.config.read_text().replace("max_repay_usd = 10000000.0", limits))
-    verdict = await judge(denying)
-    await lab.node.revert(snapshot)
+    async with _undone(lab.node):
+        guard = Contract(lab.node, rig.pause_guard, load("PauseGuard"))
+        scope = fallen.name("ETH").encode().ljust(32, b"\0")
+        await guard.send(lab.world.cast.guardians[0].address, "pause", scope, b"incident", bytes(32))
+        limits = f'max_repay_usd = 10000000.0\ndeny_accounts = ["{checksum(LONG)}"]'
+        denying = _reconfigured(fallen, tmp_path, "max_repay_usd = 10000000.0", limits)
+        verdict = await judge(denying)
     assert {_of(verdict, who).reason for who in (UNSAFE, RACED)} == {"paused"}
     assert _of(verdict, LONG).reason == "denied"
     assert {one.account for one in verdict.left} == {MAKER, HOLDER, GATED}
@@ -352,7 +393,7 @@ async def test_what_an_open_gate_pays_the_flagger_is_left(kept: Kept) -> None:
 
 
 async def test_after_the_keeper_nothing_is_left_and_nothing_differs(kept: Kept) -> None:
-    """Takeovers, sales, fees without a loan, a flag that pays later, a race lost: all booked figures are the chain's."""
+    """Takeovers, sales, fees without a loan, a flag that pays later, a race lost: all that is booked is the chain's."""
     verdict = await judge(kept.line.rig.config)
     assert verdict.ok, str(verdict)
     assert {one.account for one in verdict.unhealthy} == {RACED}

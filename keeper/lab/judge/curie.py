@@ -25,6 +25,13 @@ _VAULT: Final = load("CurieVault")
 _BALANCE: Final = load("CurieAccountBalance")
 _BOOK: Final = load("CurieOrderBook")
 _CONFIG: Final = load("CurieConfig")
+_BASE: Final = load("CurieBaseToken")
+_FEED: Final = load("CuriePriceFeed")
+_CHAINLINK, _LATEST = (
+    _FEED.function("getChainlinkPriceFeedV3"),
+    _FEED.function("getLatestOrCachedPrice"),
+)
+_COLLATERAL: Final = load("CurieCollateralManager").function("getCollateralConfig")
 _VALUE, _REQUIRED = (
     _HOUSE.function("getAccountValue"),
     _BALANCE.function("getMarginRequirementForLiquidation"),
@@ -72,6 +79,7 @@ class Curie:
     book: Address
     settlement: Token
     margin_ppm: int
+    max_price_age_s: int
 
     async def traders(self, evidence: Evidence) -> tuple[int, list[Trader]]:
         """Who ever traded or made a market, by the clearing house's own events, and the exchange's word on each.
@@ -96,7 +104,10 @@ class Curie:
         return sum(1 for held in bases if held), found
 
     async def ways(self, scene: Scene, trader: Trader) -> Ways:
-        """Every position in a ladder of sizes, and every collateral in a ladder of amounts."""
+        """Every position in a ladder of sizes, and every collateral in a ladder of amounts; none by a stale price."""
+        stale = await self._stale(scene.evidence, trader)
+        if stale is not None:
+            return Ways((), ("stale_price", stale))
         takeovers, tried, refused = await self._takeovers(scene, trader)
         sales, offered, forbidden = await self._sales(scene, trader)
         reasons = [*refused, *forbidden]
@@ -108,6 +119,22 @@ class Curie:
     async def _tokens(self, evidence: Evidence, who: Address) -> tuple[Token, ...]:
         held = await evidence.read(_VAULT.function("getCollateralTokens"), self.vault, who)
         return (self.settlement, *[await read_token(evidence, token) for token in held])
+
+    async def _stale(self, evidence: Evidence, trader: Trader) -> str | None:
+        """Which price that the account's value depends on is older than the operator allows."""
+        bases = await evidence.read(_BASES, self.balance, trader.address)
+        held = [token.address for token in trader.tokens[1:]]
+        manager = await evidence.read(_VAULT.function("getCollateralManager"), self.vault)
+        terms = await evidence.read_all(_COLLATERAL, [(manager, token) for token in held])
+        sources = await evidence.read_all(_BASE.function("getPriceFeed"), [(base,) for base in bases])
+        feeds = await evidence.read_all(_CHAINLINK, [(source,) for source in sources])
+        priced = [*zip(bases, feeds, strict=True), *zip(held, (row[0] for row in terms), strict=True)]
+        latest = await evidence.read_all(_LATEST, [(feed,) for _, feed in priced])
+        for (token, _), (_, updated_s) in zip(priced, latest, strict=True):
+            age_s = evidence.head.timestamp_s + 1 - updated_s
+            if age_s > self.max_price_age_s:
+                return f"that of {(await read_token(evidence, token)).symbol} is {age_s} s old"
+        return None
 
     # --- taking over -------------------------------------------------------------------------------------------------
 
@@ -295,7 +322,7 @@ async def read_curie(evidence: Evidence, listed: Listed) -> Curie:
     settlement = await evidence.read(_VAULT.function("getSettlementToken"), vault)
     margin_ppm = await evidence.read(_CONFIG.function("getImRatio"), config)
     token = await read_token(evidence, settlement)
-    return Curie(listed.name, house, vault, balance, book, token, margin_ppm)
+    return Curie(listed.name, house, vault, balance, book, token, margin_ppm, listed.max_price_age_s)
 
 
 def _reason(done: Done) -> str:

@@ -19,6 +19,7 @@ from keeper.types import Address
 
 _E8: Final = 8
 _GWEI: Final = 9
+_MAX_PRICE_AGE_S: Final = 90_000
 _NAMED_BY: Final = 4  # bytes of a market's address
 
 
@@ -27,10 +28,12 @@ class Listed:
     """One configured market: its name, which is its pause scope, and the address it is known by.
 
     That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy.
+    `max_price_age_s` is how old a price may be that no feed of the Liquidator tells.
     """
 
     name: str
     address: Address
+    max_price_age_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,11 @@ def read_terms(path: Path) -> Terms:
             for table in top.tables("protocols", "aave-v3")
         ),
         curies=tuple(
-            Listed(table.text("name"), table.address("clearing_house"))
+            Listed(
+                table.text("name"),
+                table.address("clearing_house"),
+                table.integer("max_price_age_s", _MAX_PRICE_AGE_S),
+            )
             for table in top.tables("protocols", "perp-curie")
         ),
         synthetix=tuple(
