@@ -194,6 +194,24 @@ async def test_no_less_margin_would_have_done(fallen: Fallen) -> None:
             await _taken_over(fallen, found, found.best.repay.raw * 98 // 100)
 
 
+async def test_a_takeover_that_leaves_a_rest_is_none(fallen: Fallen) -> None:
+    """Where a block's tick limit stops the whole from closing, what is found is a part that closes to the last unit."""
+    lab, curie = fallen.lab, fallen.curie
+    whole = _of(fallen.verdict, LONG).best
+    assert whole is not None and whole.position is not None
+    base, balance = whole.position.token.address, part_of(lab.node, curie, "AccountBalance")
+    async with _undone(lab.node):
+        exchange = part_of(lab.node, curie, "Exchange")
+        await exchange.send(lab.world.cast.deployer.address, "setMaxTickCrossedWithinBlock", base, 3)
+        found = _of(await fallen.judged("curie"), LONG)
+        assert found.best is not None and found.best.position is not None
+        assert 0 < found.best.position.raw < whole.position.raw
+        for best, rest in ((found.best, []), (whole, [base])):
+            async with _undone(lab.node):
+                await _taken_over(fallen, replace(found, best=best), best.repay.raw)
+                assert await balance.read("getBaseTokens", TAKER) == rest
+
+
 async def test_other_collateral_nobody_bought_is_found(fallen: Fallen) -> None:
     """Where the vault sells it cheaper than the market buys it, that is the best there is, and it really is had."""
     lab, curie, found = fallen.lab, fallen.curie, _of(fallen.verdict, HOLDER)
@@ -307,6 +325,18 @@ def _reconfigured(fallen: Fallen, folder: Path, line: str, by: str) -> Path:
     path = folder / "keeper.toml"
     path.write_text(text.replace(line, by))
     return path
+
+
+async def test_a_loan_that_costs_more_than_slippage_allows_is_not_left(
+    fallen: Fallen, tmp_path: Path
+) -> None:
+    """The Liquidator's end check counts the loan's price against a takeover's gain; cash without a loan passes it."""
+    strict = _reconfigured(fallen, tmp_path, "max_slippage_bps = 300", "max_slippage_bps = 20")
+    verdict = await judge(strict)
+    found = _of(verdict, LONG)
+    assert found.reason == "over_slippage" and found.best is not None
+    assert found.best.net_profit_usd_e8 > 10 * _E8
+    assert {one.account for one in verdict.left} >= {UNSAFE, RACED}
 
 
 async def test_a_price_older_than_allowed_excuses(fallen: Fallen, tmp_path: Path) -> None:

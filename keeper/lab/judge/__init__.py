@@ -8,6 +8,8 @@ An account was left if some liquidation of it would have netted more than the co
 tolerance, which there is because gas is an estimate: what the liquidation and the swaps use on the fork plus a
 constant for the Liquidator, at the next block's base fee and the node's suggested tip. Swaps are those a plan can
 hold: each trade by one route of at most two hops, over the wrapped native token or the profit token.
+
+Aave's accounts are searched by `search`, traders of perps by `perps`; either's ways become a `Point` of the same kind.
 """
 
 from __future__ import annotations
