@@ -37,6 +37,7 @@ _TICK_SPACING = {500: 10, 3000: 60, 10000: 200}
 _TRADE_GAS = 2_500_000
 _DEPOSIT_GAS = 400_000
 _MAX_TICKS_PER_BLOCK = 1_000  # the exchange's own cap
+_WHATEVER_IT_TAKES = 10**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,12 @@ clearing_house = "{checksum(curie.clearing_house)}"
 """
 
 
-def curie_abi(name: str) -> Artifact:
+def perp_curie(name: str) -> Artifact:
     """A contract of Perp Curie as published."""
     return published(f"{_CURIE}/{name}.sol/{name}.json")
 
 
-def oracle_abi(name: str) -> Artifact:
+def perp_oracle(name: str) -> Artifact:
     """A contract of its oracle package as published."""
     return published(f"{_ORACLE}/{name}.sol/{name}.json")
 
@@ -131,7 +132,7 @@ async def deploy_curie(
     deployer, usdc = world.cast.deployer.address, world.tokens["USDC"]
 
     async def deploy(name: str, *arguments: object) -> Contract:
-        code = curie_abi(name)
+        code = perp_curie(name)
         at = await node.deploy(deployer, code.creation_code())
         contract = Contract(node, at, code.abi)
         if arguments or name == "ClearingHouseConfig":
@@ -205,7 +206,7 @@ async def open_market(node: Node, world: World, curie: Curie, spec: MarketSpec) 
     """A listed market without liquidity, its pool at the world's price."""
     deployer = world.cast.deployer.address
     feed = await _feed(node, deployer, world, spec.symbol)
-    dispatcher = await node.deploy(deployer, oracle_abi("PriceFeedDispatcher").creation_code(feed))
+    dispatcher = await node.deploy(deployer, perp_oracle("PriceFeedDispatcher").creation_code(feed))
     base = await _virtual_token(node, deployer, "BaseToken", below=curie.quote_token)
     await base.send(deployer, "initialize", f"v{spec.symbol}", f"v{spec.symbol}", dispatcher)
     factory = Contract(
@@ -271,6 +272,22 @@ async def trade(node: Node, curie: Curie, who: Address, symbol: str, size: int) 
     return await node.send(trade_tx(node, curie, who, symbol, size), house_of(node, curie).abi)
 
 
+async def move_to(node: Node, curie: Curie, who: Address, symbol: str, price_usd: int) -> Receipt:
+    """Trade a pool to a price; the exchange lets it move by some 10 % within a quarter of a minute."""
+    limit_x96 = isqrt(price_usd << 192)
+    short = limit_x96 < (await pool_of(node, curie, symbol).read("slot0"))[0]
+    base = curie.markets[symbol].base_token
+    order = (base, short, True, _WHATEVER_IT_TAKES, 0, DEADLINE_S, limit_x96, NO_REFERRAL)
+    return await house_of(node, curie).send(who, "openPosition", order)
+
+
+async def average_over(node: Node, cast: Cast, curie: Curie, seconds: int) -> None:
+    """Let mark and index prices average over so long instead of a quarter and half of an hour."""
+    config = part_of(node, curie, "ClearingHouseConfig")
+    for name in ("setTwapInterval", "setMarkPriceMarketTwapInterval", "setMarkPricePremiumInterval"):
+        await config.send(cast.deployer.address, name, seconds)
+
+
 async def close(node: Node, curie: Curie, who: Address, symbol: str) -> Receipt:
     """Close what the account holds in a market."""
     order = (curie.markets[symbol].base_token, 0, 0, DEADLINE_S, NO_REFERRAL)
@@ -296,7 +313,7 @@ async def provide(
 
 
 def _contract(node: Node, name: str, at: Address) -> Contract:
-    return Contract(node, at, curie_abi(name).abi)
+    return Contract(node, at, perp_curie(name).abi)
 
 
 def pool_of(node: Node, curie: Curie, symbol: str) -> Contract:
@@ -322,7 +339,7 @@ async def _virtual_token(
     node: Node, deployer: Address, name: str, *, lowest: int = 0, below: Address | None = None
 ) -> Contract:
     """A virtual token whose address sorts as the pools need it: every base token below the quote token."""
-    code = curie_abi(name)
+    code = perp_curie(name)
     while True:
         at = await node.deploy(deployer, code.creation_code())
         if at[0] >= lowest and (below is None or at < below):
@@ -330,7 +347,7 @@ async def _virtual_token(
 
 
 async def _feed(node: Node, deployer: Address, world: World, symbol: str) -> Address:
-    code = oracle_abi("ChainlinkPriceFeedV3")
+    code = perp_oracle("ChainlinkPriceFeedV3")
     return await node.deploy(
         deployer, code.creation_code(world.feeds[symbol].proxy, _FEED_TIMEOUT_S, _TWAP_S)
     )

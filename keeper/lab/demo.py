@@ -27,12 +27,13 @@ from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
 from keeper.lab.judge import Verdict, judge
 from keeper.lab.node import Contract
+from keeper.lab.perps import Crowd, Perps, fall, open_crowd, open_perps_lab, unhealthy
 from keeper.lab.positions import PositionSpec, account_data, open_positions
 from keeper.lab.rig import Rig, Terms, keeper_environment, make_rig
 from keeper.lab.safe import execute
 from keeper.lab.tokens import balance_of
 from keeper.lab.uniswap import move_pool
-from keeper.lab.world import Lab, open_lab
+from keeper.lab.world import Lab
 from keeper.ledger import Booked, Ledger
 from keeper.multisig.safe import InnerCall
 from keeper.store import Store
@@ -99,23 +100,25 @@ async def run(keep: Path | None, *, quiet: bool) -> dict[str, Any]:
     show = _Show(quiet)
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keeper-demo-")))
-        show.say("building a chain with Aave 3.0, Aave 3.6, Uniswap, Chainlink and a 2-of-3 Safe")
-        async with await open_lab() as lab:
-            rig = await make_rig(lab, folder, Terms(unpause_delay_s=_UNPAUSE_DELAY_S, canary_usd=_CANARY_USD))
-            return await _play(lab, rig, show)
+        show.say("building a chain with Aave, Perp Curie, Synthetix, Uniswap, Chainlink and a 2-of-3 Safe")
+        lab, perps = await open_perps_lab()
+        async with lab:
+            terms = Terms(unpause_delay_s=_UNPAUSE_DELAY_S, canary_usd=_CANARY_USD)
+            rig = await make_rig(lab, folder, terms, tables=perps.tables)
+            return await _play(_Stage(lab, perps, rig), rig, show)
 
 
-async def _play(lab: Lab, rig: Rig, show: _Show) -> dict[str, Any]:
-    stage = _Stage(lab, rig)
-    opened = await stage.open_positions()
-    show.say(f"opened {opened} positions on {len(lab.world.aave)} Aave markets")
-    await lab.node.mine_every(_BLOCK_TIME_S)
+async def _play(stage: _Stage, rig: Rig, show: _Show) -> dict[str, Any]:
+    lending, trading = await stage.open_positions()
+    show.say(f"opened {lending} positions on two Aave markets and {trading} on Perp Curie and Synthetix")
+    await stage.begin()
     before_raw = await stage.treasury_raw()
     daemon = await stage.start_daemon()
     try:
         await stage.until(stage.started, "the daemon's start")
         show.say("the daemon runs as its own process and finds nothing to do")
         await stage.move_prices(*_WALK[0][1:])
+        await stage.sell_perps()
         unhealthy = await stage.unhealthy()
         show.say(f"prices fall: ETH ${_WALK[0][1]}, BTC ${_WALK[0][2]}; {unhealthy} accounts are unhealthy")
         await stage.until_quiet()
@@ -148,14 +151,17 @@ async def _play(lab: Lab, rig: Rig, show: _Show) -> dict[str, Any]:
 class _Stage:
     """What the demo does to the chain and reads from the ledger."""
 
-    def __init__(self, lab: Lab, rig: Rig) -> None:
+    def __init__(self, lab: Lab, perps: Perps, rig: Rig) -> None:
         self._lab = lab
+        self._perps = perps
+        self._crowd = Crowd((), {})
         self._rig = rig
         self._accounts: dict[str, list[Address]] = {name: [] for name in lab.world.aave}
         self._daemon: asyncio.subprocess.Process | None = None
         self._profit = lab.world.tokens["USDC"]
 
-    async def open_positions(self) -> int:
+    async def open_positions(self) -> tuple[int, int]:
+        """How many borrowers there are then, and how many traders."""
         world = self._lab.world
         number = 1000
         for name, market in world.aave.items():
@@ -170,7 +176,12 @@ class _Stage:
                 specs.append(PositionSpec(who, supply, kind.borrow, kind.health_factor_wad, kind.e_mode))
                 self._accounts[name].append(who)
             await open_positions(self._lab.node, world.cast, market, specs)
-        return number - 1000
+        self._crowd = await open_crowd(self._lab, self._perps)
+        return number - 1000, len(self._crowd)
+
+    async def begin(self) -> None:
+        """Blocks come by themselves from here."""
+        await self._lab.node.mine_every(_BLOCK_TIME_S)
 
     async def move_prices(self, eth: int, btc: int, wsteth: int) -> None:
         """Through the feeds, in one block, and the markets with them."""
@@ -188,9 +199,12 @@ class _Stage:
         await set_prices(self._lab.node, {world.feeds[s]: prices_e8[s] for s in ("WETH", "WBTC", "wstETH")})
         await self._lab.node.mine_every(_BLOCK_TIME_S)
 
+    async def sell_perps(self) -> None:
+        await fall(self._lab, self._perps)
+
     async def unhealthy(self) -> int:
-        """Accounts below a health factor of 1, as the pools say."""
-        count = 0
+        """Accounts below a health factor of 1, as the protocols say."""
+        count = await unhealthy(self._lab, self._perps, self._crowd)
         for name, market in self._lab.world.aave.items():
             data = await account_data(self._lab.node, market, self._accounts[name])
             count += sum(1 for each in data if each.health_factor_wad < WAD)

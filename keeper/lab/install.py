@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from keeper import share_dir
 from keeper.errors import ConfigError
@@ -319,10 +319,12 @@ def unpack(pack: Pack, tarball: Path, into: Path) -> None:
 
 
 def _kept(pack: Pack, members: Iterable[str]) -> list[str]:
-    """The files to keep, folders spelled out."""
-    kept = [path for path in pack.keep if not path.endswith("/")]
-    folders = {path.rstrip("/") for path in pack.keep if path.endswith("/")}
-    return kept + sorted(path for path in members if str(PurePosixPath(path).parent) in folders)
+    """The files to keep, folders spelled out; a folder without files stands for itself, and is missing."""
+    kept: list[str] = []
+    for path in pack.keep:
+        inside = [name for name in members if path.endswith("/") and name.rpartition("/")[0] == path[:-1]]
+        kept += sorted(inside) or [path]
+    return kept
 
 
 def _write(path: Path, content: bytes) -> None:

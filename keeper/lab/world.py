@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import json
 import tempfile
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 
@@ -50,6 +51,7 @@ from keeper.lab.uniswap import (
 from keeper.types import Token, hex_of
 
 Clock = Literal["wall", "steady"]
+T = TypeVar("T")
 
 GENESIS_S = (
     1_735_689_600  # 2025-01-01: any fixed time in the past gives two builds the same times and accounts
@@ -110,15 +112,12 @@ class World:
 
     def to_json(self) -> bytes:
         """The manifest: addresses as 0x-hex."""
-        return json.dumps(_hexed(dataclasses.asdict(self)), indent=1).encode()
+        return _written(self)
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """A world from its manifest. Raises ConfigError when it is not one."""
-        try:
-            return msgspec.convert(_unhexed(msgspec.json.decode(text)), cls, builtin_types=(bytes,))
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise ConfigError(f"The world's manifest cannot be read: {error}.") from error
+        return _read(text, cls)
 
 
 async def build_world(node: Node, spec: WorldSpec | None = None) -> World:
@@ -173,11 +172,29 @@ async def add_token(
 
 
 @dataclass(frozen=True, slots=True)
+class Addition(Generic[T]):
+    """What is built on top of a world and kept with it: its own manifest is a `kind`, whose fields are plain data.
+
+    `modules` of the lab are what the built state depends on.
+    """
+
+    kind: type[T]
+    modules: tuple[str, ...]
+    build: Callable[[Node, World], Awaitable[tuple[World, T]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A built chain on disk: what `Anvil.start(load_state=…)` loads, and where everything is in it."""
 
     state: Path
     world: World
+    addition: Path
+
+
+def read_addition(prepared: Prepared, addition: Addition[T]) -> T:
+    """Where everything of an addition is."""
+    return _read(prepared.addition.read_bytes(), addition.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +221,7 @@ class Lab:
 
 async def open_lab(
     spec: WorldSpec | None = None,
+    addition: Addition[Any] | None = None,
     *,
     clock: Clock = "wall",
     block_time_s: int | None = None,
@@ -217,7 +235,7 @@ async def open_lab(
     built chain second by second, the same on every run. Blocks come with each transaction, or every `block_time_s`.
     With `history` the states of that many blocks are kept, in memory alone, where else old ones go to disk.
     """
-    prepared = await prepare(spec)
+    prepared = await prepare(spec, addition)
     kept = () if history is None else ("--prune-history", str(history))
     anvil = Anvil.start(load_state=prepared.state, dump_state=dump_state, ipc=ipc, extra=kept)
     try:
@@ -235,22 +253,26 @@ async def open_lab(
     return Lab(anvil, node, prepared.world)
 
 
-async def prepare(spec: WorldSpec | None = None, cache: Path | None = None) -> Prepared:
+async def prepare(
+    spec: WorldSpec | None = None, addition: Addition[Any] | None = None, cache: Path | None = None
+) -> Prepared:
     """A built world on disk, built now if nobody has. Several processes may call it at once: one builds.
 
     `cache` is where built worlds are kept, the lab's own cache by default.
     """
     spec = spec or WorldSpec()
-    folder = (cache or cache_dir() / "lab") / _key(spec)
+    folder = (cache or cache_dir() / "lab") / _key(spec, addition)
     if not folder.is_dir():
         with await asyncio.to_thread(_alone, folder.parent):
             if not folder.is_dir():
-                await _build_into(folder, spec)
-    return Prepared(folder / _STATE, World.from_json((folder / _MANIFEST).read_bytes()))
+                await _build_into(folder, spec, addition)
+    world = World.from_json((folder / _MANIFEST).read_bytes())
+    return Prepared(folder / _STATE, world, folder / _ADDITION)
 
 
 _STATE = "state.json"
 _MANIFEST = "world.json"
+_ADDITION = "addition.json"
 # Everything a built state depends on, besides the packages that the lock file pins.
 _MODULES = (
     "actors",
@@ -277,19 +299,23 @@ async def _start_clock(node: Node, world: World, clock: Clock) -> None:
     await node.set_base_fee(BASE_FEE_WEI)
 
 
-async def _build_into(folder: Path, spec: WorldSpec) -> None:
+async def _build_into(folder: Path, spec: WorldSpec, addition: Addition[Any] | None) -> None:
+    files = {}
     with Anvil.start(timestamp_s=GENESIS_S) as anvil:
         async with await Node.open(anvil.url) as node:
             await node.steady_clock()
             world = await build_world(node, spec)
-            state = _without_traces(await node.dump())
-    _write(folder, state, world.to_json())
+            if addition:
+                world, added = await addition.build(node, world)
+                files[_ADDITION] = _written(added)
+            files |= {_STATE: _without_traces(await node.dump()), _MANIFEST: world.to_json()}
+    _write(folder, files)
 
 
-def _write(folder: Path, state: bytes, manifest: bytes) -> None:
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     half = Path(tempfile.mkdtemp(prefix=".half-", dir=folder.parent))
-    (half / _STATE).write_bytes(state)
-    (half / _MANIFEST).write_bytes(manifest)
+    for name, content in files.items():
+        (half / name).write_bytes(content)
     half.rename(folder)  # whole or not at all
 
 
@@ -301,9 +327,10 @@ def _without_traces(dumped: bytes) -> bytes:
     return msgspec.json.encode(state)
 
 
-def _key(spec: WorldSpec) -> str:
+def _key(spec: WorldSpec, addition: Addition[Any] | None) -> str:
     digest = hashlib.sha256(msgspec.json.encode(spec, order="deterministic"))
-    sources = [Path(__file__).with_name(f"{module}.py") for module in _MODULES]
+    modules = (*_MODULES, *(addition.modules if addition else ()))
+    sources = [Path(__file__).with_name(f"{module}.py") for module in modules]
     sources += sorted((share_dir() / "contracts" / "lab").glob("*.sol"))
     sources += [share_dir() / name for name in LOCKED_FILES]
     for source in sources:
@@ -318,6 +345,17 @@ def _alone(folder: Path) -> IO[str]:
     lock = (folder / "build.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
+
+
+def _written(manifest: Any) -> bytes:
+    return json.dumps(_hexed(dataclasses.asdict(manifest)), indent=1).encode()
+
+
+def _read(text: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(_unhexed(msgspec.json.decode(text)), kind, builtin_types=(bytes,))
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"The manifest of a built {kind.__name__} cannot be read: {error}.") from error
 
 
 def _hexed(value: Any) -> Any:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from keeper.abi import checksum, load
 from keeper.lab.actors import account
-from keeper.lab.chainlink import set_prices
-from keeper.lab.node import Node
+from keeper.lab.artifacts import synthetix as synthetix_artifact
+from keeper.lab.chainlink import latest, set_prices
+from keeper.lab.node import Contract, Node
 from keeper.lab.synthetix import (
     UNIT,
     PerpsMarket,
     PerpSpec,
     Synthetix,
+    contract_of,
     market_of,
     open_perps,
+    random_perps,
     state_of,
     trade_tx,
 )
+from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
+from keeper.protocols.synthetix_v2_perps import FLAG_SELECTOR, LIQUIDATE_SELECTOR
+from keeper.types import Address
 from tests.e2e.line import Line, open_again
-from tests.protocols.synthetix_lab import rig_with_markets
+from tests.protocols.synthetix_lab import named, rig_with_markets
 
 TRADER, WHALE = account(1), account(2)
 _E8 = 10**8
@@ -125,3 +133,114 @@ async def test_a_flag_that_would_not_pay_for_both_steps_is_refused(lab: Lab, tmp
         [(_, who, refusal)] = report.refused
         assert (who, refusal.reason) == (TRADER, "unprofitable")
         assert refusal.numbers["seize_raw"] == 0 and refusal.numbers["later_raw"] < 0
+
+
+async def test_a_flag_lost_to_another_is_a_lost_race(lab: Lab, tmp_path: Path) -> None:
+    """A rival flags first in the block of ours: it costs gas, is booked as lost, and does not count as a revert."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    market, rival = synthetix.markets["ETH"], lab.world.cast.liquidator.address
+    await open_perps(lab.node, lab.world.cast, synthetix, market, [PerpSpec(TRADER, 2_000 * UNIT, 20 * UNIT)])
+    async with open_again(lab, rig) as line:
+        await line.step()
+        await _fall(lab, synthetix, 1_905)
+        await lab.node.mine_on_demand()
+        assert len((await line.step()).sent) == 1
+        contract = market_of(lab.node, market)
+        await line.pend(contract.tx(rival, "flagPosition", TRADER, gas=1_500_000))
+        await lab.node.mine()
+        await line.step()
+        assert [entry.account for entry in line.booked("lost_race")] == [checksum(TRADER)]
+        assert not line.booked("reverted", "settled") and line.ledger.consecutive_reverts() == 0
+        assert await contract.read("isFlagged", TRADER)
+
+
+async def test_a_flag_that_others_complete_is_paid_all_the_same(lab: Lab, tmp_path: Path) -> None:
+    """A rival sends the second step of ours: our share comes to the Liquidator, and from there to the treasury only."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    market, cast = synthetix.markets["ETH"], lab.world.cast
+    specs = [PerpSpec(WHALE, 2_000_000 * UNIT, 1_300 * UNIT), PerpSpec(TRADER, 10_000 * UNIT, 100 * UNIT)]
+    await open_perps(lab.node, cast, synthetix, market, specs)
+    async with open_again(lab, rig) as line:
+        await _flag_only(line, lab, synthetix)
+        contract = market_of(lab.node, market)
+        await lab.node.send(trade_tx(contract, WHALE, -300 * UNIT), contract.abi)
+        await contract.send(cast.liquidator.address, "liquidatePosition", TRADER)
+        assert (await line.step()).liquidatable == 0
+        due_raw = await balance_of(lab.node, synthetix.susd, rig.liquidator)
+        assert due_raw > 600 * UNIT
+        liquidator = Contract(lab.node, rig.liquidator, load("Liquidator"))
+        await liquidator.send(cast.liquidator.address, "sweep", [synthetix.susd.address])
+        assert await balance_of(lab.node, synthetix.susd, cast.treasury.address) == due_raw
+        assert line.ledger.verify() is None
+
+
+async def test_a_crash_over_two_markets_is_cleared(lab: Lab, tmp_path: Path) -> None:
+    """Many longs fall at once: the treasury gains what is booked, every booked profit is what was expected, and whoever
+    is left liquidatable was refused with numbers.
+    """
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    chance, owners = random.Random(5), {}
+    for place, market in enumerate(synthetix.markets.values()):
+        price_usd = (await latest(lab.node, market.feed)).price_raw / _E8
+        specs = random_perps(chance, price_usd, 3_000 + 100 * place, 25)
+        await open_perps(lab.node, lab.world.cast, synthetix, market, specs)
+        owners[market.asset] = [spec.account for spec in specs]
+    async with open_again(lab, rig) as line:
+        await line.step()
+        feeds = [market.feed for market in synthetix.markets.values()]
+        fallen = {feed: (await latest(lab.node, feed)).price_raw * 93 // 100 for feed in feeds}
+        await set_prices(lab.node, fallen | {synthetix.susd_feed: _E8})
+        before_raw = await line.treasury_raw()
+        reports = await line.steps(40)
+        settled = line.booked("settled")
+        assert len(settled) > 8 and not line.booked("reverted", "lost_race")
+        gained_raw = await line.treasury_raw() - before_raw
+        assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
+        assert {int(each.body["profit_raw"]) - int(each.body["expected_profit_raw"]) for each in settled} == {
+            0
+        }
+        refused = {who for _, who, _ in reports[-1].refused}
+        for asset, market in synthetix.markets.items():
+            contract = market_of(lab.node, market)
+            for who in owners[asset]:
+                if await contract.read("canLiquidate", who):
+                    assert who in refused
+        assert line.ledger.verify() is None
+
+
+async def _upgrade(lab: Lab, synthetix: Synthetix, market: PerpsMarket) -> Address:
+    """Governance routes both steps to a new deployment of the part that does them."""
+    deployer, name = lab.world.cast.deployer.address, "PerpsV2MarketLiquidate"
+    resolver = synthetix.contracts["AddressResolver"]
+    code = synthetix_artifact(name).creation_code(market.proxy, market.state, deployer, resolver)
+    new = await lab.node.deploy(deployer, code)
+    await state_of(lab.node, market).send(deployer, "addAssociatedContracts", [new])
+    await contract_of(lab.node, synthetix, "AddressResolver").send(deployer, "rebuildCaches", [new])
+    router = Contract(lab.node, market.proxy, synthetix_artifact("ProxyPerpsV2").abi)
+    for selector in (FLAG_SELECTOR, LIQUIDATE_SELECTOR):
+        await router.send(deployer, "addRoute", selector, new, False)
+    manager = contract_of(lab.node, synthetix, "FuturesMarketManager")
+    await manager.send(deployer, "updateMarketsImplementations", [market.proxy])
+    return new
+
+
+async def test_new_code_stops_its_market_until_somebody_looks(lab: Lab, tmp_path: Path) -> None:
+    """Both steps are routed elsewhere: an unsafe position is left alone there, and liquidated in the other market."""
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    eth, btc = synthetix.markets["ETH"], synthetix.markets["BTC"]
+    await open_perps(lab.node, lab.world.cast, synthetix, eth, [PerpSpec(TRADER, 2_000 * UNIT, 20 * UNIT)])
+    await open_perps(lab.node, lab.world.cast, synthetix, btc, [PerpSpec(WHALE, 2_000 * UNIT, UNIT)])
+    async with open_again(lab, rig) as line:
+        await line.step()
+        new = await _upgrade(lab, synthetix, eth)
+        feeds = {eth.feed: 1_905 * _E8, btc.feed: 38_100 * _E8, synthetix.susd_feed: _E8}
+        await set_prices(lab.node, feeds)
+        report = await line.step()
+        assert report.liquidatable == 2
+        assert [entry.protocol for entry in line.booked("intent")] == [named(synthetix, "BTC")]
+        assert [each.reason for name, _, each in report.refused if name == named(synthetix, "ETH")] == [
+            "code_changed"
+        ]
+        stopped = {entry.body["subject"]: entry for entry in line.booked("tripped")}
+        assert set(stopped) == {"part that flags", "part that liquidates"}
+        assert stopped["part that flags"].body["numbers"]["now"]["address"] == checksum(new)

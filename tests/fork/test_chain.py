@@ -14,7 +14,7 @@ from keeper.lab.anvil import CHAIN_ID, Anvil
 from keeper.lab.node import Node, Tx
 from keeper.lab.preinstalls import install_preinstalls
 from keeper.seams import Reads
-from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Result, Reverted
+from keeper.types import Address, BlockNumber, Call, Filters, Gas, Hash, Question, Result, Reverted, Slot
 
 SENDER = Account.from_key(
     "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
@@ -64,7 +64,7 @@ def signed_transaction(nonce: int, to: Address) -> bytes:
     return bytes(signed.raw_transaction)
 
 
-def asking(*rounds: Sequence[Call]) -> Reads[list[Sequence[Result]]]:
+def asking(*rounds: Sequence[Question]) -> Reads[list[Sequence[Result]]]:
     """Each round's results."""
     answers = []
     for calls in rounds:
@@ -117,12 +117,34 @@ async def test_every_round_of_a_read_sees_the_same_block(node: Node, chain: Chai
     assert (await chain.block(head.hash)).number == head.number
 
 
+async def test_words_of_storage_come_beside_calls(node: Node, chain: Chain) -> None:
+    """A round of calls and slots in any order is answered in that order, at its block alone; an empty word is zeros."""
+    await node.set_storage([(COUNTER, 0, 5), (COUNTER, 7, 2**255 + 1)])
+    await node.mine()
+    head = await chain.head()
+    await node.send(Tx(SENDER_ADDRESS, COUNTER))
+    zero, seven = Hash(word(0)), Hash(word(7))
+    mixed: list[Question] = [
+        Slot(COUNTER, seven),
+        Call(BLOCK, b""),
+        Slot(COUNTER, zero),
+        Slot(NOBODY, zero),
+        Call(REVERTS, b""),
+    ]
+    block = word(head.number) + word(head.timestamp_s)
+    expected = [word(2**255 + 1), block, word(5), word(0), Reverted(word(42))]
+    assert await chain.read(asking(mixed, mixed[:1]), head.hash) == [expected, expected[:1]]
+    later = await chain.head()
+    assert await chain.read(asking(mixed[2:3]), later.hash) == [[word(6)]]
+
+
 async def test_an_unknown_block_is_a_chain_error(chain: Chain) -> None:
     """No other block is read instead, whatever is asked."""
     unknown = Hash(b"\x99" * 32)
     filters = [Filters((COUNTER,), (SEVEN,))]
     for asked in (
         chain.read(asking([Call(BLOCK, b"")]), unknown),
+        chain.read(asking([Slot(COUNTER, SEVEN)]), unknown),
         chain.code(BLOCK, unknown),
         chain.block(unknown),
         chain.block(BlockNumber(10**6)),

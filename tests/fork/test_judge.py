@@ -156,7 +156,7 @@ async def test_only_unhealthy_accounts_are_named(neglected: Neglected) -> None:
         accounts = [_who(version, number) for number in (_FALLEN_DEEP, _FALLEN_DUST, _FALLEN_DAI)]
         for who, data in zip(accounts, await account_data(lab.node, market, accounts), strict=True):
             truth[f"aave-{version.replace('.', '-')}", who] = data.health_factor_wad
-    assert named == truth and max(named.values()) < _WAD
+    assert named == truth and max(truth.values()) < _WAD
 
 
 async def test_judging_leaves_the_chain_as_it_was(neglected: Neglected) -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from keeper.errors import ExecutionError
 from keeper.fixed import BPS, mul_div_up
-from keeper.lab.curie import MarketSpec, part_of
+from keeper.lab.curie import MarketSpec, part_of, trade
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.types import Outcome, Refusal
-from tests.protocols.perp_curie_takeover import ETHER, TRADER, Scene, taking
+from tests.protocols.perp_curie_takeover import ETHER, TRADER, WHALE, Scene, taking
 
 FLASH_BPS = 5
 MEDIUM = (MarketSpec("WETH", 300_000, 2.0), MarketSpec("WBTC", 300_000))
@@ -73,6 +73,31 @@ async def test_a_losing_takeover_reverts(lab: Lab, tmp_path: Path) -> None:
             await scene.execute(option)
 
 
+async def test_the_tick_limit_counts_from_its_last_update(lab: Lab, tmp_path: Path) -> None:
+    """Within fifteen seconds of the exchange's last look at the price, a close may go as far from that as later from
+    the price itself: whichever limit governance sets, what is forecast to close whole does, and what is not reverts.
+    """
+    async with taking(lab, tmp_path, MEDIUM) as scene:
+        await scene.fall(TRADER, 2 * ETHER, 500)
+        await trade(scene.follower.node, scene.follower.curie, WHALE, "WETH", -ETHER)
+        answers: dict[int, set[bool]] = {}
+        for pause_s in (1, 20):
+            for ticks in (20, 30, 45, 60, 90, 140):
+                snapshot = await lab.node.snapshot()
+                await _limit_ticks(scene, ticks)
+                _, marks, health = await scene.look(TRADER, pause_s)
+                option = scene.options(health, marks)[0]
+                outcome, happened = await scene.outcome(option, marks), await scene.tried(option, marks)
+                assert isinstance(outcome, Outcome) == isinstance(happened, int), (outcome, happened)
+                if isinstance(outcome, Outcome):
+                    assert happened == _profit_raw(outcome)
+                answers.setdefault(ticks, set()).add(isinstance(outcome, Outcome))
+                await lab.node.revert(snapshot)
+                await lab.node.steady_clock()
+                scene.follower.followed = -1
+        assert {True, False} in answers.values()  # the time since the last look decides
+
+
 async def test_a_rest_left_on_the_exchange_reverts(lab: Lab, tmp_path: Path) -> None:
     """A position that would not close whole within the block's tick limit is refused; sent anyway with margin to spare,
     it reverts at the last call, and without that call a rest would have stayed in the Liquidator's name.
@@ -99,3 +124,7 @@ async def test_a_rest_left_on_the_exchange_reverts(lab: Lab, tmp_path: Path) -> 
         assert gained > 0
         bases, _ = await scene.left_over()
         assert bases == [scene.follower.curie.markets["WETH"].base_token]
+        head = await lab.node.head()
+        read = scene.follower.adapter.outcome(option, option.max_repay_raw)
+        refusal = await scene.follower.chain.read(read, head.hash)
+        assert isinstance(refusal, Refusal) and refusal.reason == "left_over", refusal

@@ -10,6 +10,7 @@ from keeper.book import Book
 from keeper.errors import RpcError
 from keeper.fixed import WAD
 from keeper.lab.curie import house_of, part_of
+from keeper.protocols.perp_curie.collateral import max_repaid_raw
 from keeper.protocols.perp_curie.health import Account, judge
 from keeper.protocols.perp_curie.marks import CurieMarks, MarketState
 from keeper.protocols.perp_curie.positions import FIRST_ENTRY, PER_ENTRY, rows_of
@@ -125,7 +126,7 @@ def test_rows_miss_no_unsafe_account() -> None:
         exact = _random_marks(chance, 1 + number % 12)
         rows = []
         for _ in range(60):
-            words = _drawn(chance, exact, 10 ** chance.uniform(0, 7))
+            words = _drawn(chance, exact, 10 ** chance.uniform(0, 11))
             bare = _judged(exact, words)
             near = chance.choice((1, 10**6, 10**12, CENT, WAD, 1_000 * WAD))
             wanted = bare.requirement_wad - bare.value_wad + chance.randint(-near, near)
@@ -142,11 +143,14 @@ def test_rows_miss_no_unsafe_account() -> None:
             assert isinstance(health, Health)
             if health.liquidatable:
                 seen["unsafe"] += 1
+                # the clearing house compares the value cut to a raw unit of the settlement token
+                seen["cut"] += health.detail.value_wad >= health.detail.requirement_wad
                 assert key in candidates, health
             else:
                 seen["safe"] += 1
                 seen["spared"] += key not in candidates
     assert seen["unsafe"] > 600
+    assert seen["cut"] > 10
     assert seen["spared"] > seen["safe"] // 10
 
 
@@ -189,6 +193,12 @@ async def _equal(follower: Follower, marks: Marks, owners: list[Address], seen: 
                 seen["funded"] += owed != 0
         sellable = await vault.read("isLiquidatable", owner)
         if not detail.with_orders:
+            for stock in detail.stocks:
+                token = stock.collateral.token.address
+                most_raw, _ = await vault.read(
+                    "getMaxRepaidSettlementAndLiquidatableCollateral", owner, token
+                )
+                assert max_repaid_raw(detail, stock, marks.exact) == most_raw
             assert detail.debt_value_wad == await balance.read("getTotalDebtValue", owner)
             assert (detail.sellable is not None) == sellable
             seen["sellable"] += sellable

@@ -18,7 +18,7 @@ from keeper.lab.curie import (
     MarketSpec,
     deploy_curie,
     deposit,
-    oracle_abi,
+    perp_oracle,
     pool_of,
     provide,
     trade,
@@ -168,7 +168,7 @@ async def to_index(follower: Follower, symbol: str) -> None:
     """Let a whale trade the pool towards the index price, block by block, and give averages time to follow."""
     node, curie, market = follower.node, follower.curie, follower.curie.markets[symbol]
     depth_usd = next(spec.depth_usd for spec in follower.markets_of if spec.symbol == symbol)
-    pool, feed = pool_of(node, curie, symbol), oracle_abi("ChainlinkPriceFeedV3").abi
+    pool, feed = pool_of(node, curie, symbol), perp_oracle("ChainlinkPriceFeedV3").abi
     for step in range(12):
         price = ((await pool.read("slot0"))[0] / 2**96) ** 2
         index = (await Contract(node, market.feed, feed).read("getPrice", 0)) / 1e8

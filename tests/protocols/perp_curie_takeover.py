@@ -53,7 +53,8 @@ class Scene:
     async def fall(self, trader: Address, size: int, cash_usd: int, *, symbol: str = "WETH") -> None:
         """Open a leveraged position and move the market against it, until its margin is short."""
         follower = self.follower
-        await follower.fund([trader], cash_usd * USDC)
+        if cash_usd:
+            await follower.fund([trader], cash_usd * USDC)
         await trade(follower.node, follower.curie, trader, symbol, size)
         balance = part_of(follower.node, follower.curie, "AccountBalance")
         house = part_of(follower.node, follower.curie, "Vault")
@@ -62,6 +63,16 @@ class Scene:
             if value < int(await balance.read("getMarginRequirementForLiquidation", trader)):
                 return
             await move_market(follower, symbol, -0.04 if size > 0 else 0.04)
+        raise AssertionError("the market did not move enough")
+
+    async def sink(self, trader: Address, symbol: str) -> None:
+        """Move the market on against a long position until it is worth less than it owes by a hundred dollars."""
+        house = part_of(self.follower.node, self.follower.curie, "Vault")
+        for _ in range(12):
+            if int(await house.read("getAccountValue", trader)) < -100 * USDC:
+                return
+            await self.follower.set_price({symbol: 0.75})
+            await move_market(self.follower, symbol, -0.05)
         raise AssertionError("the market did not move enough")
 
     async def look(self, trader: Address, ahead_s: int = 1) -> tuple[BlockTime, Marks, Health]:
@@ -122,10 +133,20 @@ class Scene:
         )
         return encode_execute(plan, 0, 0, plan.at.number + 50)
 
-    async def tried(self, option: Option, marks: Marks, min_profit_raw: int = 0) -> int | str:
+    async def tried(
+        self,
+        option: Option,
+        marks: Marks,
+        min_profit_raw: int = 0,
+        *,
+        calls: Sequence[ProtocolCall] | None = None,
+        repay_raw: int | None = None,
+    ) -> int | str:
         """What the treasury would gain in a block at the marks' time, or why it reverts; nothing changes."""
         head = await self.follower.chain.block(marks.at.hash)
-        data = self.calldata(option, marks.at, min_profit_raw=min_profit_raw)
+        data = self.calldata(
+            option, marks.at, calls=calls, min_profit_raw=min_profit_raw, repay_raw=repay_raw
+        )
         call = SimCall(self.lab.world.cast.operator.address, self.rig.liquidator, data, Gas(16_000_000))
         at_s = marks.at.timestamp_s
         [result] = await self.follower.chain.simulate([call], head, at_s, head.base_fee_wei)

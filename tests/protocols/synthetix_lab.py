@@ -195,6 +195,11 @@ async def _following(
         yield PerpsFollower(lab.node, lab.world, chain, synthetix, market, adapter)
 
 
+def named(synthetix: Synthetix, asset: str) -> str:
+    """What the keeper of a rig with several markets calls one of them."""
+    return f"synthetix-{synthetix.markets[asset].proxy[:4].hex()}"
+
+
 async def rig_with_markets(lab: Lab, folder: Path) -> tuple[Lab, Synthetix, Rig]:
     """Synthetix on a lab, and a keeper set up for it beside everything else; the lab as it is then."""
     synthetix, world = await deploy_synthetix(lab.node, lab.world)

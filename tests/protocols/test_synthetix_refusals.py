@@ -6,8 +6,10 @@ import pytest
 
 from keeper.errors import ExecutionError
 from keeper.fixed import WAD
+from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_price
 from keeper.lab.synthetix import RATE_STALE_PERIOD_S, UNIT, PerpSpec, key_of, trade_tx
+from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.protocols.synthetix_v2_perps import Step
 from keeper.types import Refusal
@@ -84,12 +86,24 @@ async def _unlisted(follower: PerpsFollower) -> None:
     await follower.govern("ExchangeRates", "removeAggregator", ETH)
 
 
+async def _flagged(follower: PerpsFollower) -> None:
+    flags = account(9_000)  # where Chainlink would keep its flags: it answers 1 to whatever is asked
+    await follower.node.set_code({flags: bytes.fromhex("600160005260206000f3")})
+    setting = (key_of("SystemSettings"), key_of("aggregatorWarningFlags"), flags)
+    await follower.govern("FlexibleStorage", "setAddressValue", *setting)
+
+
 @pytest.mark.parametrize(
     ("reason", "act"),
-    [("stale_price", _stale), ("circuit_broken", _jumped), ("missing_price", _unlisted)],
+    [
+        ("stale_price", _stale),
+        ("circuit_broken", _jumped),
+        ("missing_price", _unlisted),
+        ("flagged_price", _flagged),
+    ],
 )
 async def test_a_rate_of_no_use_is_refused(reason: str, act: Act, lab: Lab) -> None:
-    """Old, too far from the last one, or gone: each has its own reason, and the market refuses it too."""
+    """Old, too far from the last one, gone, or warned of: each has its own reason, and the market refuses it too."""
     async with following_perps(lab) as follower:
         await _unsafe(follower)
         await act(follower)
@@ -154,7 +168,7 @@ async def test_a_healthy_position_has_no_option(lab: Lab) -> None:
 
 async def test_a_position_too_large_to_close_at_once_is_only_flagged(lab: Lab) -> None:
     """Its share of the skew scale gates the second step, to the unit; what is expected of it is told, and once it is
-    flagged the refusal has the numbers. Force by an endorsed account pays the flagger all the same.
+    flagged the refusal has the numbers. An endorsed account's force pays the flagger, and nobody else.
     """
     async with following_perps(lab, liquidator=OTHER) as follower:
         await _unsafe(follower)
@@ -168,7 +182,7 @@ async def test_a_position_too_large_to_close_at_once_is_only_flagged(lab: Lab) -
         outcome = await follower.outcome(option)
         assert option.detail.step is Step.FLAG
         fee_raw = await follower.contract.read("liquidationFee", TRADER)
-        assert (outcome.seize_raw, outcome.later_raw) == (0, fee_raw + 2 * UNIT)
+        assert (outcome.seize_raw, outcome.later_raw) == (0, fee_raw)
         await follower.send(OTHER, "flagPosition", TRADER)
         with pytest.raises(ExecutionError, match="price impact of liquidation exceeded"):
             await follower.send(OTHER, "liquidatePosition", TRADER)
@@ -181,6 +195,11 @@ async def test_a_position_too_large_to_close_at_once_is_only_flagged(lab: Lab) -
             "flagger": OTHER,
             "flag_fee_raw": fee_raw,
         }
+        endorsed, susd = follower.world.cast.lender.address, follower.synthetix.susd
+        await follower.govern("FuturesMarketManager", "addEndorsedAddresses", [endorsed])
+        await follower.send(endorsed, "forceLiquidatePosition", TRADER)
+        assert await balance_of(follower.node, susd, OTHER) == fee_raw
+        assert await balance_of(follower.node, susd, endorsed) == 0
 
 
 async def test_a_market_that_leans_too_far_lets_nobody_close(lab: Lab) -> None:
@@ -189,6 +208,10 @@ async def test_a_market_that_leans_too_far_lets_nobody_close(lab: Lab) -> None:
         await _unsafe(follower)
         pd = 10 * UNIT * UNIT // (1_000_000 * UNIT)
         await follower.set_parameter("maxPD", pd)
+        outcome = await follower.outcome(
+            follower.option(TRADER, await follower.marks(await follower.follow()))
+        )
+        assert outcome.later_raw == 2 * UNIT + await follower.contract.read("liquidationFee", TRADER)
         await follower.send(OTHER, "flagPosition", TRADER)
         with pytest.raises(ExecutionError, match="instantaneous P/D exceeded"):
             await follower.send(OTHER, "liquidatePosition", TRADER)

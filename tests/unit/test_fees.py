@@ -88,6 +88,15 @@ def test_what_a_plan_can_afford_leaves_its_minimum(
         assert left_raw(affordable) >= minimum_raw > left_raw(affordable + 1)
 
 
+def test_a_plan_may_spend_what_comes_later() -> None:
+    """A step that earns nothing itself may bid as much as one that earned at once what the next will bring."""
+    earns = affordable_wei(PLAN, replace(TRIAL, profit_raw=9 * 10**6), 10**8, 2_000 * 10**8)
+    waits = affordable_wei(
+        replace(PLAN, later_raw=9 * 10**6), replace(TRIAL, profit_raw=0), 10**8, 2_000 * 10**8
+    )
+    assert earns == waits > 0
+
+
 @given(FEES, FEES, FEES)
 def test_a_cancellation_is_dearer_but_bounded(fee: Wei, tip: Wei, first: Wei) -> None:
     """A quarter above what it replaces as long as that is within a quarter of the operator's own limit."""

@@ -478,6 +478,62 @@ def test_an_option_that_repays_nothing_needs_no_loan() -> None:
     assert answer.expected_profit_raw == 500 * 10**6
 
 
+@pytest.mark.parametrize("profit", [USDC, WETH])
+def test_what_is_paid_later_counts_for_what_it_leaves(profit: Token) -> None:
+    """A step that is paid in a later transaction is planned when that pays for both and the minimum: nothing is sold,
+    and the Liquidator need not see what comes later. A little less is refused, with what it would bring.
+    """
+    option = _option(USDC, USDC, max_repay_raw=0, partial_max_repay_raw=0)
+    later: dict[str, int] = {}
+
+    class Flags(_Adapter):
+        def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+            return just(Outcome(0, later["now"], later["then"]))
+
+        def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+            return [ProtocolCall(POOL, ZERO_ADDRESS, 0, b"flag")]
+
+    ctx = _context(
+        _Venue({}),
+        adapter=Flags(),
+        flash_sources=(),
+        profit_token=profit,
+        profit_usd_e8=PRICES[profit.address],
+    )
+    gas_usd_e8 = -(-ctx.gas_raw(ctx.plan_gas) * PRICES[profit.address] // 10**profit.decimals)
+    enough_raw = (2 * gas_usd_e8 + ctx.min_profit_usd_e8) // 100 + 3  # USDC has 6 decimals, dollars here 8
+    later |= {"now": 0, "then": enough_raw}
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan), answer
+    assert (answer.legs, answer.expected_profit_raw, answer.min_profit_raw) == ((), 0, 0)
+    assert answer.later_raw >= answer.gas_cost_raw + ctx.min_profit_raw
+    later["then"] = enough_raw - 8
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Refusal) and answer.reason == "unprofitable"
+    assert 0 < answer.numbers["later_raw"] < answer.numbers["gas_cost_raw"] + ctx.min_profit_raw
+    assert "deviation_bps" not in answer.numbers, "nothing was sold, so no market deviates"
+
+
+def test_what_is_paid_at_once_and_later_is_enforced_for_its_part() -> None:
+    """Of a plan that earns now and later the Liquidator enforces gas and minimum less what comes later."""
+    option = _option(USDC, USDC, max_repay_raw=0, partial_max_repay_raw=0)
+    now_raw, later_raw = 500 * 10**6, 3 * 10**6
+
+    class Both(_Adapter):
+        def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+            return just(Outcome(0, now_raw, later_raw))
+
+        def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+            return [ProtocolCall(POOL, ZERO_ADDRESS, 0, b"flag")]
+
+    ctx = _context(_Venue({}), adapter=Both(), flash_sources=())
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    assert answer.later_raw == later_raw - ctx.gas_raw(ctx.plan_gas)
+    wanted = answer.gas_cost_raw + ctx.min_profit_raw - answer.later_raw
+    assert answer.min_profit_raw == max(wanted, now_raw * (BPS - ctx.max_slippage_bps) // BPS)
+
+
 def test_an_outcome_that_must_be_asked_for_is_read_and_may_be_refused() -> None:
     """What a takeover leaves is the chain's to say; amounts it refuses are left out, then the option."""
     answers = {100 * 10**6: 130 * 10**6, 50 * 10**6: 70 * 10**6}

@@ -179,6 +179,18 @@ def test_only_kept_files_of_a_pack_are_written(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()] == [b"1"]
 
 
+def test_a_folder_of_a_pack_keeps_what_is_right_in_it(tmp_path: Path) -> None:
+    """Its files, not those of folders inside or beside it; a folder without any is an error."""
+    files = {"src/a.sol": b"1", "src/b.sol": b"2", "src/deep/c.sol": b"3", "srcs/d.sol": b"4", "e.sol": b"5"}
+    pack, path = _tarball(tmp_path, files, ("e.sol", "src/"))
+    install.unpack(pack, path, tmp_path / "out")
+    kept = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert sorted(p.read_bytes() for p in kept) == [b"1", b"2", b"5"]
+    pack, path = _tarball(tmp_path, files, ("none/",))
+    with pytest.raises(ConfigError, match="no file none/"):
+        install.unpack(pack, path, tmp_path / "out")
+
+
 def test_a_pack_with_other_bytes_is_refused(tmp_path: Path) -> None:
     """A tarball that does not match its pinned hash leaves nothing behind."""
     pack, path = _tarball(tmp_path, {"kept": b"1"}, ("kept",))

@@ -8,6 +8,8 @@ An account was left if some liquidation of it would have netted more than the co
 tolerance, which there is because gas is an estimate: what the liquidation and the swaps use on the fork plus a
 constant for the Liquidator, at the next block's base fee and the node's suggested tip. Swaps are those a plan can
 hold: each trade by one route of at most two hops, over the wrapped native token or the profit token.
+
+Aave's accounts are searched by `search`, traders of perps by `perps`; either's ways become a `Point` of the same kind.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +25,16 @@ from typing import Any, Final
 from keeper.abi import load
 from keeper.errors import ChainError, ConfigError, WrongChain
 from keeper.lab.anvil import Anvil
-from keeper.lab.judge.accounts import Account, Market, indebted, read_loans, read_market
+from keeper.lab.judge.accounts import Account, Market, indebted, read_loans, read_market, read_token
 from keeper.lab.judge.booked import examine
+from keeper.lab.judge.curie import read_curie
 from keeper.lab.judge.evidence import Evidence
+from keeper.lab.judge.perps import Perps, Trader, judge_traders
+from keeper.lab.judge.point import stand_ins
 from keeper.lab.judge.routes import survey
-from keeper.lab.judge.scene import Scene, read_prices
+from keeper.lab.judge.scene import JUDGE, Scene, read_prices
 from keeper.lab.judge.search import Searcher
+from keeper.lab.judge.synthetix import read_synthetix
 from keeper.lab.judge.terms import Terms, read_terms
 from keeper.lab.judge.verdict import (
     LEFT,
@@ -39,14 +46,27 @@ from keeper.lab.judge.verdict import (
     Unhealthy,
     Verdict,
 )
-from keeper.types import GLOBAL_SCOPE, Address, Token
+from keeper.types import GLOBAL_SCOPE
 
 __all__ = ["Amount", "Best", "Difference", "PausedLiquidation", "Unhealthy", "Verdict", "judge"]
 
 TOLERANCE_USD: Final = Decimal("0.50")
-_ERC20: Final = load("Erc20")
 _LIQUIDATOR: Final = load("Liquidator")
 _PAUSE_GUARD: Final = load("PauseGuard")
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspects:
+    """Who is unhealthy, and all Aave markets, because any of them may lend."""
+
+    markets: Sequence[Market]
+    accounts: Sequence[Account]
+    traders: Sequence[Trader]
+
+    @property
+    def everybody(self) -> Sequence[Account | Trader]:
+        """Accounts of all protocols."""
+        return (*self.accounts, *self.traders)
 
 
 async def judge(
@@ -62,22 +82,27 @@ async def judge(
     """
     began_s = time.monotonic()
     terms = read_terms(config_path)
-    unknown = sorted(set(markets) - {market.name for market in terms.markets})
+    unknown = sorted(set(markets) - set(terms.names))
     if unknown:
-        raise ConfigError(f"{config_path} has no market {', '.join(unknown)}; it has {_names(terms)}.")
+        names = ", ".join(terms.names) or "none"
+        raise ConfigError(f"{config_path} has no market {', '.join(unknown)}; it has {names}.")
     url, chain = await _open(terms, rpc_url)
     try:
         books = await examine(chain, terms)
         found = [await read_market(chain, listed) for listed in terms.markets]
         wanted = [market for market in found if not markets or market.name in markets]
-        counts, accounts = await _accounts(chain, wanted)
-        searched, effort = await _search(url, chain, terms, found, accounts, int(tolerance_usd.scaleb(8)))
+        indebted_count, accounts = await _accounts(chain, wanted)
+        perps = [market for market in await _perps(chain, terms) if not markets or market.name in markets]
+        holders, traders = await _traders(chain, perps)
+        suspects = _Suspects(found, accounts, traders)
+        searched, effort = await _search(url, chain, terms, suspects, int(tolerance_usd.scaleb(8)))
         unhealthy = await _excuse(chain, terms, searched)
     finally:
         await chain.close()
     totals = {
         "block": chain.head.number,
-        "accounts_with_debt": counts,
+        "accounts_with_debt": indebted_count,
+        "accounts_with_position": holders,
         "unhealthy": len(unhealthy),
         "min_profit_usd": str(Decimal(terms.min_profit_usd_e8).scaleb(-8)),
         "tolerance_usd": str(tolerance_usd),
@@ -113,50 +138,59 @@ async def _accounts(chain: Evidence, markets: Sequence[Market]) -> tuple[int, li
     return sum(count for count, _ in found), [account for _, some in found for account in some]
 
 
+async def _perps(chain: Evidence, terms: Terms) -> list[Perps]:
+    return [
+        *[await read_curie(chain, listed) for listed in terms.curies],
+        *[await read_synthetix(chain, listed) for listed in terms.synthetix],
+    ]
+
+
+async def _traders(chain: Evidence, perps: Sequence[Perps]) -> tuple[int, list[Trader]]:
+    found = [await market.traders(chain) for market in perps]
+    return sum(count for count, _ in found), [trader for _, some in found for trader in some]
+
+
 async def _search(
-    url: str,
-    chain: Evidence,
-    terms: Terms,
-    markets: Sequence[Market],
-    accounts: Sequence[Account],
-    tolerance_usd_e8: int,
+    url: str, chain: Evidence, terms: Terms, suspects: _Suspects, tolerance_usd_e8: int
 ) -> tuple[list[Unhealthy], dict[str, Any]]:
     """Search on a fork of the pinned head, which is gone afterwards."""
     effort = {"amounts_tried": 0, "trades_quoted": 0, "liquidations_run": 0}
-    if not accounts:
+    if not suspects.everybody:
         return [], effort
+    actors = await stand_ins(chain, [JUDGE, terms.liquidator]) if suspects.traders else {}
     fork = await asyncio.to_thread(Anvil.start, fork_url=url, fork_block=chain.head.number)
     try:
-        forked = await Evidence.open(fork.url, chain.head.number)
+        forked = await Evidence.open(fork.url, chain.head.number, actors)
         try:
-            scene = await _scene(chain, forked, terms, markets, accounts)
+            scene = await _scene(chain, forked, terms, suspects)
             if scene is None:
-                reason = "no fresh price of the native or the profit token"
-                return [_unpriced(account, reason) for account in accounts], effort
+                return [_unpriced(one) for one in suspects.everybody], effort
             searcher = Searcher(scene, tolerance_usd_e8)
-            found = await searcher.judge(accounts)
+            found = await searcher.judge(suspects.accounts)
+            rows, tried, runs = await judge_traders(scene, suspects.traders, tolerance_usd_e8)
             effort = {
-                "amounts_tried": searcher.amounts_tried,
+                "amounts_tried": searcher.amounts_tried + tried,
                 "trades_quoted": scene.exchanges.quoted,
-                "liquidations_run": searcher.runs,
+                "liquidations_run": searcher.runs + runs,
             }
-            return found, effort
+            return [*found, *rows], effort
         finally:
             await forked.close()
     finally:
         await asyncio.to_thread(fork.stop)
 
 
-async def _scene(
-    chain: Evidence, forked: Evidence, terms: Terms, markets: Sequence[Market], accounts: Sequence[Account]
-) -> Scene | None:
+async def _scene(chain: Evidence, forked: Evidence, terms: Terms, suspects: _Suspects) -> Scene | None:
     """What the search needs; None while gas or profit has no price, when nothing may be liquidated."""
     tokens = {
         holding.reserve.token.address: holding.reserve.token
-        for account in accounts
+        for account in suspects.accounts
         for holding in (*account.debts, *account.collaterals)
     }
-    ends = [tokens.get(one) or await _token(chain, one) for one in (terms.wrapped_native, terms.profit_token)]
+    tokens |= {token.address: token for trader in suspects.traders for token in trader.tokens}
+    ends = [
+        tokens.get(one) or await read_token(chain, one) for one in (terms.wrapped_native, terms.profit_token)
+    ]
     prices = await read_prices(chain, terms, [*tokens, terms.profit_token])
     if prices.native_usd_e8 is None or terms.profit_token not in prices.unit:
         return None
@@ -169,14 +203,9 @@ async def _scene(
         native_usd_e8=prices.native_usd_e8,
         gas_price_wei=chain.head.gas_price_wei,
         max_slippage_bps=min(terms.max_slippage_bps, allowed_bps),
-        loans=await read_loans(chain, markets),
+        loans=await read_loans(chain, suspects.markets),
         exchanges=await survey(forked, terms.exchanges, tokens.values(), ends),
     )
-
-
-async def _token(chain: Evidence, address: Address) -> Token:
-    symbol = await chain.read(_ERC20.function("symbol"), address)
-    return Token(address, symbol, await chain.read(_ERC20.function("decimals"), address))
 
 
 async def _excuse(chain: Evidence, terms: Terms, unhealthy: Sequence[Unhealthy]) -> list[Unhealthy]:
@@ -197,17 +226,10 @@ async def _excuse(chain: Evidence, terms: Terms, unhealthy: Sequence[Unhealthy])
         if excuse is None or one.reason not in (LEFT, WITHIN_TOLERANCE):
             excused.append(one)
         else:
-            excused.append(
-                Unhealthy(one.protocol, one.account, one.health_factor_wad, one.best, excuse, one.detail)
-            )
+            excused.append(replace(one, reason=excuse))
     return excused
 
 
-def _unpriced(account: Account, detail: str) -> Unhealthy:
-    return Unhealthy(
-        account.market.name, account.address, account.health_factor_wad, None, "no_price", detail
-    )
-
-
-def _names(terms: Terms) -> str:
-    return ", ".join(market.name for market in terms.markets) or "none"
+def _unpriced(one: Account | Trader) -> Unhealthy:
+    detail = "no fresh price of the native or the profit token"
+    return Unhealthy(one.market.name, one.address, one.health_factor_wad, None, "no_price", detail)

@@ -80,14 +80,14 @@ class Account:
 
 async def read_market(evidence: Evidence, listed: Listed) -> Market:
     """A market's pool and reserves. Raises `AdapterError` when the provider is not Aave's."""
-    pool = await evidence.read(_PROVIDER.function("getPool"), listed.provider)
+    pool = await evidence.read(_PROVIDER.function("getPool"), listed.address)
     revision = await evidence.read(_POOL.function("POOL_REVISION"), pool)
     premium_bps = await evidence.read(_POOL.function("FLASHLOAN_PREMIUM_TOTAL"), pool)
     assets = await evidence.read(_POOL.function("getReservesList"), pool)
     rows = await evidence.read_all(_POOL.function("getReserveData"), [(pool, asset) for asset in assets])
     decimals = await evidence.read_all(_ERC20.function("decimals"), [(asset,) for asset in assets])
     symbols = await evidence.calls([_ERC20.function("symbol").call(asset) for asset in assets])
-    oracle = await evidence.read(_PROVIDER.function("getPriceOracle"), listed.provider)
+    oracle = await evidence.read(_PROVIDER.function("getPriceOracle"), listed.address)
     price_of = _ORACLE.function("getAssetPrice")
     prices = await evidence.calls([price_of.call(oracle, asset) for asset in assets])
     reserves = [
@@ -100,7 +100,7 @@ async def read_market(evidence: Evidence, listed: Listed) -> Market:
         )
         for asset, row, places, symbol, price in zip(assets, rows, decimals, symbols, prices, strict=True)
     ]
-    return Market(listed.name, listed.provider, pool, revision, premium_bps, tuple(reserves))
+    return Market(listed.name, listed.address, pool, revision, premium_bps, tuple(reserves))
 
 
 async def read_loans(evidence: Evidence, markets: Sequence[Market]) -> dict[Address, list[Loan]]:
@@ -159,6 +159,12 @@ async def _holdings(
         if owed:
             debts.append(Holding(reserve, owed))
     return tuple(debts), tuple(collaterals)
+
+
+async def read_token(evidence: Evidence, address: Address) -> Token:
+    """A token by its own word."""
+    [symbol] = await evidence.calls([_ERC20.function("symbol").call(address)])
+    return Token(address, _symbol(symbol, address), await evidence.read(_ERC20.function("decimals"), address))
 
 
 def _balance(answer: bytes | None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 from keeper.abi import Function, checksum
@@ -20,7 +21,7 @@ from keeper.types import Address, BlockNumber, Call, Gas, Hash, Log, hex_of
 _TIMEOUT_S: Final = 120.0
 _TOGETHER: Final = 32  # requests in one batch
 _IN_FLIGHT: Final = 2  # batches
-_STEP_GAS: Final = 3_000_000
+_STEP_GAS: Final = 16_000_000  # as much as a transaction may have
 _BLOCK_GAS: Final = 100 * _STEP_GAS
 
 
@@ -89,17 +90,23 @@ class Sent:
 class Evidence:
     """One node at one pinned head. Every method raises `ChainError` when the node fails."""
 
-    def __init__(self, rpc: Rpc, head: Header) -> None:
+    def __init__(self, rpc: Rpc, head: Header, stand_ins: Mapping[Address, bytes]) -> None:
         self.rpc: Final = rpc
         self.head: Final = head
+        self._stand_ins: Final = {hex_of(who): {"code": hex_of(code)} for who, code in stand_ins.items()}
         self._turn = asyncio.Semaphore(_IN_FLIGHT)
 
     @classmethod
-    async def open(cls, url: str, number: int | None = None) -> Self:
-        """Connect and pin block `number`, or the newest. Close when done."""
+    async def open(
+        cls, url: str, number: int | None = None, stand_ins: Mapping[Address, bytes] = MappingProxyType({})
+    ) -> Self:
+        """Connect and pin block `number`, or the newest. Close when done.
+
+        `stand_ins` is code that addresses have in every simulation.
+        """
         rpc = await connect(url, _TIMEOUT_S)
         try:
-            return cls(rpc, await _header(rpc, number))
+            return cls(rpc, await _header(rpc, number), stand_ins)
         except BaseException:
             await rpc.close()
             raise
@@ -212,7 +219,11 @@ class Evidence:
         }
         requests: list[Request] = []
         for run in runs:
-            block = {"blockOverrides": where, "calls": [_message(step) for step in run]}
+            block = {
+                "blockOverrides": where,
+                "stateOverrides": self._stand_ins,
+                "calls": [_message(step) for step in run],
+            }
             order = {"blockStateCalls": [block], "validation": False}
             requests.append(("eth_simulateV1", (order, hex(self.head.number))))
         answers = [_accepted(answer) for answer in await self._ask(requests)]

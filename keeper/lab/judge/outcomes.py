@@ -20,7 +20,15 @@ from keeper.types import Hash, hex_of
 
 _TRANSFER: Final = load("Erc20").event("Transfer")
 _SWEPT: Final = load("Liquidator").event("Swept")
-_LIQUIDATION: Final = load("AavePool").event("LiquidationCall")
+_MARKET: Final = load("SynthetixPerpsMarket")
+# Who was liquidated, by each protocol's own event; a flag lost to another is a race lost as well.
+_LIQUIDATIONS: Final = (
+    (load("AavePool").event("LiquidationCall"), "user"),
+    (load("CurieClearingHouse").event("PositionLiquidated"), "trader"),
+    (load("CurieVault").event("CollateralLiquidated"), "trader"),
+    (_MARKET.event("PositionFlagged"), "account"),
+    (_MARKET.event("PositionLiquidated"), "account"),
+)
 _ABIS: Final = tuple(load(name) for name in ("Liquidator", "PauseGuard", "AavePool"))
 
 _STATUS: Final = {"settled": 1, "reverted": 0, "cancelled": 1, "lost_race": 0}
@@ -143,7 +151,8 @@ def _raced(
     planned = next(
         (one.integer("block") or 0 for one in case.of_kind("intent") if one.plan_id == entry.plan_id), 0
     )
-    liquidated = {hex_of(call["user"]) for call in decoded(receipts[rival_hash].logs, _LIQUIDATION)}
+    logs = receipts[rival_hash].logs
+    liquidated = {hex_of(one[whom]) for event, whom in _LIQUIDATIONS for one in decoded(logs, event)}
     between = (planned, -1) < (rival.block_number, 0) and (
         (rival.block_number, rival.index) < (ours.block_number, ours.index)
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keeper.abi import keccak, load
-from keeper.lab.judge.accounts import Loan, Reserve
+from keeper.lab.judge.accounts import Loan
 from keeper.lab.judge.evidence import Evidence
 from keeper.lab.judge.routes import Exchanges
 from keeper.lab.judge.terms import Terms
@@ -82,9 +82,9 @@ class Scene:
     loans: Mapping[Address, Sequence[Loan]]
     exchanges: Exchanges
 
-    def priced(self, *reserves: Reserve) -> bool:
+    def priced(self, *tokens: Token) -> bool:
         """Whether the Liquidator has a price of each."""
-        return all(reserve.token.address in self.prices.unit for reserve in reserves)
+        return all(token.address in self.prices.unit for token in tokens)
 
     def value(self, token: Token, raw: int) -> int:
         """Dollars scaled by 10**36."""

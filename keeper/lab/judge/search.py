@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from keeper.lab.judge.accounts import Account, Reserve
+from keeper.lab.judge.point import Point, most_lent_raw
 from keeper.lab.judge.scene import BPS, Scene
-from keeper.lab.judge.selling import LIQUIDATOR_GAS, Attempt, best_of, quoted, run
-from keeper.lab.judge.taking import Pair, Point, advised, take
-from keeper.lab.judge.verdict import LEFT, WITHIN_TOLERANCE, Unhealthy, usd
+from keeper.lab.judge.selling import Attempt, best_of, best_of_each, quoted, reason_of
+from keeper.lab.judge.taking import LIQUIDATOR_GAS, Pair, advised, take
+from keeper.lab.judge.verdict import Unhealthy, usd
 
 _LEAST_GAS: Final = LIQUIDATOR_GAS + 150_000  # no liquidationCall and trades use less
 _PROBES: Final = (1, 2, 16, 256)  # parts of the debt at which a pair is first tried
@@ -27,8 +28,6 @@ _DENSE: Final = 40  # amounts of the third pass
 _NEAR: Final = 8  # amounts tried last, between the best one's neighbours,
 _ZOOMS: Final = 2  # that many times
 _MOST_COARSE: Final = 40
-_RUNS: Final = 8  # of an account, the best on paper
-_CROSSING_RUNS: Final = 4  # and of those whose quotes may promise too much
 _LEFTOVER_BASE: Final = 1_000 * 10**8  # Aave's MIN_LEFTOVER_BASE since 3.3, in its base currency
 
 
@@ -78,7 +77,8 @@ class Searcher:
         await self._dense([self._worth_more(some) for some in searches.values()])
         for _ in range(_ZOOMS):
             await self._near(list(searches.values()))
-        bests = await self._run(list(searches.values()))
+        tried = [[attempt for search in some for attempt in search.attempts] for some in searches.values()]
+        bests, self.runs = await best_of_each(self._scene, tried)
         return [
             self._unhealthy(account, some, best)
             for (account, some), best in zip(searches.items(), bests, strict=True)
@@ -88,11 +88,11 @@ class Searcher:
 
     def _begin(self, pair: Pair) -> _Search:
         scene, debt = self._scene, pair.debt.reserve
-        if not scene.priced(debt, pair.collateral.reserve):
+        if not scene.priced(debt.token, pair.collateral.reserve.token):
             return _Search(
                 pair, 0, obstacle=(0, "no_price", "the Liquidator has no fresh feed for a token of the pair")
             )
-        lent_raw = max((loan.available_raw for loan in scene.loans.get(debt.token.address, ())), default=0)
+        lent_raw = most_lent_raw(scene, debt.token)
         allowed_raw = scene.raw_worth(debt.token, scene.terms.max_repay_usd_e8)
         most_raw = min(pair.everything_raw, lent_raw, allowed_raw)
         if not most_raw:
@@ -141,31 +141,14 @@ class Searcher:
                 wanted += [(search, low + (high - low) * rung // (_NEAR + 1)) for rung in range(1, _NEAR + 1)]
         await self._try(wanted)
 
-    async def _run(self, accounts: Sequence[Sequence[_Search]]) -> list[Attempt | None]:
-        """The best attempt of each account that really ran."""
-        chosen = [
-            _chosen([attempt for search in searches for attempt in search.attempts]) for searches in accounts
-        ]
-        flat = [attempt for some in chosen for attempt in some]
-        self.runs += len(flat)
-        ran = await run(self._scene, flat)
-        by_account: dict[Account, list[Attempt]] = {}
-        for attempt in ran:
-            by_account.setdefault(attempt.point.pair.account, []).append(attempt)
-        bests: list[Attempt | None] = []
-        for searches in accounts:
-            mine = by_account.get(searches[0].pair.account, []) if searches else []
-            bests.append(max(mine, key=Attempt.rank, default=None))
-        return bests
-
     async def _try(self, wanted: Iterable[tuple[_Search, int]]) -> None:
         """Take every amount not taken yet, and price what the market accepts."""
         await self._price(await self._take(wanted))
 
     async def _price(self, found: Sequence[tuple[_Search, Point]]) -> None:
-        by_pair = {search.pair: search for search, _ in found}
-        for attempt in await quoted(self._scene, [point for _, point in found]):
-            by_pair[attempt.point.pair].attempts.append(attempt)
+        search_of = {point: search for search, point in found}
+        for attempt in await quoted(self._scene, list(search_of)):
+            search_of[attempt.point].attempts.append(attempt)
 
     async def _take(self, wanted: Iterable[tuple[_Search, int]]) -> list[tuple[_Search, Point]]:
         asked = [
@@ -227,18 +210,11 @@ class Searcher:
             _, reason, detail = max(obstacles, default=(0, "no_collateral", ""))
         else:
             detail = ""
-            reason = self._reason(best)
+            reason = reason_of(self._scene, best, self._tolerance_usd_e8)
         found = None if best is None else best_of(self._scene, best)
         return Unhealthy(
             account.market.name, account.address, account.health_factor_wad, found, reason, detail
         )
-
-    def _reason(self, best: Attempt) -> str:
-        if best.over_slippage:
-            return "over_slippage"
-        if best.net_usd_e8 > self._min_usd_e8 + self._tolerance_usd_e8:
-            return LEFT
-        return WITHIN_TOLERANCE if best.net_usd_e8 > self._min_usd_e8 else "unprofitable"
 
 
 def _pairs(account: Account) -> list[Pair]:
@@ -308,11 +284,3 @@ def _grid(low_raw: int, cap_raw: int, factor: float) -> list[float]:
     while amounts[-1] > low_raw and len(amounts) < _MOST_COARSE:
         amounts.append(amounts[-1] / factor)
     return amounts
-
-
-def _chosen(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The attempts of an account to run: the best on paper, of those that cross themselves and of those that do not."""
-    ranked = sorted(attempts, key=Attempt.rank, reverse=True)
-    plain = [attempt for attempt in ranked if not attempt.crosses_itself]
-    crossing = [attempt for attempt in ranked if attempt.crosses_itself]
-    return plain[:_RUNS] + crossing[:_CROSSING_RUNS]

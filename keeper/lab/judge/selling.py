@@ -12,22 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from keeper.abi import load
-from keeper.lab.judge.evidence import Step
+from keeper.lab.judge.evidence import Done, Step
+from keeper.lab.judge.point import Point
 from keeper.lab.judge.routes import Order, Trade
 from keeper.lab.judge.scene import BPS, JUDGE, Scene
-from keeper.lab.judge.taking import Point, opening, taken
-from keeper.lab.judge.verdict import Amount, Best
+from keeper.lab.judge.verdict import LEFT, WITHIN_TOLERANCE, Amount, Best
 from keeper.types import Token
 
 _ERC20: Final = load("Erc20")
 
-# What Liquidator.execute costs beside the liquidation and the swaps as transactions of their own: the flash loan,
-# feeds, approvals, books and the end check, less what one transaction saves.
-LIQUIDATOR_GAS: Final = 150_000
 # What a swap costs beside what its pools do: router, transfers and the transaction itself.
 TRADE_GAS: Final = 60_000
 
 _KEPT: Final = 2  # of each trade's routes, the most promising
+_RUNS: Final = 8  # of an account, the best on paper
+_CROSSING_RUNS: Final = 4  # and of those whose quotes may promise too much
 
 
 class Leg(NamedTuple):
@@ -111,45 +110,81 @@ async def quoted(scene: Scene, points: Sequence[Point]) -> list[Attempt]:
     return attempts
 
 
-async def run(scene: Scene, attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Those attempts that really run on the fork, with what they really come to."""
+async def run(scene: Scene, attempts: Sequence[Attempt]) -> list[Attempt | None]:
+    """What each attempt really comes to on the fork; None for those that do not really run."""
     runs = [
         [
-            *opening(one.point.pair, one.point.loan, one.point.borrowed_raw),
+            *one.point.steps,
             *(step for trade in one.trades for step in trade.steps(JUDGE)),
             *(Step(JUDGE, token.address, _BALANCE) for token in _tokens(scene, one.point)),
         ]
         for one in attempts
     ]
-    found: list[Attempt] = []
-    for one, done in zip(attempts, await scene.evidence.simulate(runs), strict=True):
-        if not all(step.ok for step in done):
-            continue
-        tokens = _tokens(scene, one.point)
-        balances = [_ERC20.function("balanceOf").one(step.output) for step in done[-len(tokens) :]]
-        held = dict(zip(tokens, balances, strict=True))
-        held[one.point.pair.debt.reserve.token] -= one.point.borrowed_raw + one.point.premium_raw
-        if min(held.values()) >= 0:
-            swaps = done[4 : 3 + 2 * len(one.trades) : 2]
-            point = taken(one.point, done[2])
-            gas = point.gas + sum(step.gas_used for step in swaps) + LIQUIDATOR_GAS
-            found.append(_judged(scene, point, one.trades, held, gas, ran=True))
-    return found
+    return [
+        _ran(scene, one, done)
+        for one, done in zip(attempts, await scene.evidence.simulate(runs), strict=True)
+    ]
+
+
+def _ran(scene: Scene, one: Attempt, done: Sequence[Done]) -> Attempt | None:
+    if not all(step.ok for step in done):
+        return None
+    tokens, first = _tokens(scene, one.point), len(one.point.steps)
+    balances = [_ERC20.function("balanceOf").one(step.output) for step in done[-len(tokens) :]]
+    held = dict(zip(tokens, balances, strict=True))
+    held[one.point.debt] -= one.point.borrowed_raw + one.point.premium_raw
+    if min(held.values()) < 0:
+        return None
+    swaps = done[first + 1 : first + 2 * len(one.trades) : 2]
+    point = one.point.as_run(done)
+    gas = point.gas + point.other_gas + sum(step.gas_used for step in swaps)
+    return _judged(scene, point, one.trades, held, gas, ran=True)
 
 
 _BALANCE: Final = _ERC20.function("balanceOf").encode(JUDGE)
+
+
+async def best_of_each(scene: Scene, tried: Sequence[Sequence[Attempt]]) -> tuple[list[Attempt | None], int]:
+    """Of each account's attempts the best that really ran, and how many were run."""
+    chosen = [_chosen(attempts) for attempts in tried]
+    flat = [attempt for some in chosen for attempt in some]
+    ran = iter(await run(scene, flat))
+    bests: list[Attempt | None] = []
+    for some in chosen:
+        found = [attempt for attempt in (next(ran) for _ in some) if attempt is not None]
+        bests.append(max(found, key=Attempt.rank, default=None))
+    return bests, len(flat)
+
+
+def _chosen(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts of an account to run: the best on paper, of those that cross themselves and of those that do not."""
+    ranked = sorted(attempts, key=Attempt.rank, reverse=True)
+    plain = [attempt for attempt in ranked if not attempt.crosses_itself]
+    crossing = [attempt for attempt in ranked if attempt.crosses_itself]
+    return plain[:_RUNS] + crossing[:_CROSSING_RUNS]
+
+
+def reason_of(scene: Scene, best: Attempt, tolerance_usd_e8: int) -> str:
+    """What the best says of an account that was not liquidated."""
+    if best.over_slippage:
+        return "over_slippage"
+    over_usd_e8 = best.net_usd_e8 - scene.terms.min_profit_usd_e8
+    if over_usd_e8 > tolerance_usd_e8:
+        return LEFT
+    return WITHIN_TOLERANCE if over_usd_e8 > 0 else "unprofitable"
 
 
 def best_of(scene: Scene, attempt: Attempt) -> Best:
     """An attempt as the verdict shows it."""
     point = attempt.point
     return Best(
-        repay=Amount(point.pair.debt.reserve.token, point.repaid_raw),
-        seize=Amount(point.pair.collateral.reserve.token, point.seized_raw),
+        position=point.position,
+        repay=Amount(point.debt, point.repaid_raw),
+        seize=Amount(point.collateral, point.seized_raw),
         profit=Amount(scene.profit, attempt.gross_raw),
         route=tuple(str(trade) for trade in attempt.trades),
-        flash_source=point.loan.pool,
-        flash_premium_bps=point.loan.premium_bps,
+        flash_source=None if point.loan is None else point.loan.pool,
+        flash_premium_bps=0 if point.loan is None else point.loan.premium_bps,
         gas=attempt.gas,
         gas_cost_usd_e8=scene.gas_usd_e8(attempt.gas),
         net_profit_usd_e8=attempt.net_usd_e8,
@@ -158,19 +193,17 @@ def best_of(scene: Scene, attempt: Attempt) -> Best:
 
 
 def _ways(scene: Scene, point: Point) -> tuple[tuple[Leg, ...], ...]:
-    return ways(point.pair.collateral.reserve.token, point.pair.debt.reserve.token, scene.profit)
+    return ways(point.collateral, point.debt, scene.profit)
 
 
 def _tokens(scene: Scene, point: Point) -> list[Token]:
-    return list(
-        dict.fromkeys((point.pair.debt.reserve.token, point.pair.collateral.reserve.token, scene.profit))
-    )
+    return list(dict.fromkeys((point.debt, point.collateral, scene.profit)))
 
 
 def _start(scene: Scene, point: Point, way: tuple[Leg, ...]) -> _Underway:
     held = dict.fromkeys(_tokens(scene, point), 0)
-    held[point.pair.collateral.reserve.token] += point.seized_raw
-    held[point.pair.debt.reserve.token] -= point.owed_raw
+    held[point.collateral] += point.seized_raw
+    held[point.debt] -= point.owed_raw
     return _Underway(point, way, (), held)
 
 
@@ -212,7 +245,7 @@ def _worth_e8(scene: Scene, trade: Trade) -> int:
 
 
 def _reckoned(scene: Scene, point: Point, trades: tuple[Trade, ...], held: dict[Token, int]) -> Attempt:
-    gas = point.gas + sum(trade.gas + TRADE_GAS for trade in trades) + LIQUIDATOR_GAS
+    gas = point.gas + point.other_gas + sum(trade.gas + TRADE_GAS for trade in trades)
     return _judged(scene, point, trades, held, gas, ran=False)
 
 
@@ -222,7 +255,7 @@ def _judged(
     """The net, and the Liquidator's end check: what arrives must be worth what was gained, less the slippage allowed
     on what came in (`Liquidator._settle`).
     """
-    debt, collateral = point.pair.debt.reserve.token, point.pair.collateral.reserve.token
+    debt, collateral = point.debt, point.collateral
     if debt == collateral:
         gained, paid = scene.value(collateral, max(point.seized_raw - point.repaid_raw, 0)), 0
     else:

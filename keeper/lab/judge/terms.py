@@ -19,14 +19,21 @@ from keeper.types import Address
 
 _E8: Final = 8
 _GWEI: Final = 9
+_MAX_PRICE_AGE_S: Final = 90_000
+_NAMED_BY: Final = 4  # bytes of a market's address
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One configured Aave V3 market: its name, which is its pause scope, and its addresses provider."""
+    """One configured market: its name, which is its pause scope, and the address it is known by.
+
+    That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy.
+    `max_price_age_s` is how old a price may be that no feed of the Liquidator tells.
+    """
 
     name: str
-    provider: Address
+    address: Address
+    max_price_age_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,15 @@ class Terms:
     max_repay_usd_e8: int
     deny_accounts: frozenset[Address]
     markets: tuple[Listed, ...]
+    curies: tuple[Listed, ...]
+    synthetix: tuple[Listed, ...]
     exchanges: tuple[Exchange, ...]
     record: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all markets."""
+        return tuple(listed.name for listed in (*self.markets, *self.curies, *self.synthetix))
 
 
 def read_terms(path: Path) -> Terms:
@@ -92,6 +106,17 @@ def read_terms(path: Path) -> Terms:
             Listed(table.text("name"), table.address("pool_addresses_provider"))
             for table in top.tables("protocols", "aave-v3")
         ),
+        curies=tuple(
+            Listed(
+                table.text("name"),
+                table.address("clearing_house"),
+                table.integer("max_price_age_s", _MAX_PRICE_AGE_S),
+            )
+            for table in top.tables("protocols", "perp-curie")
+        ),
+        synthetix=tuple(
+            listed for table in top.tables("protocols", "synthetix-v2-perps") for listed in _listed(table)
+        ),
         exchanges=tuple(
             Exchange(
                 table.address("factory"),
@@ -103,6 +128,15 @@ def read_terms(path: Path) -> Terms:
         ),
         record=path.parent / store.file("url", "sqlite:///keeper.db"),
     )
+
+
+def _listed(table: _Table) -> list[Listed]:
+    """Every market of a table that may have several: those are named by how their addresses begin, too."""
+    name = table.text("name")
+    markets = [table.as_address("markets", item) for item in table.items("markets")]
+    if len(markets) == 1:
+        return [Listed(name, markets[0])]
+    return [Listed(f"{name}-{market[:_NAMED_BY].hex()}", market) for market in markets]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,15 +43,17 @@ class Amount:
 class Best:
     """The best liquidation found for an account, as it ran on the fork; `profit` is before gas.
 
-    `route` is readable: each trade's tokens with the fee tiers between them. `over_slippage` means that the
-    Liquidator's end check would have refused it.
+    `position` is what it takes over or closes of a perp, short below zero; for a takeover `repay` is the margin and
+    `seize` what comes back of it. `route` is readable: each trade's tokens with the fee tiers between them.
+    `over_slippage` means that the Liquidator's end check would have refused it.
     """
 
+    position: Amount | None
     repay: Amount
     seize: Amount
     profit: Amount
     route: tuple[str, ...]
-    flash_source: Address
+    flash_source: Address | None
     flash_premium_bps: int
     gas: int
     gas_cost_usd_e8: int
@@ -61,11 +63,12 @@ class Best:
     def document(self) -> dict[str, Any]:
         """The liquidation as JSON."""
         return {
+            "position": None if self.position is None else self.position.document(),
             "repay": self.repay.document(),
             "seize": self.seize.document(),
             "profit": self.profit.document(),
             "route": list(self.route),
-            "flash_source": checksum(self.flash_source),
+            "flash_source": None if self.flash_source is None else checksum(self.flash_source),
             "flash_premium_bps": self.flash_premium_bps,
             "gas": self.gas,
             "gas_cost_usd": usd(self.gas_cost_usd_e8),
@@ -76,14 +79,15 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Unhealthy:
-    """An account whose health factor on chain is below 1: the best found for it, and why it was left if rightly.
+    """An account that its protocol lets liquidate: the best found for it, and why it was left if rightly.
 
+    `health_factor_wad` is None where the protocol tells none; a perp account's is its value over the margin required.
     `reason` is `left` where it should not have been; `detail` says more where there is more to say.
     """
 
     protocol: str
     account: Address
-    health_factor_wad: int
+    health_factor_wad: int | None
     best: Best | None
     reason: str
     detail: str = ""
@@ -93,20 +97,25 @@ class Unhealthy:
         return {
             "protocol": self.protocol,
             "account": checksum(self.account),
-            "health_factor_wad": str(self.health_factor_wad),
+            "health_factor_wad": None if self.health_factor_wad is None else str(self.health_factor_wad),
             "best": None if self.best is None else self.best.document(),
             "reason": self.reason,
             "detail": self.detail,
         }
 
     def __str__(self) -> str:
-        text = f"{self.protocol} {checksum(self.account)} health {self.health_factor_wad / 10**18:.4f}: {self.reason}"
+        text = f"{self.protocol} {checksum(self.account)}"
+        if self.health_factor_wad is not None:
+            text += f" health {self.health_factor_wad / 10**18:.4f}"
+        text += f": {self.reason}"
         if self.detail:
             text += f" ({self.detail})"
         if self.best is None:
             return text
         best = self.best
         route = "; ".join(best.route) or "no trade"
+        if best.position is not None:
+            text += f"\n    position {best.position}"
         return (
             f"{text}\n    repay {best.repay}, seize {best.seize}, {route}: profit {best.profit}, "
             f"gas ${usd(best.gas_cost_usd_e8)}, net ${usd(best.net_profit_usd_e8)}"

@@ -28,10 +28,10 @@ from keeper.protocols.perp_curie.system import (
     Market,
     System,
     contracts_of,
-    learn,
+    learn_one,
     load_system,
 )
-from keeper.seams import UPGRADE_TOPICS, Reads, Touched, just
+from keeper.seams import UPGRADE_TOPICS, Reads, Touched, just, readable, together
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -128,7 +128,7 @@ class PerpCurieConfig(BaseModel):
 class PerpCurie:
     """One Perp Curie exchange; an account's margin is shared by all its markets, so its `market` is the exchange.
 
-    `liquidator` is the contract that takes positions over; without one, nothing can be planned.
+    `liquidator` is the contract that inherits what is taken over; without one, nothing can be planned.
     """
 
     config: Final = PerpCurieConfig
@@ -136,7 +136,7 @@ class PerpCurie:
 
     @classmethod
     def made_of(cls, config: PerpCurieConfig, liquidator: Address | None) -> tuple[PerpCurie]:
-        """The exchange of one table, as `liquidator` would take positions over there."""
+        """The exchange of one table."""
         return (cls(config, liquidator),)
 
     def __init__(self, config: PerpCurieConfig, liquidator: Address | None = None) -> None:
@@ -166,7 +166,12 @@ class PerpCurie:
         """Read addresses and parameters, and again those of every known market and collateral."""
         self._system = yield from load_system(self._house)
         wanted = {_identity(entry): type(entry) for entry in self._entries} | self._heard
-        self._entries = yield from learn(self._system, list(wanted.items()))
+        # what a reorganisation took away is dropped: every position is read again after this
+        reads: list[Reads[Entry | Refusal]] = [
+            readable("load", learn_one(self._system, *each)) for each in wanted.items()
+        ]
+        again = yield from together(reads)
+        self._entries = [each for each in again if not isinstance(each, Refusal)]
         self._heard.clear()
 
     def warnings(self) -> Sequence[str]:
@@ -182,7 +187,7 @@ class PerpCurie:
         return {
             entry.token.address: entry.feed.aggregator
             for entry in self._entries
-            if isinstance(entry, Collateral)
+            if isinstance(entry, Collateral) and entry.feed.aggregator != ZERO_ADDRESS
         }
 
     def targets(self) -> Sequence[tuple[Address, bytes]]:
@@ -201,9 +206,12 @@ class PerpCurie:
         ]
 
     def sources(self) -> Filters:
-        """The clearing house, account balance and vault, and whose parameters matter."""
+        """The exchange's own contracts: those that tell of accounts, of parameters, or only of their upgrades."""
         system = self.loaded
-        places = (system.house, system.balance, system.vault, system.registry, system.config, system.manager)
+        places = (
+            *(system.house, system.balance, system.vault, system.registry, system.config, system.manager),
+            *(system.exchange, system.orders, system.fund),
+        )
         topics = (*_TOUCHING_TOPICS, *sorted(_RELOADING_TOPICS), *UPGRADE_TOPICS)
         return Filters(places, topics)
 
@@ -254,7 +262,8 @@ class PerpCurie:
         known = {_identity(entry) for entry in self._entries}
         used: dict[Address, type[Entry]] = {base: Market for each in seen for base in each.bases}
         used.update((token, Collateral) for each in seen for token in each.tokens)
-        self._entries += yield from learn(system, [each for each in used.items() if each[0] not in known])
+        fresh = [learn_one(system, *each) for each in used.items() if each[0] not in known]
+        self._entries += yield from together(fresh)
         words, makers = yield from fill(system, self._entries, seen)
         for each in seen:
             self._makers.pop(each.account, None)
@@ -265,7 +274,7 @@ class PerpCurie:
             accounts=tuple(each.account for each in seen),
             words=words,
             group=np.zeros(len(seen), dtype=np.int64),
-            live=np.array([bool(each.bases or each.tokens) for each in seen], dtype=np.bool_),
+            live=np.array([bool(each.bases) or each.owes(system) for each in seen], dtype=np.bool_),
             always_check=np.array(
                 [bool(each.tokens) or each.account in makers for each in seen], dtype=np.bool_
             ),
@@ -329,10 +338,10 @@ class PerpCurie:
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """Deposit, cancel orders, take over, close, withdraw and hold nothing; or buy collateral."""
-        choice, account = option.detail, option.key.account
+        choice = option.detail
         if isinstance(choice, collateral.Sale):
-            return collateral.calls_of(choice, account, repay_raw)
-        return takeover.calls_of(choice, account, repay_raw, self._taker)
+            return collateral.calls_of(choice, option.key.account, repay_raw)
+        return takeover.calls_of(choice, repay_raw, self._taker)
 
     def account_of(self, calldata: bytes) -> Address | None:
         """Whose position or collateral such a call takes; None for anything else."""

@@ -53,7 +53,7 @@ from keeper.protocols.perp_curie.system import (
     word,
 )
 from keeper.seams import Reads, each, together
-from keeper.types import Address, BlockTime, Call, Refusal, Result, Reverted, Weights
+from keeper.types import ZERO_ADDRESS, Address, BlockTime, Call, Refusal, Result, Reverted, Weights
 
 _NOW: Final = Call(
     Address(bytes.fromhex("cA11bde05977b3631167028862bE2a173976CA11")),
@@ -153,19 +153,14 @@ def read_marks(
 
     `makers` are accounts with open orders.
     """
-    calls = [_NOW, _HOUSE_PAUSED.call(system.house), _VAULT_PAUSED.call(system.vault)]
-    results = yield calls
-    block_s = int.from_bytes(_bytes(results[0]))
-    if at.timestamp_s < block_s:
-        raise AdapterError(f"The block's time is {block_s}, after the timestamp {at.timestamp_s} asked for.")
-    reads: list[Reads[Any]] = []
+    reads: list[Reads[Any]] = [each([_HOUSE_PAUSED.call(system.house), _VAULT_PAUSED.call(system.vault)])]
     for entry in entries:
         if isinstance(entry, Market):
-            reads.append(_market_state(system, entry, block_s, at.timestamp_s, max_price_age_s))
+            reads.append(_market_state(system, entry, at.timestamp_s, max_price_age_s))
         else:
             reads.append(_collateral_state(system, entry, at.timestamp_s, max_price_age_s))
     reads += [_maker_state(system, account, orders) for account, orders in makers.items()]
-    states = yield from together(reads)
+    paused, *states = yield from together(reads)
     markets, collaterals = {}, {}
     for entry, state in zip(entries, states, strict=False):
         if isinstance(entry, Market):
@@ -179,8 +174,8 @@ def read_marks(
         system=system,
         entries=tuple(entries),
         timestamp_s=at.timestamp_s,
-        house_paused=bool(answered(_HOUSE_PAUSED, results[1])),
-        vault_paused=bool(answered(_VAULT_PAUSED, results[2])),
+        house_paused=bool(answered(_HOUSE_PAUSED, paused[0])),
+        vault_paused=bool(answered(_VAULT_PAUSED, paused[1])),
         markets=markets,
         collaterals=collaterals,
         makers=dict(zip(makers, states[len(entries) :], strict=True)),
@@ -191,56 +186,78 @@ def _markets(entries: Iterable[Entry]) -> Iterable[Market]:
     return (entry for entry in entries if isinstance(entry, Market))
 
 
-def _unusable(why: str, sqrt_price_x96: int = 0, tick: int = 0) -> MarketState:
-    return MarketState(why, 0, 0, 0, sqrt_price_x96, tick)
+@dataclass(frozen=True, slots=True)
+class _Traded:
+    """What the pool and the exchange say of a market; `twaps` are square root prices over `intervals`."""
+
+    unusable: str | None
+    sqrt_price_x96: int
+    tick: int
+    intervals: tuple[int, ...] = ()
+    twaps: tuple[int, ...] = ()
+    last_settled_s: int = 0
+    growth_x96: int = 0
 
 
-def _market_state(
-    system: System, market: Market, block_s: int, now_s: int, max_price_age_s: int
-) -> Reads[MarketState]:
-    base, parameters = market.base, system.parameters
-    asked = [_OPEN.call(base), _PAUSED.call(base), _FEED_OF.call(base)]
-    asked += [_ELSEWHERE.call(market.dispatcher), _SLOT0.call(market.pool)]
-    words = [system.exchange_slot(mapping, base) for mapping in (FIRST_TRADED, LAST_SETTLED, GROWTH)]
+def _market_state(system: System, market: Market, now_s: int, max_price_age_s: int) -> Reads[MarketState]:
     both: list[Any] = yield from together(
-        [each([*asked, *words]), _feed_state(system, market.feed, now_s, max_price_age_s)]
+        [_traded(system, market, now_s), _feed_state(system, market.feed, now_s, max_price_age_s)]
     )
-    first: Sequence[Result] = both[0]
+    traded: _Traded = both[0]
     feed: _FeedState = both[1]
-    sqrt_price_x96, tick, *_ = answers(_SLOT0, first[4])
-    if not answered(_OPEN, first[0]):
-        why = "market_paused" if answered(_PAUSED, first[1]) else "market_closed"
-        return _unusable(why, sqrt_price_x96, tick)
-    if answered(_FEED_OF, first[2]) != market.dispatcher:
-        return _unusable(FEED_CHANGED, sqrt_price_x96, tick)
-    if answered(_ELSEWHERE, first[3]):
-        return _unusable("index_not_from_chainlink", sqrt_price_x96, tick)
-    if feed.unusable:
-        return _unusable(feed.unusable, sqrt_price_x96, tick)
-    first_traded_s, last_settled_s, growth_x96 = (word(result) for result in first[5:])
+
+    def unusable(why: str) -> MarketState:
+        return MarketState(why, 0, 0, 0, traded.sqrt_price_x96, traded.tick)
+
+    if traded.unusable or feed.unusable:
+        return unusable(traded.unusable or feed.unusable or "")
+    _, _, premium_s, funding_s = traded.intervals
+    scale = WAD // market.feed.unit
+    index = [feed.over(seconds, now_s) for seconds in (0, premium_s, funding_s)]
+    index_wad, premium_index_wad, funding_index_wad = (None if one is None else one * scale for one in index)
+    if index_wad is None or premium_index_wad is None or funding_index_wad is None:
+        return unusable("no_index_price")
+    market_wad, twap_wad, premium_wad = (price_wad(one) for one in traded.twaps[:3])
+    mark_wad = mark_price_wad(market_wad, twap_wad, premium_wad, premium_index_wad, index_wad)
+    if not mark_wad:
+        return unusable("no_mark_price")
+    growth = premium_growth_x96(
+        traded.growth_x96,
+        traded.last_settled_s,
+        now_s,
+        price_x96(traded.twaps[3]),
+        funding_index_wad,
+        system.parameters.max_funding_ppm,
+    )
+    return MarketState(None, mark_wad, index_wad, growth, traded.sqrt_price_x96, traded.tick)
+
+
+def _traded(system: System, market: Market, now_s: int) -> Reads[_Traded]:
+    base, parameters = market.base, system.parameters
+    results = yield [
+        _NOW,
+        *(_OPEN.call(base), _PAUSED.call(base), _FEED_OF.call(base)),
+        *(_ELSEWHERE.call(market.dispatcher), _SLOT0.call(market.pool)),
+        *(system.exchange_slot(mapping, base) for mapping in (FIRST_TRADED, LAST_SETTLED, GROWTH)),
+    ]
+    block_s = int.from_bytes(_bytes(results[0]))
+    if now_s < block_s:
+        raise AdapterError(f"The block's time is {block_s}, after the timestamp {now_s} asked for.")
+    sqrt_price_x96, tick, *_ = answers(_SLOT0, results[5])
+    if not answered(_OPEN, results[1]):
+        why = "market_paused" if answered(_PAUSED, results[2]) else "market_closed"
+        return _Traded(why, sqrt_price_x96, tick)
+    if answered(_FEED_OF, results[3]) != market.dispatcher:
+        return _Traded(FEED_CHANGED, sqrt_price_x96, tick)
+    if isinstance(results[4], Reverted) or _ELSEWHERE.one(results[4]):
+        return _Traded("index_not_from_chainlink", sqrt_price_x96, tick)
+    first_traded_s, last_settled_s, growth_x96 = (word(result) for result in results[6:])
     funding_s = min(parameters.twap_interval_s, now_s - first_traded_s) if first_traded_s else 0
     intervals = (MARKET_PRICE_S, parameters.mark_twap_s, parameters.premium_interval_s, funding_s)
     twaps = yield from _market_twaps(market.pool, sqrt_price_x96, tick, intervals, block_s, now_s)
     if twaps is None:
-        return _unusable("market_not_ready", sqrt_price_x96, tick)
-    scale = WAD // market.feed.unit
-    index = [feed.over(seconds, now_s) for seconds in (0, parameters.premium_interval_s, funding_s)]
-    index_wad, premium_index_wad, funding_index_wad = (None if one is None else one * scale for one in index)
-    if index_wad is None or premium_index_wad is None or funding_index_wad is None:
-        return _unusable("no_index_price", sqrt_price_x96, tick)
-    market_wad, twap_wad, premium_wad = (price_wad(one) for one in twaps[:3])
-    mark_wad = mark_price_wad(market_wad, twap_wad, premium_wad, premium_index_wad, index_wad)
-    if not mark_wad:
-        return _unusable("no_mark_price", sqrt_price_x96, tick)
-    growth = premium_growth_x96(
-        signed(growth_x96),
-        last_settled_s,
-        now_s,
-        price_x96(twaps[3]),
-        funding_index_wad,
-        parameters.max_funding_ppm,
-    )
-    return MarketState(None, mark_wad, index_wad, growth, sqrt_price_x96, tick)
+        return _Traded("market_not_ready", sqrt_price_x96, tick)
+    return _Traded(None, sqrt_price_x96, tick, intervals, tuple(twaps), last_settled_s, signed(growth_x96))
 
 
 def _market_twaps(
@@ -281,7 +298,11 @@ class _FeedState:
 
 def _feed_state(system: System, feed: Feed, now_s: int, max_price_age_s: int) -> Reads[_FeedState]:
     """The feed's last price, and its observations back to before the longest average of any use."""
+    if feed.aggregator == ZERO_ADDRESS:
+        return _FeedState("unknown_feed", 0, 0, ())
     results = yield [_LATEST.call(feed.address), _INDEX.call(feed.address)]
+    if any(isinstance(result, Reverted) for result in results):
+        return _FeedState("unknown_feed", 0, 0, ())
     price, updated_s = answers(_LATEST, results[0])
     newest = answered(_INDEX, results[1])
     if not price:

@@ -96,6 +96,10 @@ class Seen:
     bases: tuple[Address, ...]
     tokens: tuple[Address, ...]
 
+    def owes(self, system: System) -> bool:
+        """Whether other collateral stands for a debt."""
+        return bool(self.tokens) and self.balance_raw * system.unit_wad + self.owed_wad < 0
+
 
 def holdings(position: Position, entries: Sequence[Entry]) -> Holdings:
     """A position's words by name."""

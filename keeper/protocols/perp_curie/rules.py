@@ -96,7 +96,9 @@ def index_twap(
 ) -> int | None:
     """The feed's price over the last `interval_s` (CachedTwap._getTwap); None where the feed would revert.
 
-    `observations` are consecutive ones up to the newest, from one at or before the interval or from the oldest of all.
+    A feed that is updated in a block in which it had cached its average answers the old one until that block is over;
+    this is what it answers from the next on. `observations` are consecutive ones up to the newest, from one at or
+    before the interval or from the oldest of all.
     """
     if not interval_s or not observations:
         return price

@@ -13,8 +13,8 @@ from typing import Any, Final
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.perp_curie.rules import Parameters, ten_to
-from keeper.seams import Reads, together
-from keeper.types import Address, Call, Hash, Result, Reverted, Slot, Token, hex_of
+from keeper.seams import Reads
+from keeper.types import ZERO_ADDRESS, Address, Call, Hash, Result, Reverted, Slot, Token, hex_of
 
 HOUSE: Final = abi.load("CurieClearingHouse")
 VAULT: Final = abi.load("CurieVault")
@@ -198,12 +198,9 @@ def load_system(house: Address) -> Reads[System]:
     )
 
 
-def learn(system: System, wanted: Sequence[tuple[Address, type[Entry]]]) -> Reads[list[Entry]]:
-    """Read markets, by base token, and collaterals, in this order."""
-    entries: list[Entry] = yield from together(
-        [_market(system, at) if kind is Market else _collateral(system, at) for at, kind in wanted]
-    )
-    return entries
+def learn_one(system: System, at: Address, kind: type[Entry]) -> Reads[Entry]:
+    """Read a market by its base token, or a collateral."""
+    return _market(system, at) if kind is Market else _collateral(system, at)
 
 
 def contracts_of(system: System, entries: Iterable[Entry]) -> dict[str, Address]:
@@ -238,7 +235,7 @@ def contracts_of(system: System, entries: Iterable[Entry]) -> dict[str, Address]
                 f"price feed of collateral {at}": entry.feed.address,
                 f"aggregator of collateral {at}": entry.feed.aggregator,
             }
-    return found
+    return {role: address for role, address in found.items() if address != ZERO_ADDRESS}
 
 
 def _market(system: System, base: Address) -> Reads[Entry]:
@@ -254,7 +251,7 @@ def _market(system: System, base: Address) -> Reads[Entry]:
     )
     spacing, inner = POOL.function("tickSpacing"), FEED.function("getChainlinkPriceFeedV3")
     results = yield [spacing.call(pool), inner.call(dispatcher)]
-    feed = yield from _feed(answered(inner, results[1]))
+    feed = yield from _feed(dispatcher if isinstance(results[1], Reverted) else inner.one(results[1]))
     return Market(base, name, pool, answered(spacing, results[0]), dispatcher, feed)
 
 
@@ -269,10 +266,15 @@ def _collateral(system: System, token: Address) -> Reads[Entry]:
 
 
 def _feed(address: Address) -> Reads[Feed]:
-    decimals, aggregator = yield from _gather([(FEED, "decimals", address), (FEED, "getAggregator", address)])
+    """A price source; one of another kind has no aggregator, and marks will refuse it."""
+    places, aggregator = FEED.function("decimals"), FEED.function("getAggregator")
+    results = yield [places.call(address), aggregator.call(address)]
+    if any(isinstance(result, Reverted) for result in results):
+        return Feed(address, ZERO_ADDRESS, 1)
+    decimals = answered(places, results[0])
     if decimals > 18:
         raise AdapterError(f"The price feed {hex_of(address)} has {decimals} decimals, more than 18.")
-    return Feed(address, aggregator, 10**decimals)
+    return Feed(address, answered(aggregator, results[1]), ten_to(decimals))
 
 
 def _gather(asked: Sequence[tuple[abi.Abi, str, Address]]) -> Reads[list[Any]]:

@@ -8,22 +8,18 @@ borrowed and deposited, and its outcome is what the vault gives back in the same
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from keeper.fixed import BPS, MAX_UINT256, WAD, mul_div_up
-from keeper.protocols.perp_curie import pool as uniswap
+from keeper.protocols.perp_curie.closing import Closing, read_closing
 from keeper.protocols.perp_curie.health import Account, Stake
 from keeper.protocols.perp_curie.marks import CurieMarks
-from keeper.protocols.perp_curie.pool import PoolState, Swapped, sqrt_ratio_at
 from keeper.protocols.perp_curie.rules import (
     DUST,
-    PPM,
-    PRICE_LIMIT_S,
     mul_div,
     mul_ratio,
     position_value_wad,
-    price_wad,
     without_dust,
 )
 from keeper.protocols.perp_curie.system import (
@@ -32,17 +28,10 @@ from keeper.protocols.perp_curie.system import (
     EXCHANGE,
     FUND,
     HOUSE,
-    LAST_TICK,
-    LAST_TICK_TIME,
-    POOL,
-    REGISTRY,
     VAULT,
     answered,
-    answers,
-    signed,
-    word,
 )
-from keeper.seams import Reads
+from keeper.seams import Reads, each, together
 from keeper.types import ZERO_ADDRESS, Address, Health, Option, Outcome, ProtocolCall, Refusal
 
 LIQUIDATE: Final = HOUSE.function("liquidate(address,address,int256)")
@@ -56,17 +45,9 @@ REQUIRE_CLOSED: Final = EXCHANGE.function("getPnlToBeRealized")
 HEADROOM_BPS: Final = 100
 _HALVINGS: Final = 10
 _DUST_WAD: Final = WAD  # a dollar's worth of a position is not worth a transaction
-_MAX_TICKS: Final = 1_000  # Exchange._MAX_TICK_CROSSED_WITHIN_BLOCK_CAP
 _INT256_MIN: Final = -(2**255)
 _NO_REFERRAL: Final = bytes(32)
 
-_MAX_TICK_CROSSED, _MARKET_INFO = (
-    EXCHANGE.function("getMaxTickCrossedWithinBlock"),
-    REGISTRY.function("getMarketInfoByTrader"),
-)
-_SLOT0, _LIQUIDITY, _BITMAP, _TICK = (
-    POOL.function(name) for name in ("slot0", "liquidity", "tickBitmap", "ticks")
-)
 _CAPACITY, _BALANCE_OF = FUND.function("getInsuranceFundCapacity"), ERC20.function("balanceOf")
 _BASES, _SETTLED = BALANCE.function("getBaseTokens"), VAULT.function("getBalance")
 
@@ -78,6 +59,7 @@ class Takeover:
     `margin_wad` is what the clearing house asks for at least, `open_notional_wad` what the inherited position cost.
     """
 
+    owner: Address
     marks: CurieMarks
     account: Account
     stake: Stake
@@ -115,88 +97,55 @@ def takeovers(health: Health, marks: CurieMarks) -> list[Option | Refusal]:
 def outcome_of(choice: Takeover, margin_raw: int, liquidator: Address) -> Reads[Outcome | Refusal]:
     """What comes back of a margin once the position is taken over, closed and everything is withdrawn.
 
+    Whatever anybody deposited in the liquidator's name comes with it, and makes no takeover worth more.
     Refused with numbers: where the exchange would revert, where the position would not close within the block's tick
     limit, and where less comes back than goes in.
     """
     marks, market = choice.marks, choice.stake.market
-    system = marks.system
+    system, state = marks.system, marks.markets[market.base]
     if margin_raw * system.unit_wad < choice.margin_wad:
         numbers = {"margin_raw": margin_raw, "needed_wad": str(choice.margin_wad)}
         return Refusal("outcome", "margin_short", choice.names | numbers)
-    words = list(_words(marks.markets[market.base].tick, market.spacing))
-    results = yield [
-        _MAX_TICK_CROSSED.call(system.exchange, market.base),
-        _MARKET_INFO.call(system.registry, liquidator, market.base),
-        system.exchange_slot(LAST_TICK, market.base),
-        system.exchange_slot(LAST_TICK_TIME, market.base),
-        _SLOT0.call(market.pool),
-        _LIQUIDITY.call(market.pool),
-        _CAPACITY.call(system.fund),
-        _BALANCE_OF.call(system.settlement.address, system.vault),
-        _BASES.call(system.balance, liquidator),
-        _SETTLED.call(system.vault, liquidator),
-        *(_BITMAP.call(market.pool, place) for place in words),
-    ]
-    max_ticks = answered(_MAX_TICK_CROSSED, results[0])
-    _, exchange_fee, pool_fee, _, max_spread = answered(_MARKET_INFO, results[1])
-    sqrt_price_x96, tick, *_ = answers(_SLOT0, results[4])
-    center = signed(word(results[2]) & 0xFFFFFF, 24)
-    if marks.timestamp_s >= word(results[3]) + PRICE_LIMIT_S:
-        center = tick
+    cancelled = choice.owner if market.base in choice.ordered else None
+    around: list[Any] = yield from together(
+        [
+            read_closing(system, market, liquidator, cancelled, state.tick, marks.timestamp_s),
+            each(
+                [
+                    _BASES.call(system.balance, liquidator),
+                    _SETTLED.call(system.vault, liquidator),
+                    _BALANCE_OF.call(system.settlement.address, system.vault),
+                    _CAPACITY.call(system.fund),
+                ]
+            ),
+        ]
+    )
+    closing: Closing = around[0]
+    functions = (_BASES, _SETTLED, _BALANCE_OF, _CAPACITY)
+    bases, balance, deposited, capacity = map(answered, functions, around[1])
     refused = (
-        _left_over(choice, answered(_BASES, results[8]), answered(_SETTLED, results[9]))
-        or _over_cap(choice, answered(_BALANCE_OF, results[7]) + margin_raw)
-        or _fund_short(choice, answered(_CAPACITY, results[6]))
+        _left_over(choice, bases, balance)
+        or _over_cap(choice, deposited + margin_raw)
+        or _fund_short(choice, capacity)
     )
     if refused:
         return refused
-    if not max_ticks:
-        return Refusal("outcome", "market_closed_for_trades", choice.names)
-    long = choice.size > 0
-    limit_tick = center - max_ticks if long else center + max_ticks
-    initialized = [
-        place * market.spacing
-        for base, result in zip(words, results[10:], strict=True)
-        for place in _set_bits(base, answered(_BITMAP, result))
-    ]
-    asked = [at for at in initialized if min(tick, limit_tick) <= at <= max(tick, limit_tick)]
-    nets = (yield [_TICK.call(market.pool, at) for at in asked]) if asked else []
-    state = PoolState(
-        sqrt_price_x96=sqrt_price_x96,
-        tick=tick,
-        liquidity=answered(_LIQUIDITY, results[5]),
-        spacing=market.spacing,
-        fee_ppm=pool_fee,
-        liquidity_net={at: answers(_TICK, net)[1] for at, net in zip(asked, nets, strict=True)},
-        lowest=words[0] * uniswap.WORD_TICKS * market.spacing,
-        highest=(words[-1] + 1) * uniswap.WORD_TICKS * market.spacing - market.spacing,
-    )
-    swapped = _close(state, choice.size, sqrt_ratio_at(limit_tick), exchange_fee)
-    if isinstance(swapped, Refusal):
-        return Refusal("outcome", swapped.reason, choice.names | dict(swapped.numbers))
-    if not swapped.complete or abs(swapped.tick - center) > max_ticks:
-        closed = swapped.base * (PPM - pool_fee) // PPM if long else swapped.base
-        numbers = {"base_closed_wad": str(closed), "tick": tick, "tick_after": swapped.tick}
-        numbers |= {"tick_limit": limit_tick}
-        return Refusal("outcome", "over_tick_limit", choice.names | numbers)
-    refused = _over_spread(choice, sqrt_price_x96, swapped.sqrt_price_x96, max_spread)
-    if refused:
-        return refused
-    quote = swapped.quote if long else -(swapped.quote * (PPM - pool_fee) // PPM)
-    pnl = quote - swapped.fee_wad + choice.open_notional_wad
-    back_raw = (margin_raw * system.unit_wad + pnl) // system.unit_wad
+    closed = closing.close(choice.size, state.index_wad)
+    if isinstance(closed, Refusal):
+        return replace(closed, numbers=choice.names | dict(closed.numbers))
+    quote, _ = closed
+    pnl = quote + choice.open_notional_wad
+    back_raw = margin_raw + pnl // system.unit_wad
     numbers = {"margin_raw": margin_raw, "returned_raw": back_raw, "discount_wad": str(choice.discount_wad)}
     numbers |= {"closing_cost_wad": str(choice.discount_wad - pnl)}
     if back_raw < 0:
         return Refusal("outcome", "loss_over_margin", choice.names | numbers)
     if back_raw <= margin_raw:
         return Refusal("outcome", "losing_takeover", choice.names | numbers)
-    return Outcome(margin_raw, back_raw)
+    return Outcome(margin_raw, back_raw + balance)
 
 
-def calls_of(
-    choice: Takeover, account: Address, margin_raw: int, liquidator: Address
-) -> Sequence[ProtocolCall]:
+def calls_of(choice: Takeover, margin_raw: int, liquidator: Address) -> Sequence[ProtocolCall]:
     """Deposit the margin, cancel the account's orders, take over, close, withdraw everything, and be left with nothing.
 
     The last is a question that the exchange cannot answer while the liquidator holds a rest of the position: it
@@ -207,8 +156,8 @@ def calls_of(
     extreme = -_INT256_MIN - 1
     opposite = -extreme if choice.size > 0 else extreme
     steps: list[tuple[Address, bytes]] = [
-        *((system.house, CANCEL.encode(account, ordered)) for ordered in choice.ordered),
-        (system.house, LIQUIDATE.encode(account, base, choice.size)),
+        *((system.house, CANCEL.encode(choice.owner, ordered)) for ordered in choice.ordered),
+        (system.house, LIQUIDATE.encode(choice.owner, base, choice.size)),
         (system.house, CLOSE.encode((base, 0, 0, MAX_UINT256, _NO_REFERRAL))),
         (system.vault, WITHDRAW.encode(settlement)),
         (system.exchange, REQUIRE_CLOSED.encode((liquidator, base, opposite, _INT256_MIN))),
@@ -238,7 +187,9 @@ def _option(
     # a long position is owed for in quote, a short one in base (AccountBalance.getTotalDebtValue)
     debt = max(notional - discount, 0) if size > 0 else -notional
     margin = mul_ratio(debt, system.parameters.im_ratio_ppm)
-    choice = Takeover(marks, account, stake, size, notional, penalty, discount, margin, ordered)
+    choice = Takeover(
+        health.key.account, marks, account, stake, size, notional, penalty, discount, margin, ordered
+    )
     margin_raw = mul_div_up(margin, BPS + HEADROOM_BPS, BPS * system.unit_wad) + 1
     return Option(
         key=health.key,
@@ -253,31 +204,9 @@ def _option(
     )
 
 
-def _words(tick: int, spacing: int) -> Iterator[int]:
-    """The places in the pool's bitmap that any close within a block can reach."""
-    first = (tick - 2 * _MAX_TICKS) // spacing // uniswap.WORD_TICKS
-    last = (tick + 2 * _MAX_TICKS) // spacing // uniswap.WORD_TICKS
-    yield from range(first, last + 1)
-
-
-def _set_bits(place: int, bitmap: int) -> Iterator[int]:
-    """The compressed ticks that are initialized in a word of the bitmap."""
-    return (place * uniswap.WORD_TICKS + bit for bit in range(uniswap.WORD_TICKS) if bitmap >> bit & 1)
-
-
-def _close(state: PoolState, size: int, limit_x96: int, exchange_fee_ppm: int) -> Swapped | Refusal:
-    """ClearingHouse.closePosition of an inherited position (Exchange.swap)."""
-    long = size > 0
-    if (state.sqrt_price_x96 <= limit_x96) if long else (state.sqrt_price_x96 >= limit_x96):
-        return Refusal("outcome", "over_tick_limit", {"tick": state.tick})
-    amount = mul_div_up(size, PPM, PPM - state.fee_ppm) if long else -size
-    swapped = uniswap.swap(state, amount, limit_x96, exchange_fee_ppm, base_to_quote=long)
-    return swapped or Refusal("outcome", "pool_moved", {"tick": state.tick})
-
-
 def _left_over(choice: Takeover, bases: Sequence[Address], balance_raw: int) -> Refusal | None:
-    """A position or balance that the liquidator already has would be mixed up with the one taken over."""
-    if not bases and not balance_raw:
+    """A position or a debt that the liquidator already has would be mixed up with the one taken over."""
+    if not bases and balance_raw >= 0:
         return None
     return Refusal("outcome", "left_over", choice.names | {"markets": len(bases), "balance_raw": balance_raw})
 
@@ -306,13 +235,3 @@ def _fund_short(choice: Takeover, capacity_raw: int) -> Refusal | None:
         return None
     numbers = {"owed_wad": str(owed), "fund_wad": str(capacity)}
     return Refusal("outcome", "insurance_fund_short", choice.names | numbers)
-
-
-def _over_spread(choice: Takeover, before_x96: int, after_x96: int, max_spread_ppm: int) -> Refusal | None:
-    """EX_OPB: a trade may not lead the price further from the index than the market allows, or than it was."""
-    index = choice.marks.markets[choice.stake.market.base].index_wad
-    before, after = (mul_div(price_wad(at) - index, PPM, index) for at in (before_x96, after_x96))
-    if min(before, -max_spread_ppm) <= after <= max(before, max_spread_ppm):
-        return None
-    numbers = {"spread_ppm": after, "max_spread_ppm": max_spread_ppm}
-    return Refusal("outcome", "over_price_spread", choice.names | numbers)

@@ -148,8 +148,8 @@ class SynthetixV2Perps:
         if self.loaded.cached:
             return ()
         return (
-            f"{self.name}: some contracts of the market still use old addresses; nothing is liquidated there until "
-            "their caches are rebuilt.",
+            "Some of the market's contracts still use old addresses; nothing is liquidated until their caches are "
+            "rebuilt.",
         )
 
     def targets(self) -> Sequence[tuple[Address, bytes]]:

@@ -29,7 +29,7 @@ LIQUIDATE: Final = MARKET.function("liquidatePosition")
 SUSD_KEY: Final = b"sUSD".ljust(32, b"\0")
 _SUSD_DECIMALS: Final = 18  # Synth.DECIMALS
 
-Question = tuple[abi.Function, Address, Sequence[Any]]  # what is asked of whom, with which arguments
+Asked = tuple[abi.Function, Address, Sequence[Any]]  # what is asked of whom, with which arguments
 
 # What is asked of the proxy by whom it routes these to; the first two carry a liquidation out.
 _PARTS: Final = {
@@ -95,7 +95,7 @@ def load_market(proxy: Address, susd_feed: Address) -> Reads[Market]:
     """Read everything that changes only by governance."""
     route = MARKET.function("getRoute")
     key, base = MARKET.function("marketKey"), MARKET.function("baseAsset")
-    asked: list[Question] = [(key, proxy, ()), (base, proxy, ())]
+    asked: list[Asked] = [(key, proxy, ()), (base, proxy, ())]
     asked += [(route, proxy, (function.selector,)) for function in _PARTS.values()]
     market_key, base_key, *routes = yield from ask(asked)
     parts = {name: Address(answer[1]) for name, answer in zip(_PARTS, routes, strict=True)}
@@ -151,7 +151,7 @@ def load_market(proxy: Address, susd_feed: Address) -> Reads[Market]:
     )
 
 
-def ask(asked: Sequence[Question]) -> Reads[list[Any]]:
+def ask(asked: Sequence[Asked]) -> Reads[list[Any]]:
     """One round of calls that must succeed: of each its one output, or the tuple of several."""
     results = yield [function.call(to, *arguments) for function, to, arguments in asked]
     return [answered(function, result) for (function, _, _), result in zip(asked, results, strict=True)]
@@ -167,6 +167,6 @@ def answered(function: abi.Function, result: Result) -> Any:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def calls_of(asked: Sequence[Question]) -> tuple[Call, ...]:
+def calls_of(asked: Sequence[Asked]) -> tuple[Call, ...]:
     """The same calls encoded once, for what is asked at every head."""
     return tuple(function.call(to, *arguments) for function, to, arguments in asked)

@@ -27,6 +27,7 @@ from keeper.types import ZERO_ADDRESS, Address, Health, Option, Outcome, Protoco
 
 FLAG_SELECTOR: Final = FLAG.selector
 LIQUIDATE_SELECTOR: Final = LIQUIDATE.selector
+_TOO_LARGE: Final = "over_liquidation_delta"
 _ORDERS: Final = STATE.function("delayedOrders")
 
 
@@ -58,7 +59,9 @@ def find_options(health: Health, marks: PerpsMarks, liquidator: Address | None) 
     gate = _gate(parameters, size, marks.skew)
     if account.flagger is None:
         if gate is not None:
-            return [_option(health, marks, Step.FLAG, 0, flag_raw + keeper_raw)]
+            # what is too large for anybody else is closed by an endorsed account, which pays the flag alone
+            later_raw = flag_raw if gate.reason == _TOO_LARGE else flag_raw + keeper_raw
+            return [_option(health, marks, Step.FLAG, 0, later_raw)]
         return [_option(health, marks, Step.BOTH, flag_raw + keeper_raw, 0)]
     ours = account.flagger == liquidator
     if gate is not None:
@@ -104,7 +107,7 @@ def _gate(parameters: Parameters, size: int, skew: int) -> Refusal | None:
     delta, pd = liquidation_delta(parameters, size), premium_discount(parameters, skew)
     if delta >= parameters.max_liquidation_delta:
         numbers = {"delta": delta, "max_liquidation_delta": parameters.max_liquidation_delta}
-        return Refusal("options", "over_liquidation_delta", numbers)
+        return Refusal("options", _TOO_LARGE, numbers)
     if pd >= parameters.max_pd:
         return Refusal("options", "over_max_pd", {"pd": pd, "max_pd": parameters.max_pd})
     return None

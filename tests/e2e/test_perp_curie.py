@@ -1,0 +1,91 @@
+"""The whole line on Perp Curie: found by logs, planned, tried, sent, settled and booked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from keeper import assembly
+from keeper.abi import checksum
+from keeper.installation import setup_calls
+from keeper.lab.curie import part_of
+from keeper.lab.rig import Rig, Terms, make_rig
+from keeper.lab.safe import execute
+from keeper.lab.world import Lab
+from keeper.ledger import copies
+from keeper.multisig.safe import InnerCall
+from keeper.types import Address
+from tests.e2e.line import open_again
+from tests.protocols.perp_curie_lab import following
+from tests.protocols.perp_curie_takeover import ETHER, TRADER, USDC, Scene
+
+_LONG_AGO_S = 121  # so that nothing that was signed before can be mined any more
+
+
+async def _configure(lab: Lab, rig: Rig, clearing_house: Address) -> None:
+    """Add the exchange to the configuration, and let the Safe allow what it needs."""
+    table = f'\n[[protocols]]\nkind = "perp-curie"\nname = "curie"\nclearing_house = "{checksum(clearing_house)}"\n'
+    rig.config.write_text(rig.config.read_text() + table)
+    async with assembly.open_parts(assembly.settings(rig.config)) as parts:
+        needs = await assembly.needs(parts, lab.world.cast.operator.address)
+    calls = [InnerCall(call.to, call.data) for call in setup_calls(rig.liquidator, needs)]
+    await execute(lab.node, lab.world.safe, *calls)
+
+
+async def test_the_line_takes_positions_over(lab: Lab, tmp_path: Path) -> None:
+    """A position short of margin is taken over piece by piece until the account is healthy; the treasury gains exactly
+    what is booked, what was expected came but for what mark prices moved by in the second between head and block, and
+    the exchange holds nothing in the Liquidator's name.
+    """
+    rig = await make_rig(lab, tmp_path, Terms(max_slippage_bps=300))
+    async with following(lab) as follower:
+        await _configure(lab, rig, follower.curie.clearing_house)
+        scene = Scene(follower, rig, lab)
+        await scene.fall(TRADER, 2 * ETHER, 500)
+        async with open_again(lab, rig) as line:
+            before_raw = await line.treasury_raw()
+            first, *later = await line.steps()
+            assert first.liquidatable == len(first.sent) == 1, first.refused
+            settled = line.booked("settled")
+            gained_raw = await line.treasury_raw() - before_raw
+            assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
+            assert {entry.protocol for entry in settled} == {"curie"}
+            for entry in settled:
+                expected_raw = int(entry.body["expected_profit_raw"])
+                assert abs(int(entry.body["profit_raw"]) - expected_raw) <= expected_raw // 20 + 1
+            assert later[-1].liquidatable == 0
+            assert line.ledger.verify() is None
+        vault, balance = (part_of(lab.node, follower.curie, name) for name in ("Vault", "AccountBalance"))
+        value = int(await vault.read("getAccountValue", TRADER)) * 10**12
+        assert value >= int(await balance.read("getMarginRequirementForLiquidation", TRADER))
+        assert await scene.left_over() == ([], 0)
+
+
+async def test_a_lost_takeover_is_found_again(lab: Lab, tmp_path: Path) -> None:
+    """A takeover that a restored record does not know is found on chain and booked for the account it was of, although
+    its first call is a deposit, which is nobody's.
+    """
+    rig = await make_rig(lab, tmp_path / "keeper", Terms(max_slippage_bps=300))
+    async with following(lab) as follower:
+        await _configure(lab, rig, follower.curie.clearing_house)
+        scene = Scene(follower, rig, lab)
+        await follower.fund([TRADER], 500 * USDC)
+        async with open_again(lab, rig) as line:
+            before_raw = await line.treasury_raw()
+            await line.step()
+            backup = tmp_path / "backup.db"
+            copies.back_up(line.store.path, backup, line.head.timestamp_s - _LONG_AGO_S)
+            await scene.fall(TRADER, 2 * ETHER, 0)
+            await line.steps()
+            known = [entry.body["tx"] for entry in line.booked("settled")]
+            assert known
+        (rig.folder / "keeper.db").rename(rig.folder / "lost.db")
+        head = await lab.node.head()
+        copies.restore(backup, rig.folder / "keeper.db", lab.world.chain_id, head.timestamp_s - _LONG_AGO_S)
+        async with open_again(lab, rig) as line:
+            await line.step()
+            found = line.booked("settled")
+            assert [entry.body["tx"] for entry in found] == known
+            assert {(entry.protocol, entry.account) for entry in found} == {("curie", checksum(TRADER))}
+            profit = lab.world.tokens["USDC"].address
+            assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw
+            assert line.ledger.verify() is None

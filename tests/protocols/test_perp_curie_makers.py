@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from keeper.fixed import BPS, mul_div_up
+from keeper.lab.curie import house_of, part_of, provide, trade
+from keeper.lab.world import Lab
+from keeper.protocols.perp_curie.takeover import CANCEL
+from keeper.types import BlockTime, Health, Outcome, Refusal
+from tests.protocols.perp_curie_lab import move_market
+from tests.protocols.perp_curie_takeover import ETHER, TRADER, USDC, Scene, taking
+
+FLASH_BPS = 5
+
+
+async def _maker_falls(scene: Scene) -> None:
+    """A maker around the price, in two markets and with a position besides, whose margin a fall uses up."""
+    node, curie = scene.follower.node, scene.follower.curie
+    await scene.follower.fund([TRADER], 1_000 * USDC)
+    await trade(node, curie, TRADER, "WETH", ETHER)
+    await provide(node, curie, TRADER, "WETH", (ETHER, 2_000 * ETHER), (1_700, 2_300))
+    await provide(node, curie, TRADER, "WBTC", (ETHER // 100, 400 * ETHER), (30_000, 50_000))
+    vault, balance = part_of(node, curie, "Vault"), part_of(node, curie, "AccountBalance")
+    await scene.follower.set_price({"WETH": 0.8})
+    for _ in range(30):
+        value = int(await vault.read("getAccountValue", TRADER)) * 10**12
+        if value < int(await balance.read("getMarginRequirementForLiquidation", TRADER)):
+            return
+        await move_market(scene.follower, "WETH", -0.02)
+    raise AssertionError("the market did not move enough")
+
+
+async def test_a_maker_s_orders_are_cancelled_first(lab: Lab, tmp_path: Path) -> None:
+    """An account with open orders is always looked at and judged by the exchange's own words at each head. Its orders
+    are cancelled in the same transaction, in every market, and what is then taken over gains what was forecast; without
+    that the exchange would refuse.
+    """
+    async with taking(lab, tmp_path) as scene:
+        await _maker_falls(scene)
+        node, curie = scene.follower.node, scene.follower.curie
+        head, marks, health = await scene.look(TRADER)
+        assert health.key in scene.follower.book.candidates(marks)
+        value = await house_of(node, curie).read("getAccountValue", TRADER, at=head.hash)
+        assert health.collateral_base == max(value, 0)
+        option = scene.options(health, marks)[0]
+        outcome = await scene.outcome(option, marks)
+        assert isinstance(outcome, Outcome), outcome
+        expected = outcome.seize_raw - outcome.repay_raw - mul_div_up(outcome.repay_raw, FLASH_BPS, BPS)
+        calls = scene.follower.adapter.liquidation_calls(option, option.max_repay_raw)
+        cancelled = [call for call in calls if call.data[:4] == CANCEL.selector]
+        assert len(cancelled) == 2
+        assert [scene.follower.adapter.account_of(call.data) for call in calls].count(TRADER) == 1
+        refused = await scene.tried(option, marks, calls=[call for call in calls if call not in cancelled])
+        assert isinstance(refused, str) and b"CH_CLWTISO".hex() in refused
+        assert await scene.tried(option, marks) == expected
+        gained, _ = await scene.execute(option)
+        assert gained == expected
+        assert await scene.left_over() == ([], 0)
+
+
+async def test_a_maker_is_judged_anew_when_others_trade(lab: Lab, tmp_path: Path) -> None:
+    """What orders are worth moves with trades that touch nobody's account but the trader's: the next marks know it."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie = scene.follower.node, scene.follower.curie
+        await scene.follower.fund([TRADER], 1_000 * USDC)
+        await provide(node, curie, TRADER, "WETH", (ETHER, 2_000 * ETHER), (1_700, 2_300))
+        found = []
+        for _ in range(2):
+            head = await scene.follower.follow()
+            marks = await scene.follower.marks(head)
+            health = scene.follower.assessed(TRADER, marks)
+            assert isinstance(health, Health)
+            value = await house_of(node, curie).read("getAccountValue", TRADER, at=head.hash)
+            assert health.collateral_base == value
+            found.append(value)
+            await move_market(scene.follower, "WETH", -0.05)
+        assert found[0] != found[1]
+
+
+async def test_orders_that_were_not_read_refuse(lab: Lab, tmp_path: Path) -> None:
+    """A maker that marks do not know yet is refused, never guessed."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie = scene.follower.node, scene.follower.curie
+        await scene.follower.fund([TRADER], 1_000 * USDC)
+        await trade(node, curie, TRADER, "WETH", ETHER // 10)
+        head = await scene.follower.follow()
+        marks = await scene.follower.marks(BlockTime(head.number, head.hash, head.timestamp_s))
+        await provide(node, curie, TRADER, "WETH", (ETHER, 2_000 * ETHER), (1_700, 2_300))
+        await scene.follower.follow()
+        found = scene.follower.assessed(TRADER, marks)
+        assert isinstance(found, Refusal) and found.reason == "orders_not_read"
