@@ -108,7 +108,7 @@ def explain_revert(data: bytes) -> str:
 
 
 def _in_words(data: bytes, inner: Callable[[bytes], str]) -> str:
-    for name in ("Liquidator", "PauseGuard", "AavePool"):
+    for name in ("Liquidator", "PauseGuard", "AavePool", "PerpExchange"):
         text = abi.load(name).error(data, inner)
         if text is not None:
             return text

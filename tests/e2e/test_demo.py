@@ -26,7 +26,10 @@ async def test_the_demo_is_green() -> None:
     assert process.returncode == 0, (document["failures"], errors.decode()[-2000:])
     assert document["schema"] == 1 and document["ok"]
     names = {row["protocol"] for row in document["liquidations"]}
-    assert names >= {"aave-3-0", "aave-3-6", "curie"} and sum(name.startswith("synthetix-") for name in names) == 2
+    assert (
+        names >= {"aave-3-0", "aave-3-6", "curie"}
+        and sum(name.startswith("synthetix-") for name in names) == 2
+    )
     assert all(row["status"] == 1 and int(row["treasury_delta_raw"]) > 0 for row in document["liquidations"])
     assert document["while_paused"]["candidates"] > 0 and document["while_paused"]["sent"] == 0
     assert document["booked_profit_raw"] == document["treasury_delta_raw"]

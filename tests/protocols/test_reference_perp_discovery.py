@@ -57,7 +57,7 @@ async def test_loading_finds_the_exchange(lab: Lab) -> None:
             (feed.proxy, 10**10) for feed in follower.feeds
         ]
         assert {to for to, _ in adapter.targets()} == {follower.exchange.address}
-        assert len(set(adapter.targets())) == 6 and adapter.feeds() == {} and adapter.warnings() == ()
+        assert len(set(adapter.targets())) == 5 and adapter.feeds() == {} and adapter.warnings() == ()
         assert set(adapter.contracts().values()) == {
             follower.exchange.address,
             exchange.token.address,

@@ -14,6 +14,7 @@ from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.protocols.reference_perp import Takeover
 from keeper.protocols.reference_perp.exchange import account_key, number_of
+from keeper.protocols.reference_perp.options import INHERIT, LIQUIDATE, PAY_IN, TRADE, WITHDRAW
 from keeper.types import Outcome, Refusal
 from tests.protocols.reference_perp_lab import (
     BTC,
@@ -238,8 +239,8 @@ async def test_what_is_left_over_must_go_first(lab: Lab) -> None:
 
 
 async def test_nothing_is_left_over_or_nothing_is_done(lab: Lab) -> None:
-    """Where less is inherited than the plan closes, the last call refuses, so that nothing of it happens; done as
-    planned, the account is empty but for less than a raw unit.
+    """Where less is inherited than the plan closes, or the account that it would open is another's, nothing of it
+    happens; done as planned, the account is empty but for less than a raw unit.
     """
     async with following_exchange(lab, OTHER) as follower:
         number = await _unsafe(follower)
@@ -248,6 +249,11 @@ async def test_nothing_is_left_over_or_nothing_is_done(lab: Lab) -> None:
         choice = option.detail
         more = replace(option, detail=replace(choice, size=choice.size + units(1)))
         assert await follower.executed(more, marks, OTHER) is None
+        await follower.open_one(account(3), 10)  # its number was to be ours
+        marks = await follower.marks()
+        assert await follower.executed(option, marks, OTHER) is None
+        [option, *_] = follower.takeovers(number, marks)
+        choice = option.detail
         before_raw = await balance_of(lab.node, follower.exchange.token, OTHER)
         for call in follower.adapter.liquidation_calls(option, option.max_repay_raw):
             await lab.node.send(Tx(OTHER, call.target, call.data, gas=3_000_000), follower.contract.abi)
@@ -257,8 +263,27 @@ async def test_nothing_is_left_over_or_nothing_is_done(lab: Lab) -> None:
         assert gained_raw == outcome.seize_raw - outcome.repay_raw > 0
         heir = await follower.contract.read("newestOf", OTHER)
         assert heir == choice.heir.number and not choice.heir.exists
-        _, isolated, _, _, collateral, markets = await follower.contract.read("accountOf", heir)
-        assert isolated and not markets and 0 <= collateral < 10**12
+        owner, _, _, _, collateral, markets = await follower.contract.read("accountOf", heir)
+        assert owner == OTHER and not markets and 0 <= collateral < 10**12
+
+
+async def test_no_call_lets_its_caller_choose_where_value_goes(lab: Lab) -> None:
+    """Nothing that the Safe allows takes an address, and where it takes an account to act for, another's is refused."""
+    async with following_exchange(lab, OTHER) as follower:
+        await _unsafe(follower)
+        other = await follower.open_one(account(3), 1_000)
+        functions = (PAY_IN, INHERIT, TRADE, WITHDRAW, LIQUIDATE)
+        assert {function.selector for function in functions} == {
+            selector for _, selector in follower.adapter.targets()
+        }
+        assert not any("address" in function.signature for function in functions)
+        for step in (
+            ("withdrawAll", other),
+            ("trade", other, BTC, 1, 0),
+            ("inherit", 1, ETH, units(1), other),
+        ):
+            with pytest.raises(ExecutionError, match="NotAccountOwner"):
+                await follower.send(OTHER, *step)
 
 
 async def test_calls_name_whose_liquidation_they_are(lab: Lab) -> None:

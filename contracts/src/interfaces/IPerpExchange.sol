@@ -316,6 +316,9 @@ interface IPerpExchange {
     /// @notice Pays into any account, whose owner's it is from then on; the house's is the exchange's owner.
     function deposit(uint256 account, uint256 amount) external;
 
+    /// @notice Pays into the caller's own newest account, which is opened, for several markets, where there is none.
+    function payIn(uint256 amount) external returns (uint256 account);
+
     /// @notice Pays out of the caller's account: collateral that is neither margin nor debt, and never unrealized
     /// gains.
     function withdraw(uint256 account, uint256 amount, address to) external;

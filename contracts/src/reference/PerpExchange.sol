@@ -147,6 +147,10 @@ contract PerpExchange is IPerpExchange {
 
     /// @inheritdoc IPerpExchange
     function createAccount(bool isolated) external returns (uint256 account) {
+        return _createAccount(isolated);
+    }
+
+    function _createAccount(bool isolated) internal returns (uint256 account) {
         account = accountCount++;
         _accounts[account].owner = msg.sender;
         _accounts[account].isolated = isolated;
@@ -157,6 +161,17 @@ contract PerpExchange is IPerpExchange {
     /// @inheritdoc IPerpExchange
     function deposit(uint256 account, uint256 amount) external nonReentrant {
         if (account >= accountCount) revert UnknownAccount(account);
+        _deposit(account, amount);
+    }
+
+    /// @inheritdoc IPerpExchange
+    function payIn(uint256 amount) external nonReentrant returns (uint256 account) {
+        account = newestOf[msg.sender];
+        if (account == HOUSE) account = _createAccount(false);
+        _deposit(account, amount);
+    }
+
+    function _deposit(uint256 account, uint256 amount) internal {
         _pull(amount);
         _credit(account, int256(amount * SCALE));
         emit Deposited(account, amount, _accounts[account].collateral);

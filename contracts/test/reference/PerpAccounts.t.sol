@@ -4,7 +4,7 @@ pragma solidity 0.8.37;
 import {IPerpExchange} from "../../src/interfaces/IPerpExchange.sol";
 import {PerpSetup} from "./PerpSetup.sol";
 
-/// @notice Which account is somebody's newest, and taking everything out of one.
+/// @notice Which account is somebody's newest, paying into it, and taking everything out of one.
 contract PerpAccountsTest is PerpSetup {
     /// @dev What an account has is paid to its owner to the raw unit, and less than one stays.
     function test_withdrawAll_pays_the_owner_everything() public {
@@ -48,6 +48,21 @@ contract PerpAccountsTest is PerpSetup {
         wait_(600);
         vm.prank(alice);
         assertTrue(exchange.withdrawAll(account) == 1000e6, "not all was paid");
+    }
+
+    /// @dev Into one's own newest account, which is opened the first time; never into another's.
+    function test_payIn_is_into_the_callers_newest_account() public {
+        uint256 other = open(bob, 0);
+        token.mint(alice, 3e6);
+        vm.prank(alice);
+        token.approve(address(exchange), 3e6);
+        vm.prank(alice);
+        uint256 account = exchange.payIn(1e6);
+        assertTrue(account == other + 1 && ownerOf(account) == alice, "not opened");
+        assertTrue(!exchange.accountOf(account).isolated, "for one market only");
+        vm.prank(alice);
+        assertTrue(exchange.payIn(2e6) == account && exchange.accountCount() == account + 1, "opened again");
+        assertTrue(collateralOf(account) == 3e18 && collateralOf(other) == 0, "not where it belongs");
     }
 
     /// @dev Zero before the first, then the last one that somebody opened, whoever opens more.

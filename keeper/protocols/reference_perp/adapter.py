@@ -119,13 +119,10 @@ class ReferencePerp:
         return ()
 
     def targets(self) -> Sequence[tuple[Address, bytes]]:
-        """What a liquidation for cash and a takeover call; each pays whoever calls it, or the caller's own account.
-
-        A deposit alone may name another's account. Whoever holds the operator's key could so pass on what a
-        liquidation paid, which is no more than liquidating himself would pay him: nothing lies in the Liquidator or in
-        its account between transactions, and what a plan borrows it must give back.
+        """What a liquidation for cash and a takeover call. None lets its caller choose where value goes: the exchange
+        pays whoever calls it, and pays in, inherits, trades and withdraws for the caller's own account alone.
         """
-        steps = (ways.LIQUIDATE, ways.CREATE, ways.DEPOSIT, ways.INHERIT, ways.TRADE, ways.WITHDRAW)
+        steps = (ways.LIQUIDATE, ways.PAY_IN, ways.INHERIT, ways.TRADE, ways.WITHDRAW)
         return [(self._address, step.selector) for step in steps]
 
     def feeds(self) -> Mapping[Address, Address]:
@@ -225,7 +222,7 @@ class ReferencePerp:
         return just(ways.outcome_of(option, repay_raw))
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
-        """Liquidate; or deposit, inherit, close and withdraw everything."""
+        """Liquidate; or pay a margin in, inherit, close and withdraw everything."""
         return ways.calls_of(option, repay_raw)
 
     def account_of(self, calldata: bytes) -> Address | None:

@@ -2,7 +2,7 @@
 
 The house closes a position at the mark for a reward in cash, as far as its window reaches. Or the liquidator's own
 account inherits a size of it at the mark with a discount, for which it must have the margin. So a takeover's option is
-one size, its amount is the margin that is borrowed and deposited, and its outcome is what is left in the account once
+one size, its amount is the margin that is borrowed and paid in, and its outcome is what is left in the account once
 the size is closed with the house: all of it is withdrawn in the same transaction.
 """
 
@@ -33,8 +33,7 @@ from keeper.types import ZERO_ADDRESS, Address, Health, Option, Outcome, Protoco
 
 LIQUIDATE: Final = EXCHANGE.function("liquidate")
 INHERIT: Final = EXCHANGE.function("inherit")
-CREATE: Final = EXCHANGE.function("createAccount")
-DEPOSIT: Final = EXCHANGE.function("deposit")
+PAY_IN: Final = EXCHANGE.function("payIn")
 TRADE: Final = EXCHANGE.function("trade")
 WITHDRAW: Final = EXCHANGE.function("withdrawAll")
 
@@ -114,7 +113,7 @@ def outcome_of(option: Option, margin_raw: int) -> Outcome | Refusal:
 
 
 def calls_of(option: Option, margin_raw: int) -> Sequence[ProtocolCall]:
-    """Liquidate; or deposit, inherit, close and withdraw everything, from an account that is opened where none is.
+    """Liquidate; or pay a margin in, which opens an account where there is none, inherit, close, withdraw everything.
 
     The last refuses to pay while the account holds any position, so nothing can be left over.
     """
@@ -124,10 +123,8 @@ def calls_of(option: Option, margin_raw: int) -> Sequence[ProtocolCall]:
         return [_call(exchange.address, LIQUIDATE.encode(account, market))]
     heir, token = choice.heir.number, exchange.token.address
     limit = 0 if choice.size > 0 else MAX_UINT256  # what is left in the end is what counts
-    opened = [] if choice.heir.exists else [_call(exchange.address, CREATE.encode(True))]
     return [
-        *opened,
-        ProtocolCall(exchange.address, token, margin_raw, DEPOSIT.encode(heir, margin_raw)),
+        ProtocolCall(exchange.address, token, margin_raw, PAY_IN.encode(margin_raw)),
         _call(exchange.address, INHERIT.encode(account, market, abs(choice.size), heir)),
         _call(exchange.address, TRADE.encode(heir, market, -choice.size, limit)),
         _call(exchange.address, WITHDRAW.encode(heir)),
@@ -206,7 +203,7 @@ def _quote(health: Health, marks: ExchangeMarks, market: Market, most: int, *, c
 
 
 def _margin_raw(choice: Takeover) -> int:
-    """What must be deposited, with some headroom for the mark."""
+    """What must be paid in, with some headroom for the mark."""
     marks = choice.marks
     judged = assess(choice.inherited(0), marks.parameters, marks.markets)
     needed = mul_div_up(max(judged.initial, judged.required), BPS + HEADROOM_BPS, BPS)
