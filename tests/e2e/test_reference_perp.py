@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from keeper.abi import load
+from keeper.errors import ExecutionError
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
-from keeper.lab.perp_exchange import PerpExchange, TraderSpec, exchange_of, open_accounts
+from keeper.lab.node import Node
+from keeper.lab.perp_exchange import PerpExchange, TraderSpec, exchange_of, open_accounts, random_traders
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.ledger import Booked
 from keeper.protocols.reference_perp.exchange import account_key
 from keeper.types import Address
+from tests.conftest import Count
 from tests.e2e.line import Line, open_again
 from tests.protocols.reference_perp_lab import (
     BTC,
     ETH,
     ISO,
+    MARKETS,
     USDC,
     feeds_of,
     rig_with_exchange,
@@ -30,6 +38,8 @@ from tests.protocols.reference_perp_lab import (
     units,
 )
 
+DEEP = os.environ.get("KEEPER_DEEP") == "1"
+CRASHES = 20 if DEEP else 3
 TRADER, WHALE = account(1), account(2)
 EXCHANGE = load("PerpExchange")
 
@@ -41,6 +51,10 @@ class Scene:
     lab: Lab
     exchange: PerpExchange
     line: Line
+
+    async def mark_e8(self, market: int) -> int:
+        """A market's price in its feed's units."""
+        return (await latest(self.lab.node, feeds_of(self.lab.world, self.exchange)[market])).price_raw
 
     async def open(self, owner: Address, cash_usd: int, *trades: tuple[int, int]) -> int:
         """A cross account that trades; its number."""
@@ -70,14 +84,16 @@ class Scene:
         flagged = (await exchange_of(self.lab.node, self.exchange).read("accountOf", number))[2]
         return bool(judged[0] >= judged[4]) and not flagged
 
-    async def work(self) -> list[Booked]:
+    async def work(self, most: int = 12) -> list[Booked]:
         """Let the line work until nothing is left to do; what it settled, each exactly as expected.
 
         The treasury gained what is booked, and the Liquidator and its account hold nothing.
         """
         line, before_raw = self.line, await self.line.treasury_raw()
         known = len(line.booked("settled"))
-        await line.steps()
+        await self.lab.node.mine_on_demand()  # all that a head sends is in one block
+        await line.steps(most)
+        await self.lab.node.mine_each_transaction()
         settled = line.booked("settled")[known:]
         for each in settled:
             assert int(each.body["profit_raw"]) == int(each.body["expected_profit_raw"]) > 0
@@ -102,12 +118,26 @@ class Scene:
         return ["takeover" if heir else "cash" for heir in heirs]
 
 
-@pytest.fixture
-async def scene(lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
-    """A reference exchange with a keeper at work."""
-    exchange, rig = await rig_with_exchange(lab, tmp_path)
+@asynccontextmanager
+async def scene_on(lab: Lab, folder: Path) -> AsyncIterator[Scene]:
+    """A reference exchange and a keeper at work on a lab."""
+    exchange, rig = await rig_with_exchange(lab, folder)
     async with open_again(lab, rig) as line:
         yield Scene(lab, exchange, line)
+
+
+@pytest.fixture
+async def scene(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
+    """A scene on the world itself, or where a test asks for it on a fork of it taken while it runs."""
+    if getattr(request, "param", "chain") == "chain":
+        async with scene_on(lab, tmp_path) as scene:
+            yield scene
+        return
+    with lab.anvil.fork() as anvil:
+        async with await Node.open(anvil.url) as node:
+            await node.steady_clock()
+            async with scene_on(Lab(anvil, node, lab.world), tmp_path) as scene:
+                yield scene
 
 
 async def test_a_position_is_closed_for_cash(scene: Scene) -> None:
@@ -121,6 +151,7 @@ async def test_a_position_is_closed_for_cash(scene: Scene) -> None:
     assert await scene.healthy(number)
 
 
+@pytest.mark.parametrize("scene", ["chain", "fork"], indirect=True)
 async def test_a_position_is_taken_over_and_closed(scene: Scene) -> None:
     """Where the skew pays for it the position is inherited, closed and all withdrawn in one transaction; the second
     takeover uses the account that the first one opened.
@@ -205,3 +236,33 @@ async def test_a_loss_the_fund_cannot_cover_is_left_alone(scene: Scene) -> None:
     report = await scene.line.step()
     assert (report.liquidatable, report.sent) == (1, [])
     assert scene.line.refusals(report, account_key(number)) == [("options", "insurance_fund_short")]
+
+
+@pytest.mark.deep
+async def test_crashes_of_random_traders(scene: Scene, count: Count) -> None:
+    """Isolated and cross accounts over all markets, and prices that fall or rise together: every liquidation brings
+    what was expected to the unit, whatever else its block did.
+    """
+    chance, seen = random.Random("crash 2026"), Counter[str]()
+    lab, exchange = scene.lab, scene.exchange
+    for crash in range(CRASHES):
+        await scene.set(gate_s=600 * (crash % 2))
+        prices_e8 = {symbol: await scene.mark_e8(market) for market, symbol in enumerate(exchange.markets)}
+        specs = random_traders(chance, exchange, prices_e8, 12, MARKETS)
+        for spec in specs:
+            with suppress(ExecutionError):  # the skew of those before took the rest of its margin
+                await open_accounts(lab.node, lab.world.cast, exchange, [spec])
+                seen["opened"] += 1
+        all_of = chance.choice((0.88, 0.95, 1.05, 1.12))
+        moved = {
+            feed: int(prices_e8[feed.symbol] * all_of * chance.uniform(0.97, 1.03))
+            for feed in feeds_of(lab.world, exchange)
+        }
+        await set_prices(lab.node, moved)
+        seen["settled"] += len(await scene.work(60))
+        await lab.node.advance(700)
+        await set_prices(lab.node, moved)
+    payouts = Counter(await scene.done())
+    assert min(payouts["cash"], payouts["takeover"]) > 0, (seen, payouts)
+    assert seen["opened"] > 10 * CRASHES
+    count("reference exchange liquidations by the daemon, as expected to the unit", seen["settled"])
