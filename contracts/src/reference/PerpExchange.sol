@@ -331,6 +331,11 @@ contract PerpExchange is IPerpExchange {
         return -_floorDiv(-int256(_abs(size)) * (index - position.index), UWAD);
     }
 
+    /// @dev The indices as written, which are those of now once a call has accrued.
+    function _written(MarketState storage state) internal view returns (Live memory) {
+        return Live(0, 0, state.longIndex, state.shortIndex);
+    }
+
     /// @dev Position against position: `account` takes `sizeDelta` for `cost`, `other` gives it. Sums stay zero.
     function _swap(uint256 account, uint256 other, uint256 market, int256 sizeDelta, int256 cost) internal {
         _move(account, market, sizeDelta, cost);
@@ -369,7 +374,7 @@ contract PerpExchange is IPerpExchange {
 
     /// @dev Returns what the position owes and starts counting for its next side.
     function _settle(Position storage position, MarketState storage state, int256 next) internal returns (int256 owed) {
-        owed = _owed(position, Live(0, 0, state.longIndex, state.shortIndex));
+        owed = _owed(position, _written(state));
         position.index = next > 0 ? state.longIndex : state.shortIndex;
     }
 
@@ -698,14 +703,14 @@ contract PerpExchange is IPerpExchange {
     }
 
     /// @dev Closes a winner's position against the account's, as far as both reach. A winner is on the other side, not
-    /// frozen itself, and its profit on the closed part covers the loss that comes with it.
+    /// frozen itself, and its profit on the closed part, after what it owes, covers the loss that comes with it.
     function _closeWinner(Rest memory rest, uint256 winner) internal returns (bool) {
         Position storage position = _positions[winner][rest.market];
         int256 size = position.size;
         if (_accounts[winner].flagged || (size > 0) == rest.long) return false;
         uint256 closed = _min(_abs(size), rest.size);
         uint256 loss = _ceilDiv(rest.loss * closed, rest.size);
-        int256 profit = _value(size, rest.price) - position.cost;
+        int256 profit = _value(size, rest.price) - position.cost - _owed(position, _written(_states[rest.market]));
         if (_floorDiv(profit * int256(closed), _abs(size)) < int256(loss)) return false;
 
         _credit(winner, -int256(loss));

@@ -8,8 +8,8 @@ import {Feed} from "../mocks/Feed.sol";
 import {Token} from "../mocks/Tokens.sol";
 import {PerpSetup} from "./PerpSetup.sol";
 
-/// @notice The example of docs/perps.md on the contract. tests/unit/test_perps_page.py holds these figures to the page's
-/// and reckons them once more.
+/// @notice The example of docs/perps.md on the contract. tests/unit/test_perps_page.py holds these figures to the
+/// page's and reckons them once more.
 contract PerpExampleTest is PerpSetup {
     uint256 internal constant MARKET = 0;
 

@@ -312,8 +312,10 @@ contract PerpPlayer is PerpSetup {
         vm.prevrandao(bytes32(seed));
         PerpReckoner.Sums memory s = reckoner.sums(account);
         Loss memory loss = Loss(s.equity, sizeOf(account, market), exchange.fund(), 0, 0, 0);
-        bool due = loss.size != 0 && !exchange.liquidationPaused()
-            && (account == HOUSE ? s.equity < s.maintenance : s.equity + int256(loss.fund) < 0);
+        bool due = account == HOUSE ? s.equity < s.maintenance : s.equity + int256(loss.fund) < 0;
+        // A house that owes and holds nothing there can still get what the fund has.
+        due = due && (loss.size != 0 || (account == HOUSE && s.equity < 0 && loss.fund != 0));
+        due = due && !exchange.liquidationPaused();
         int256[] memory profits = profitsIn(market);
         vm.recordLogs();
         bool success = asked(keeper, abi.encodeCall(IPerpExchange.deleverage, (account, market, most)));
@@ -325,16 +327,14 @@ contract PerpPlayer is PerpSetup {
         if (account == HOUSE) ++houseDeleveragings;
         else ++deleveragings;
         read(logs, loss, profits);
-        weighLoss(account, market, loss);
+        weighLoss(account, market, loss, profits);
     }
 
-    /// @dev Unrealized results by account.
+    /// @dev A unit's profit by account.
     function profitsIn(uint256 market) internal view returns (int256[] memory profits) {
         profits = new int256[](accounts.length);
         for (uint256 i; i < accounts.length; ++i) {
-            IPerpExchange.Position memory position = exchange.holding(accounts[i], market);
-            int256 worth = reckoner.down(position.size * reckoner.mark(market), 1e18);
-            if (position.size != 0) profits[i] = (worth - position.cost) * 1e18 / int256(abs(position.size));
+            profits[i] = reckoner.profit(accounts[i], market);
         }
     }
 
@@ -370,9 +370,8 @@ contract PerpPlayer is PerpSetup {
         }
     }
 
-    function weighLoss(uint256 account, uint256 market, Loss memory loss) internal view {
-        uint256 left = abs(loss.size) - loss.closed;
-        if (loss.laid != 0 && exchange.parameters().adl) assertNoWinner(account, market, loss, left);
+    function weighLoss(uint256 account, uint256 market, Loss memory loss, int256[] memory profits) internal view {
+        if (loss.laid != 0 && exchange.parameters().adl) assertNoWinner(account, market, loss, profits);
         uint256 paid = loss.equity < 0 ? loss.fund - exchange.fund() : 0;
         assertEq(equityOf(account), loss.equity + int256(paid + loss.borne + loss.laid), "the books of the loss");
         if (account == HOUSE) return;
@@ -382,15 +381,16 @@ contract PerpPlayer is PerpSetup {
         if (whole && exchange.accountOf(account).markets == 0) assertEq(equityOf(account), 0, "nothing is left open");
     }
 
-    /// @dev Everybody on the other side but the frozen gained too little.
-    function assertNoWinner(uint256 account, uint256 market, Loss memory loss, uint256 left) internal view {
-        int256[] memory profits = profitsIn(market);
+    /// @dev Everybody left on the other side but the frozen had gained too little.
+    function assertNoWinner(uint256 account, uint256 market, Loss memory loss, int256[] memory profits)
+        internal
+        view
+    {
+        int256 needed = int256(loss.laid * 1e18 / (abs(loss.size) - loss.closed));
         for (uint256 i = 1; i < accounts.length; ++i) {
             int256 size = sizeOf(accounts[i], market);
             bool other = size != 0 && (size > 0) != (loss.size > 0) && accounts[i] != account;
-            if (!other || flagged(accounts[i])) continue;
-            int256 needed = int256(loss.laid * 1e18 / left);
-            assertTrue(profits[i] <= needed + 1e6, "a winner was left");
+            if (other && !flagged(accounts[i])) assertTrue(profits[i] <= needed + 1e6, "a winner was left");
         }
     }
 

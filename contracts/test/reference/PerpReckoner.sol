@@ -119,6 +119,15 @@ contract PerpReckoner {
         }
     }
 
+    /// @notice Unrealized result of one unit of a position, after what it owes; zero without one.
+    function profit(uint256 account, uint256 market) external view returns (int256) {
+        IPerpExchange.Position memory position = EXCHANGE.holding(account, market);
+        if (position.size == 0) return 0;
+        Look memory l = look(market);
+        int256 whole = down(position.size * l.price, ONE) - position.cost - owed(position, l);
+        return down(whole * ONE, abs(position.size));
+    }
+
     function owed(IPerpExchange.Position memory position, Look memory l) internal pure returns (int256) {
         if (position.size > 0) return up(position.size * (l.state.longIndex + l.perUnit - position.index), ONE);
         return up(-int256(position.size) * (l.state.shortIndex - l.perUnit - position.index), ONE);

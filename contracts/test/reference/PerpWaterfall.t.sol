@@ -90,6 +90,28 @@ contract PerpWaterfallTest is PerpSetup {
         assertSolvent(100);
     }
 
+    /// @notice Rule 11: what the price gave and funding took is no profit.
+    function test_rule11_fundingIsNoProfit() public {
+        pay(loser, 1_000_000e6);
+        uint256 paying = short(bob, 0.4e18);
+        uint256 crowd = open(carol, 9_000_000e6);
+        IPerpExchange.MarketParameters memory set = flat();
+        set.maxFundingVelocity = 18e18;
+        setMarket(BTC, set);
+        trade(crowd, BTC, -100e18);
+        wait_(2 days); // shorts pay some 21,000 a unit
+        uint256 late = open(dave, 7000e6);
+        trade(late, BTC, 1e18);
+        setBtc(52_000);
+        uint256 deficit = uint256(-equityOf(late));
+        assertTrue(deficit > 100e18 && deficit < 2000e18, "less than the 8,000 that the price gave");
+        deleverage(late, BTC, 10);
+        assertEq(sizeOf(paying, BTC), -0.4e18, "no winner");
+        assertEq(sizeOf(crowd, BTC), -100e18, "no winner");
+        assertTrue(sizeOf(late, BTC) == 0 && equityOf(late) == 0, "everybody paid");
+        assertSolvent(1e6);
+    }
+
     /// @notice Rule 11: a frozen winner is being wound up itself, and is passed over.
     function test_rule11_frozenWinnersArePassedOver() public {
         uint256 winner = short(bob, 0.4e18);
