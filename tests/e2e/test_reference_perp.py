@@ -18,7 +18,15 @@ from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.node import Node
-from keeper.lab.perp_exchange import PerpExchange, TraderSpec, exchange_of, open_accounts, random_traders
+from keeper.lab.perp_exchange import (
+    PerpExchange,
+    TraderSpec,
+    exchange_of,
+    open_accounts,
+    random_traders,
+    table,
+)
+from keeper.lab.rig import make_rig
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.ledger import Booked
@@ -32,6 +40,7 @@ from tests.protocols.reference_perp_lab import (
     ISO,
     MARKETS,
     USDC,
+    exchange_on,
     feeds_of,
     rig_with_exchange,
     set_parameters,
@@ -189,6 +198,23 @@ async def test_a_cross_account_is_liquidated_over_several_markets(scene: Scene) 
     assert await scene.healthy(number)
     left = [await scene.size(number, market) for market in (ETH, BTC, ISO)]
     assert sum(size != before for size, (_, before) in zip(left, trades, strict=True)) > 1
+
+
+async def test_a_flagged_account_is_known_from_the_chain_alone(lab: Lab, tmp_path: Path) -> None:
+    """A keeper that starts after everything, and reads no log of it, liquidates what another has flagged."""
+    exchange = await exchange_on(lab)
+    deployer, contract = lab.world.cast.deployer.address, exchange_of(lab.node, exchange)
+    spec = TraderSpec(TRADER, 30_000 * USDC, {"WETH": units(150)})
+    [number] = await open_accounts(lab.node, lab.world.cast, exchange, [spec])
+    await set_prices(lab.node, {lab.world.feeds["WETH"]: 1_850 * 10**8})
+    await contract.send(deployer, "flag", number)
+    head = await lab.node.head()
+    rig = await make_rig(lab, tmp_path, tables=table(exchange) + f"from_block = {head.number + 1}\n")
+    async with open_again(lab, rig) as line:
+        scene = Scene(lab, exchange, line)
+        assert not await scene.healthy(number)
+        assert await scene.work()
+        assert await scene.healthy(number)
 
 
 async def test_nothing_is_sent_while_the_exchange_has_paused_liquidations(scene: Scene) -> None:

@@ -94,6 +94,25 @@ async def test_a_market_without_a_mark_stops_those_in_it(lab: Lab) -> None:
         assert none.numbers == dict.fromkeys(("market_0", "market_1", "market_2"), "stale_price")
 
 
+@pytest.mark.parametrize("code", [b"", b"\xfe"])
+async def test_a_feed_that_does_not_answer_stops_those_in_its_market(code: bytes, lab: Lab) -> None:
+    """A feed without code, or one that fails, gives no mark; other markets go on, and the exchange agrees."""
+    async with following_exchange(lab, OTHER) as follower:
+        number = await _unsafe(follower)
+        other = await follower.open_one(account(3), 20_000, (BTC, units(1)))
+        await follower.follow()
+        await lab.node.set_code({follower.feeds[ETH].proxy: code})
+        marks = await follower.marks()
+        refusal = follower.assessed(number, marks)
+        assert isinstance(refusal, Refusal)
+        assert (refusal.reason, refusal.numbers) == ("missing_price", {"market": ETH})
+        assert follower.key(number) in follower.book.candidates(marks)
+        assert not isinstance(follower.assessed(other, marks), Refusal)
+        assert follower.adapter.prices(marks)[follower.feeds[ETH].proxy] == 0
+        with pytest.raises(ExecutionError):
+            await follower.send(OTHER, "liquidate", number, ETH)
+
+
 async def test_a_window_used_up_leaves_only_takeovers(lab: Lab) -> None:
     """The window's rest is closed for cash, cut short; then nothing more in this window, to the unit; the takeover,
     which needs no window, stays. What was cut carries no share of the penalty the next time.

@@ -46,6 +46,7 @@ _UNPRICED: Final = 1e200
 _CUT: Final = 16.0
 _PARAMETERS_OF, _STATE_OF = EXCHANGE.function("parametersOf"), EXCHANGE.function("stateOf")
 _ROUND: Final = FEED.function("latestRoundData")
+_ROUND_LENGTH: Final = 5 * 32  # less is an address without code
 _NOTHING: Final = Live(0, 0, 0)
 
 
@@ -202,7 +203,7 @@ def _price(
     exchange: Exchange, number: int, parameters: MarketParameters, result: Result, at: BlockTime
 ) -> tuple[int, str | None]:
     """The mark, or why the exchange would take none (_answer)."""
-    if isinstance(result, Reverted):
+    if isinstance(result, Reverted) or len(result) < _ROUND_LENGTH:
         return 0, "missing_price"
     _, answer, _, updated_s, _ = answered(_ROUND, result)
     if answer <= 0:
