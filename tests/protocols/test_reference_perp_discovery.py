@@ -185,6 +185,22 @@ async def _is_what_is_held(follower: ExchangeFollower, numbers: list[int]) -> No
             assert (stake.size, stake.cost, stake.index) == (size, cost, index)
 
 
+async def test_an_account_that_the_fund_helps_is_found(lab: Lab) -> None:
+    """A step of deleveraging that reaches no winner pays what the fund has into the account, and trades nothing."""
+    async with following_exchange(lab) as follower:
+        number = await follower.open_one(TRADER, 160_000, (ETH, units(1_000)))
+        await follower.open_one(OTHER, 50_000, (ETH, -units(100)))
+        await follower.move(WETH=0.5)
+        await follower.send(OTHER, "flag", number)
+        await follower.follow()
+        await follower.send(OTHER, "deleverage", number, ETH, 0)
+        head = await follower.node.head()
+        logs = await follower.chain.logs([follower.adapter.sources()], head.number, head.number)
+        assert follower.adapter.discover(logs).keys == {follower.key(number)}
+        await follower.follow()
+        await _is_what_is_held(follower, [number])
+
+
 async def test_holders_are_listed_by_the_chain(lab: Lab) -> None:
     """A keeper without logs finds everybody with a position, flagged or not, and only those; the house is none."""
     async with following_exchange(lab) as follower:
