@@ -238,6 +238,11 @@ class Chain:
 
     # --- transactions ---
 
+    @property
+    def stacks(self) -> bool:
+        """Whether `simulate` lets each transaction see what those before it did, as far as was asked so far."""
+        return self._stacks and not self._stackless
+
     async def simulate(
         self, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
     ) -> list[SimResult]:

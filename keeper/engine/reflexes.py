@@ -16,7 +16,7 @@ import structlog
 
 from keeper.abi import load
 from keeper.chain.client import Chain, Pending, SimCall
-from keeper.errors import ChainError, ConfigError
+from keeper.errors import AdapterError, ChainError, ConfigError
 from keeper.execution.fees import Market
 from keeper.execution.sender import Sender
 from keeper.guard import Gate, PauseState, named, scope_of
@@ -24,6 +24,7 @@ from keeper.guard.door import serve
 from keeper.guard.message import SignedPause, read_verdict
 from keeper.guard.sightings import paused_by
 from keeper.ledger import Ledger
+from keeper.trial import next_base_fee
 from keeper.types import (
     GLOBAL_SCOPE,
     Address,
@@ -34,15 +35,16 @@ from keeper.types import (
     Hash,
     Head,
     Refusal,
-    Reverted,
 )
 
 _HALT_FILE_EVERY_S: Final = 0.1
 _NO_REORG_DEEPER: Final = 128  # where a pause's transaction is looked for, to have it if it is orphaned
 _JUDGED: Final = 4_096  # pending transactions that are remembered to have been looked at
 _PAUSE_GAS: Final = Gas(5_000_000)  # more than a Safe's largest batch around a pause takes
+_GAS_PER_BYTE: Final = 64  # of calldata; above what any rule asks for, so that size alone makes nothing unknown
 _EXEC: Final = load("Safe").function("execTransaction")
 _PAUSED: Final = load("PauseGuard").event("Paused")
+_STATES: Final = load("PauseGuard").function("scopeStates")
 
 _log = structlog.get_logger("keeper")
 
@@ -211,16 +213,30 @@ class Reflexes:
             _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
             return
         try:
-            head = self.moment.head if self.moment else await self._chain.head()
-            answer = await self._chain.call(SimCall(pending.sender, to, pending.data, _PAUSE_GAS), head)
-        except ChainError as error:
+            scopes = await self._paused_after(pending, to, sorted(scopes))
+        except (ChainError, AdapterError) as error:
             _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
-        else:
-            if isinstance(answer, Reverted) or not _succeeds(pending.data, answer):
-                _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
-                return
+        if not scopes:
+            _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
         for scope in scopes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
+
+    async def _paused_after(self, pending: Pending, to: Address, scopes: list[Hash]) -> set[Hash]:
+        """Which of these are paused once it was mined: what it calls may be anybody's, and do nothing of what it says.
+
+        Where no provider shows what a transaction leaves behind, whether it succeeds must do.
+        """
+        head = self.moment.head if self.moment else await self._chain.head()
+        gas = Gas(_PAUSE_GAS + _GAS_PER_BYTE * len(pending.data))
+        calls = [
+            SimCall(pending.sender, to, pending.data, gas),
+            SimCall(pending.sender, self._pause_guard, _STATES.encode(scopes), _PAUSE_GAS),
+        ]
+        done, seen = await self._chain.simulate(calls, head, head.timestamp_s + 1, next_base_fee(head))
+        if not self._chain.stacks:
+            return set(scopes) if done.status == 1 and _succeeds(pending.data, done.output) else set()
+        states = _STATES.one(seen.output)
+        return {scope for scope, (paused, *_) in zip(scopes, states, strict=True) if paused}
 
     async def _watch_pool(self, group: asyncio.TaskGroup) -> None:
         await self._chain.watch_pool(self._pause_guard, lambda pending: self._saw(pending, group))

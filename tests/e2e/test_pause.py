@@ -31,7 +31,7 @@ from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
 from keeper.multisig.safe import CALL, InnerCall, batch, exec_calldata, pack_signatures
 from keeper.typed_data import SafeTx, safe_tx_hash
-from keeper.types import GLOBAL_SCOPE, Hash, Refusal, Submission, Trial
+from keeper.types import GLOBAL_SCOPE, Address, Hash, Refusal, Submission, Trial
 from tests.conftest import OpenLab
 from tests.e2e.custody import kept
 from tests.e2e.line import Line, open_again, open_line
@@ -43,6 +43,8 @@ PAUSE = load("PauseGuard")
 MARKET, PROTOCOL = "3.0", "aave-3-0"
 _DRILL, _NO_INCIDENT = b"DRILL\0\0\0", Hash(bytes(32))
 _PATIENCE_S = 10.0
+_LIAR, _NOBODY = Address(b"\x11" * 20), Address(b"\x12" * 20)
+_ALWAYS_TRUE = bytes.fromhex("600160005260206000f3")  # whatever it is called with
 
 
 @asynccontextmanager
@@ -192,9 +194,16 @@ async def test_a_pending_pause_closes_the_gate_and_takes_back_what_is_in_flight(
         assert causes[:3] == [("pause", "pending"), ("pause", "chain"), ("resume", "pending")]
 
 
-@pytest.mark.parametrize("spoof", ["stranger", "selector only", "stranger's signature", "failing safe"])
+@pytest.mark.parametrize(
+    "spoof",
+    [
+        *("stranger", "selector only", "stranger's signature", "failing safe"),
+        *("lying safe", "batch for nobody", "too large to run"),
+    ],
+)
 async def test_a_spoof_is_ignored(lab: Lab, tmp_path: Path, spoof: str) -> None:
     """What could never pause does not stop the keeper, however much it looks like it; a true one after it does."""
+    await lab.node.set_code({_LIAR: _ALWAYS_TRUE})
     await borrow(lab)
     async with open_line(lab, tmp_path) as line, reacting(line):
         await fallen(line, lab)
@@ -207,12 +216,16 @@ async def test_a_spoof_is_ignored(lab: Lab, tmp_path: Path, spoof: str) -> None:
         tx = SafeTx(guard, 0, pause_call(), CALL, nonce + 1)
         digest = safe_tx_hash(lab.world.chain_id, safe.address, tx)
         signatures = pack_signatures({owner.address: sign_hash(owner, digest) for owner in safe.owners[:2]})
+        made_up = batch(_NOBODY, [InnerCall(guard, pause_call())], 0).data
         await line.pend(
             {
                 "stranger": Tx(STRANGER, guard, pause_call(), gas=200_000),
                 "selector only": Tx(STRANGER, guard, pause_call()[:4], gas=200_000),
                 "stranger's signature": Tx(STRANGER, guard, forged.calldata, gas=200_000),
                 "failing safe": Tx(STRANGER, safe.address, exec_calldata(tx, signatures), gas=700_000),
+                "lying safe": Tx(STRANGER, _LIAR, exec_calldata(tx, signatures), gas=700_000),
+                "batch for nobody": Tx(STRANGER, _NOBODY, made_up, gas=700_000),
+                "too large to run": Tx(STRANGER, guard, pause_call() + b"\1" * 130_000, gas=7_000_000),
             }[spoof]
         )
         guardian = lab.world.cast.guardians[0].address
