@@ -29,6 +29,7 @@ from keeper.types import GLOBAL_SCOPE, BlockNumber, Hash, Refusal, hex_of
 STOPPED: Final = ("halted", "paused", "unpause_not_final")  # refusals under which nothing is left in flight
 PROVISIONAL_BLOCKS: Final = 3
 _BOOKED: Final = ("scope", "cause", "head", "carried_by")  # what an entry says besides a cause's own numbers
+_DECISIVE: Final = ("epoch", "message")  # by which a later unpause is told from an earlier one, also after a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,11 @@ class Gate:
                 self._close(scope, "chain", {**since, "unpaused_at_s": state.last_unpaused_at_s})
             elif known is None or state.epoch > known["epoch"]:
                 numbers = {"head": pause.at.number, "epoch": state.epoch}
-                for cause in ("chain", "lost"):
-                    self._open(scope, cause, numbers)
+                self._open(scope, "chain", numbers)
                 self.carriers.pop(scope, None)
+                refused = self._closed.get((scope, "lost"), {}).get("message")
+                if refused is None or int(refused["issued_at"]) <= state.last_unpaused_at_s:
+                    self._open(scope, "lost", numbers)
                 message = self.messages.get(scope)
                 if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
                     self._open(scope, "signed", numbers)  # said before the unpause: dead, as in the contract
@@ -194,9 +197,9 @@ class Gate:
                 self._open(scope, "pending", {"head": head})
 
     def _close(self, scope: Hash, cause: str, numbers: dict[str, Any]) -> None:
-        new = (scope, cause) not in self._closed
+        known = self._closed.get((scope, cause))
         self._closed[scope, cause] = numbers
-        if new:
+        if known is None or any(known.get(name) != numbers.get(name) for name in _DECISIVE):
             self.changes.append(Change("pause", scope, cause, dict(numbers)))
             self.shut.set()
 
