@@ -207,12 +207,11 @@ class Reflexes:
             group.create_task(self._judge(pending, pending.to, scopes))
 
     async def _judge(self, pending: Pending, to: Address, scopes: set[Hash]) -> None:
-        # with a quorum one provider's word for who sent it is not enough to stop for
-        proven = pending.proof is not None and self._recovered(*pending.proof) == pending.sender
-        if self._chain.quorum > 1 and not proven:
-            _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
-            return
         try:
+            # with a quorum one provider's word for who sent it is not enough to stop for
+            if self._chain.quorum > 1 and not await self._proven(pending):
+                _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
+                return
             scopes = await self._paused_after(pending, to, sorted(scopes))
         except (ChainError, AdapterError) as error:
             _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
@@ -220,6 +219,14 @@ class Reflexes:
             _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
         for scope in scopes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
+
+    async def _proven(self, pending: Pending) -> bool:
+        """Whether its sender signed it, for this chain, and it was not mined before: an old one is easily shown again."""
+        if pending.proof is None or pending.chain_id != self._chain.chain_id:
+            return False
+        if self._recovered(*pending.proof) != pending.sender:
+            return False
+        return pending.nonce >= await self._chain.nonce(pending.sender)
 
     async def _paused_after(self, pending: Pending, to: Address, scopes: list[Hash]) -> set[Hash]:
         """Which of these are paused once it was mined: what it calls may be anybody's, and do nothing of what it says.

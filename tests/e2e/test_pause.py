@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from eth_account import Account
+from eth_account.datastructures import SignedTransaction
 
 from keeper.abi import load
+from keeper.chain.pending import _pending
 from keeper.commands import breakers
 from keeper.commands import guardian as guardians
 from keeper.errors import ConfigError, ExecutionError, LedgerError
@@ -31,7 +34,7 @@ from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
 from keeper.multisig.safe import CALL, InnerCall, batch, exec_calldata, pack_signatures
 from keeper.typed_data import SafeTx, safe_tx_hash
-from keeper.types import GLOBAL_SCOPE, Address, Hash, Refusal, Submission, Trial
+from keeper.types import GLOBAL_SCOPE, Address, Hash, Refusal, Submission, Trial, hex_of
 from tests.conftest import OpenLab
 from tests.e2e.custody import kept
 from tests.e2e.line import Line, open_again, open_line
@@ -272,6 +275,39 @@ async def test_with_a_quorum_a_pending_pause_must_be_signed(lab: Lab, tmp_path: 
         await until(lambda: stopped(line) == "pending", "the gate to close")
 
 
+@pytest.mark.parametrize("shown", ["mined before", "of another chain", "waiting"])
+async def test_with_a_quorum_one_provider_cannot_show_an_old_pause_again(
+    lab: Lab, tmp_path: Path, shown: str
+) -> None:
+    """A guardian did sign it, but it can not be mined: a liar that keeps such a one does not stop the keeper by it."""
+    rig = await make_rig(lab, tmp_path, Terms(), (lab.anvil.ws_url, lab.anvil.url))
+    rig.config.write_text(rig.config.read_text().replace("max_head_age_s", "quorum = 2\nmax_head_age_s", 1))
+    guardian = lab.world.cast.guardians[0]
+    await lab.node.rpc.request("anvil_setNonce", hex_of(guardian.address), hex(5))
+    await lab.node.mine()
+    async with open_again(lab, rig) as line:
+        await line.step()
+        nonce = 4 if shown == "mined before" else 5
+        chain_id = lab.world.chain_id + (shown == "of another chain")
+        signed = _raw_pause(line, guardian, nonce, chain_id)
+        told = {
+            "hash": hex_of(signed.hash),
+            "from": hex_of(guardian.address),
+            "to": hex_of(rig.pause_guard),
+            "input": hex_of(pause_call()),
+            **{name: hex(number) for name, number in (("nonce", nonce), ("chainId", chain_id), ("gas", 200_000))},
+            "maxFeePerGas": hex(100 * 10**9),
+            "maxPriorityFeePerGas": hex(10**9),
+            "type": "0x2",
+            **{name: hex(getattr(signed, name)) for name in ("v", "r", "s")},
+        }
+        pending = _pending(json.dumps(told).encode(), "liar")
+        assert pending.proof is not None
+        async with asyncio.TaskGroup() as group:
+            await line.engine.reflexes._saw(pending, group)
+        assert stopped(line) == ("pending" if shown == "waiting" else None)
+
+
 async def test_a_pending_pause_of_one_protocol_stops_that_one(lab: Lab, tmp_path: Path) -> None:
     """Only its own flights are taken back, and the other protocol goes on."""
     await borrow(lab, markets=("3.0", "3.6"))
@@ -398,15 +434,12 @@ async def test_a_fresh_record_waits_for_finality_too(lab: Lab, tmp_path: Path) -
         assert stopped(line) is None
 
 
-async def _paused_by_raw(lab: Lab, line: Line, guardian: Actor) -> None:
-    """A guardian's own transaction, really signed, so that it can be sent again."""
-    nonce = int(
-        await lab.node.rpc.request("eth_getTransactionCount", "0x" + guardian.address.hex(), "latest"), 16
-    )
-    signed = Account.from_key(guardian.key).sign_transaction(
+def _raw_pause(line: Line, guardian: Actor, nonce: int, chain_id: int) -> SignedTransaction:
+    """A guardian's own transaction, really signed."""
+    signed: SignedTransaction = Account.from_key(guardian.key).sign_transaction(
         {
             "type": 2,
-            "chainId": lab.world.chain_id,
+            "chainId": chain_id,
             "nonce": nonce,
             "to": line.rig.pause_guard,
             "value": 0,
@@ -416,6 +449,15 @@ async def _paused_by_raw(lab: Lab, line: Line, guardian: Actor) -> None:
             "maxPriorityFeePerGas": 10**9,
         }
     )
+    return signed
+
+
+async def _paused_by_raw(lab: Lab, line: Line, guardian: Actor) -> None:
+    """A guardian's own transaction in the pool, so that it can be sent again."""
+    nonce = int(
+        await lab.node.rpc.request("eth_getTransactionCount", "0x" + guardian.address.hex(), "latest"), 16
+    )
+    signed = _raw_pause(line, guardian, nonce, lab.world.chain_id)
     await lab.node.rpc.request("eth_sendRawTransaction", "0x" + signed.raw_transaction.hex())
 
 
