@@ -41,7 +41,9 @@ _HALT_FILE_EVERY_S: Final = 0.1
 _NO_REORG_DEEPER: Final = 128  # where a pause's transaction is looked for, to have it if it is orphaned
 _JUDGED: Final = 4_096  # pending transactions that are remembered to have been looked at
 _PAUSE_GAS: Final = Gas(5_000_000)  # more than a Safe's largest batch around a pause takes
-_GAS_PER_BYTE: Final = 64  # of calldata; above what any rule asks for, so that size alone makes nothing unknown
+_GAS_PER_BYTE: Final = (
+    64  # of calldata: more than any chain asks for, so that size alone makes nothing unknown
+)
 _EXEC: Final = load("Safe").function("execTransaction")
 _PAUSED: Final = load("PauseGuard").event("Paused")
 _STATES: Final = load("PauseGuard").function("scopeStates")
@@ -221,7 +223,7 @@ class Reflexes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
 
     async def _proven(self, pending: Pending) -> bool:
-        """Whether its sender signed it, for this chain, and it was not mined before: an old one is easily shown again."""
+        """Whether its sender signed it, for this chain, and its nonce is not used up: an old one is easily shown again."""
         if pending.proof is None or pending.chain_id != self._chain.chain_id:
             return False
         if self._recovered(*pending.proof) != pending.sender:

@@ -29,7 +29,10 @@ from keeper.types import GLOBAL_SCOPE, BlockNumber, Hash, Refusal, hex_of
 STOPPED: Final = ("halted", "paused", "unpause_not_final")  # refusals under which nothing is left in flight
 PROVISIONAL_BLOCKS: Final = 3
 _BOOKED: Final = ("scope", "cause", "head", "carried_by")  # what an entry says besides a cause's own numbers
-_DECISIVE: Final = ("epoch", "message")  # by which a later unpause is told from an earlier one, also after a restart
+_DECISIVE: Final = (
+    "epoch",
+    "message",
+)  # by which a later unpause is told from an earlier one, also after a restart
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,7 +295,10 @@ async def test_with_a_quorum_one_provider_cannot_show_an_old_pause_again(
             "from": hex_of(guardian.address),
             "to": hex_of(rig.pause_guard),
             "input": hex_of(pause_call()),
-            **{name: hex(number) for name, number in (("nonce", nonce), ("chainId", chain_id), ("gas", 200_000))},
+            **{
+                name: hex(number)
+                for name, number in (("nonce", nonce), ("chainId", chain_id), ("gas", 200_000))
+            },
             "maxFeePerGas": hex(100 * 10**9),
             "maxPriorityFeePerGas": hex(10**9),
             "type": "0x2",

@@ -253,7 +253,10 @@ def test_what_the_chain_would_not_take_is_not_opened_by_an_older_unpause(ledger:
     closed.give_up(AAVE, "reverted")
     book(ledger, closed)
     restarted = again(ledger)
-    for unpaused, expected in ((UNPAUSED, "lost"), (replace(UNPAUSED, epoch=6, last_unpaused_at_s=1_200), None)):
+    for unpaused, expected in (
+        (UNPAUSED, "lost"),
+        (replace(UNPAUSED, epoch=6, last_unpaused_at_s=1_200), None),
+    ):
         restarted.see_chain(at(300, {AAVE: unpaused}))
         restarted.see_final(at(300, {AAVE: unpaused}), None)
         assert cause(restarted) == expected
