@@ -210,12 +210,22 @@ class Sender:
         return flights
 
     async def _hand_over(self, flights: Sequence[Flight], head: BlockTime) -> None:
-        """Offer what was signed last, each by its way, and note what was answered."""
+        """Offer what was signed last, each by its way, and note what was answered.
+
+        One way is waited for before the next, so the gate is asked for each; a bundle leads with what is below it.
+        """
         for way in dict.fromkeys(map(self._way_of, flights)):
-            mine = [flight for flight in flights if self._way_of(flight) is way]
+            mine = [flight for flight in flights if self._way_of(flight) is way and self._may_leave(flight)]
+            if way.renews:
+                held = [flight.nonce for flight in self._flights.own() if not self._may_leave(flight)]
+                mine = [flight for flight in mine if flight.nonce < min(held, default=flight.nonce + 1)]
             offered = [flight.last for flight in mine]
             answers = await way.offer(mine, head)
             self._note_answers(list(zip(mine, offered, answers, strict=True)))
+
+    def _may_leave(self, flight: Flight) -> bool:
+        stops = flight.cancelling or flight.relaying
+        return stops or self._gate.standing(flight.key.protocol) is None
 
     def _way_of(self, flight: Flight) -> Way:
         public = flight.cancelling or flight.published or flight.relaying
