@@ -102,6 +102,9 @@ class Reflexes:
     def remember(self) -> None:
         """Close again what an earlier run left closed."""
         self.gate.remember(self._ledger.entries(None, kind=("pause", "resume"))[::-1])
+        for scope, message in list(self.gate.messages.items()):
+            if message.pause_guard != self._pause_guard:
+                self.gate.give_up(scope, "it was said to another PauseGuard than is configured now")
 
     # --- at a head ---
 
@@ -125,9 +128,10 @@ class Reflexes:
         await self._keep_carriers(self.moment.head)
         self.book()
         missing = {*self.gate.closed("signed"), *self.gate.closed("lost")}
-        self._sender.withdraw_relays(self.gate.messages.keys() - missing)
+        messages = self.gate.messages
+        self._sender.withdraw_relays([messages[scope] for scope in missing & messages.keys()])
         for scope in sorted(missing):
-            message = self.gate.messages.get(scope)
+            message = messages.get(scope)
             if message is not None:
                 await self._sender.relay_pause(message, self.moment.market)
             for raw in self.gate.carriers.get(scope, ()):
@@ -138,13 +142,14 @@ class Reflexes:
 
     def book(self) -> None:
         """Put on record what closed or opened the gate since the last time."""
-        changes, self.gate.changes = self.gate.changes, []
         head = self.moment.head.number if self.moment else 0
-        for change in changes:
+        while self.gate.changes:
+            change = self.gate.changes[0]
             body = {"scope": named(change.scope), "cause": change.cause, "head": head, **change.body}
+            self._ledger.book(change.kind, None, "", None, body, int(self._wall_clock()))
+            del self.gate.changes[0]  # only now: what could not be booked is still to be
             at_us = int(change.at_s * 1_000_000)
             _log.warning(change.kind, head=head, scope=body["scope"], cause=change.cause, at_us=at_us)
-            self._ledger.book(change.kind, None, "", None, body, int(self._wall_clock()))
 
     async def _keep_carriers(self, head: Head) -> None:
         """Have the transactions that paused what is paused, while nodes tell: a reorg may make them forget."""
@@ -223,7 +228,7 @@ class Reflexes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
 
     async def _proven(self, pending: Pending) -> bool:
-        """Whether its sender signed it, for this chain, and its nonce is not used up: an old one is easily shown again."""
+        """Whether its sender signed it, for this chain, and its nonce is not used up: an old one is easily shown."""
         if pending.proof is None or pending.chain_id != self._chain.chain_id:
             return False
         if self._recovered(*pending.proof) != pending.sender:

@@ -134,8 +134,9 @@ class Sender:
         settlements = await self._settling.settle(head, native)
         for settlement in settlements:
             if settlement.status == 0 and settlement.plan_id in relays:
-                scope = Hash(relays[settlement.plan_id][4:36])
-                self._gate.give_up(scope, "the relay of the guardian's message reverted")
+                for scope, message in list(self._gate.messages.items()):
+                    if message.calldata == relays[settlement.plan_id]:  # else it said something else since
+                        self._gate.give_up(scope, "the relay of the guardian's message reverted")
         costs_wei = {each.plan_id: each.gas_cost_wei for each in settlements}
         for plan_id in open_before:
             if plan_id not in self._flights:
@@ -364,10 +365,11 @@ class Sender:
                     return
         await self._hand_over([flight], at)
 
-    def withdraw_relays(self, scopes: Collection[Hash]) -> None:
-        """The chain has these pauses: whatever still relays one is taken back unless it is mined first."""
+    def withdraw_relays(self, wanted: Collection[SignedPause]) -> None:
+        """The chain has all other pauses, or they are over: what still relays one is taken back unless it is mined."""
+        calls = {message.calldata for message in wanted}
         for flight in self._unmined():
-            if flight.relaying and calldata_of(flight.last.raw)[4:36] in scopes:
+            if flight.relaying and not flight.cancelling and calldata_of(flight.last.raw) not in calls:
                 flight.given_up = True
 
     def _unmined(self) -> list[Flight]:

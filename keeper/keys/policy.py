@@ -90,7 +90,7 @@ class Budget:
         self._signed: dict[Hash, tuple[int, int]] = {}  # by plan: when it was signed last, and its cost
 
     def require(self, plan_id: Hash, fees: Fees) -> None:
-        """Raise `SignerError` where one more, or a replacement, would exceed the limit: it is signed when there is room."""
+        """Raise `SignerError` where one more, or a replacement, would exceed the limit; later there is room again."""
         now_s = int(self._wall_clock())
         self._signed = {
             plan: (at_s, wei) for plan, (at_s, wei) in self._signed.items() if now_s - at_s < _HOUR_S

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from keeper.execution.signing import Cleared, Standing
 from keeper.fixed import WAD
 from keeper.guard import scope_of
 from keeper.guard.door import door_of, hand_over
-from keeper.guard.message import SignedPause
+from keeper.guard.message import SignedPause, Verdict
 from keeper.lab.actors import Actor, account
 from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
@@ -623,6 +624,89 @@ async def test_a_relayed_pause_that_a_reorg_erases_is_relayed_again(
             await line.step()
         assert stopped(line) == "chain" and not line.engine.reflexes.gate.closed("lost")
         assert len(line.booked("relayed")) == 2 and not line.store.open_transactions()
+
+
+async def _paused_and_unpaused(lab: Lab, line: Line) -> None:
+    """By others, between two heads of the keeper."""
+    await lab.node.mine_each_transaction()
+    guardian = lab.world.cast.guardians[1].address
+    await line.guard().send(guardian, "pause", GLOBAL_SCOPE, _DRILL, _NO_INCIDENT)
+    await unpaused(lab, line)
+
+
+async def test_a_relay_that_nobody_wants_any_more_gives_its_nonce_back(lab: Lab, tmp_path: Path) -> None:
+    """Nodes forgot it, and an unpause ended what it says: its nonce is taken back, and liquidations go on."""
+    await borrow(lab)
+    async with open_line(lab, tmp_path) as line:
+        await fallen(line, lab)
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        await lab.node.drop_pending()
+        await _paused_and_unpaused(lab, line)
+        for _ in range(4):
+            await line.step()
+            await lab.node.mine()
+        await line.step()
+        assert stopped(line) is None and not line.store.open_transactions()
+        assert len(line.booked("cancelled")) == 1 and len(line.booked("settled")) == 2
+
+
+async def test_a_relay_that_reverts_gives_up_no_later_words(lab: Lab, tmp_path: Path) -> None:
+    """A guardian spoke again meanwhile: only what the reverted relay said is over, and the rest is relayed."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        guardian = lab.world.cast.guardians[0]
+        await told(line, signed_pause(line, guardian))
+        await lab.node.drop_pending()
+        await _paused_and_unpaused(lab, line)
+        line.head = await line.parts.chain.head()
+        await told(line, signed_pause(line, guardian, issued_at_s=line.head.timestamp_s + 1))
+        await lab.node.drop_pending()
+        first = line.store.open_transactions()[0].attempts[0].raw
+        await lab.node.rpc.request("eth_sendRawTransaction", hex_of(first))
+        await lab.node.mine()
+        await line.step()
+        assert [each.body["status"] for each in line.booked("relayed")] == [0]
+        assert stopped(line) == "signed" and not line.engine.reflexes.gate.closed("lost")
+        for _ in range(2):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
+async def test_words_to_a_former_guard_end_no_run(lab: Lab, tmp_path: Path) -> None:
+    """PauseGuard was deployed anew since: they are not relayed there, and the keeper stays stopped for a person."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        message = replace(signed_pause(line, lab.world.cast.guardians[0]), pause_guard=WHO)
+        line.engine.reflexes.gate.see_signed(message, Verdict(told=True, vetoes=False))
+        line.engine.reflexes.book()
+    for _ in range(2):
+        async with open_again(lab, line.rig) as line:
+            await lab.node.mine()
+            await line.step()
+            assert stopped(line) == "lost" and not line.store.open_transactions()
+
+
+async def test_a_pause_that_could_not_be_booked_is_still_to_be(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record fails for a moment while a guardian's words are taken in: a restart knows them all the same."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        reflexes = line.engine.reflexes
+        with monkeypatch.context() as patch:
+
+            def full(*_: object) -> None:
+                raise LedgerError("The disk is full.")
+
+            patch.setattr(reflexes._ledger, "book", full)
+            with pytest.raises(LedgerError):
+                await reflexes.accept(signed_pause(line, lab.world.cast.guardians[0]))
+        assert stopped(line) == "signed"
+        reflexes.book()
+    async with open_again(lab, line.rig) as line:
+        assert stopped(line) == "signed"
 
 
 async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ async def test_a_signer_that_fails_half_way_leaves_no_gap(lab: Lab, tmp_path: Pa
 
 
 async def test_a_key_whose_own_budget_is_spent_ends_no_run(lab: Lab, tmp_path: Path) -> None:
-    """By what it signed itself there is no room, whatever the record says: a refusal, the nonce free, and it goes on."""
+    """By what it signed itself there is no room, whatever the record says: refused, the nonce free, and it goes on."""
     async with _fallen(lab, tmp_path, "env", WHO) as (line, _):
         sender = line.engine._sender
         assert sender is not None
