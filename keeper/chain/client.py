@@ -305,7 +305,9 @@ class Chain:
                     return keccak(raw)
                 raise
             with reading(rpc.label, "eth_sendRawTransaction"):
-                return hash_of(text)
+                if hash_of(text) != keccak(raw):
+                    raise ValueError("the hash is of another transaction")
+            return keccak(raw)
 
         if self.quorum > 1:
             return await tell(self._pool, work)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from keeper.chain.client import Chain
-from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
+from keeper.errors import ChainError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
 from keeper.execution.flights import Flight, Flights, Stuck
 from keeper.execution.funds import Funds
@@ -42,7 +42,6 @@ from keeper.types import (
     Settlement,
     Submission,
     Wei,
-    hex_of,
 )
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
@@ -233,19 +232,12 @@ class Sender:
         return self._pool if public else self._way
 
     def _note_answers(self, answers: Sequence[tuple[Flight, Attempt, Answer]]) -> None:
-        wrong: Hash | None = None
         with self._flights.store.transaction():
             for flight, attempt, answer in answers:
                 if isinstance(answer, Taken):
                     self._note_taken(flight, attempt, answer)
-                    if answer.hash != attempt.hash:
-                        wrong = attempt.hash
                 elif answer is not None:
                     self._note_refused(flight, attempt, answer)
-        if wrong is not None:
-            raise ExecutionError(
-                f"The node answered another hash for transaction {hex_of(wrong)}; stop using it."
-            )
 
     def _note_taken(self, flight: Flight, attempt: Attempt, taken: Taken) -> None:
         if attempt.hash == flight.last.hash:

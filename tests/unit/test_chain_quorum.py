@@ -391,6 +391,25 @@ async def test_a_transaction_is_told_to_a_quorum(stack: AsyncExitStack, folders:
         await chain.send_raw(raw)
 
 
+@pytest.mark.parametrize("quorum", [1, 2])
+async def test_one_provider_cannot_answer_for_a_transaction_with_another_hash(
+    stack: AsyncExitStack, folders: Iterator[Path], quorum: int
+) -> None:
+    """It may have swallowed it: another is told in its place, and what others took was taken."""
+    raw = b"\x02signed"
+    nodes = saying(folders, 0, 0, 0)
+    for node in nodes[1:]:
+        node.methods["eth_sendRawTransaction"] = lambda _: "0x" + keccak(raw).hex()
+    nodes[0].methods["eth_sendRawTransaction"] = lambda _: "0x" + "66" * 32
+    chain = Chain(await pool_of(stack, nodes, quorum), 31337)
+    assert await chain.send_raw(raw) == keccak(raw)
+    assert [node.asked("eth_sendRawTransaction") for node in nodes] == [1, 1, quorum - 1]
+    for node in nodes:
+        node.methods["eth_sendRawTransaction"] = lambda _: "0x" + "66" * 32
+    with pytest.raises(ChainError, match="of another transaction"):
+        await chain.send_raw(raw)
+
+
 async def test_a_trial_is_what_a_quorum_says(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
     """Status and output must be the same, gas nearly so and the highest counts; nobody is dropped for a trial."""
 
