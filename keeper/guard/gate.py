@@ -84,7 +84,10 @@ class Gate:
 
     def look_for_halt_file(self) -> bool:
         """Whether the halt file is there; to be asked between heads too, because nobody announces it."""
-        there = self._halt_file.exists()
+        try:
+            there = self._halt_file.exists()
+        except OSError:
+            there = True  # nobody can tell
         if there != self._halted:
             self._halted = there
             kind = "pause" if there else "resume"

@@ -262,6 +262,12 @@ def test_what_the_chain_would_not_take_is_not_opened_by_an_older_unpause(ledger:
         assert cause(restarted) == expected
 
 
+def test_a_halt_file_that_cannot_be_looked_for_is_there() -> None:
+    """Unknown is a stop, and no crash that would leave alone what is in flight."""
+    closed = Gate(Path("/" + "x" * 300), 2)
+    assert cause(closed) == "halted" and closed.shut.is_set()
+
+
 # --- restarts ---
 
 
