@@ -579,6 +579,19 @@ async def test_a_guardians_file_is_handed_over(lab: Lab, tmp_path: Path) -> None
         assert stopped(line) == "signed" and answer["what"].startswith("Stopped everything")
 
 
+async def test_where_the_door_cannot_be_opened_every_other_way_is(lab: Lab, tmp_path: Path) -> None:
+    """Something that is no socket stands in its place: that is said once, and a pending pause still closes the gate."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        door_of(line.rig.folder / "keeper.db").mkdir()
+        async with reacting(line):
+            await until(lambda: bool(line.booked("warning")), "the warning")
+            await lab.node.mine_on_demand()
+            guardian = lab.world.cast.guardians[0].address
+            await line.pend(Tx(guardian, line.rig.pause_guard, pause_call(), gas=200_000))
+            await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
 async def test_a_relay_waits_for_its_signer(lab: Lab, tmp_path: Path) -> None:
     """The key's holder is away: the gate is closed, the nonce is free again, and the next head relays; once."""
     rig = await make_rig(lab, tmp_path, Terms())
