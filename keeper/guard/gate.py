@@ -106,7 +106,7 @@ class Gate:
         """A guardian says so, and proved who it is; the chain may have to be told."""
         self.messages[message.scope] = message
         if verdict.told:
-            numbers = {"message": message.document(), "vetoes": verdict.vetoes}
+            numbers = {"message": message.document(), "vetoes": verdict.vetoes, "block": verdict.block}
             self._close(message.scope, "signed", numbers)
 
     def see_chain(self, pause: PauseState) -> None:
@@ -118,7 +118,8 @@ class Gate:
                 self._close(scope, "chain", _of(state))
                 signed = self._closed.get((scope, "signed"), {})
                 vetoing = bool(state.unpause_at_s) and signed.get("vetoes") is True
-                for cause in ("pending", "lost") if vetoing else ("pending", "lost", "signed"):
+                earlier = head < signed.get("block", 0)  # asked before it was said: no answer to it
+                for cause in ("pending", "lost") if vetoing or earlier else ("pending", "lost", "signed"):
                     self._open(scope, cause, {"head": head})
                 continue
             if known is not None and state.epoch <= known["epoch"]:

@@ -131,10 +131,11 @@ class SignedPause:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A message that the contract would take: whether the chain has to be `told`, and it `vetoes` an unpause there."""
+    """A message that the contract would take at `block`: whether it has to be `told` there, and whether it `vetoes`."""
 
     told: bool
     vetoes: bool
+    block: int = 0
 
 
 def read_verdict(
@@ -165,7 +166,7 @@ def read_verdict(
         numbers = {"issued_at_s": message.issued_at_s, "latest_s": at.timestamp_s + delay_s}
         return Refusal("pause", "signature_from_future", numbers)
     vetoes = bool(state.unpause_at_s) and message.issued_at_s >= state.unpause_at_s - delay_s
-    return Verdict(not state.paused or vetoes, vetoes)
+    return Verdict(not state.paused or vetoes, vetoes, at.number)
 
 
 def _bytes(name: str, text: str, size: int) -> bytes:

@@ -210,6 +210,18 @@ def test_a_veto_holds_until_the_schedule_is_gone() -> None:
     assert closed.closed("signed") == []
 
 
+@pytest.mark.parametrize("vetoes", [True, False], ids=["veto", "pause"])
+def test_an_earlier_head_does_not_answer_a_guardians_words(vetoes: bool) -> None:
+    """It was asked about before they came, and is told of after: what it says of the scope is of before, too."""
+    closed = gate()
+    closed.see_chain(at(3, {AAVE: PAUSED}))
+    closed.see_signed(MESSAGE, Verdict(told=True, vetoes=vetoes, block=5))
+    closed.see_chain(at(4, {AAVE: PAUSED}))
+    assert closed.closed("signed") == [AAVE]
+    closed.see_chain(at(5, {AAVE: PAUSED}))
+    assert closed.closed("signed") == []
+
+
 def test_words_older_than_an_unpause_are_dead() -> None:
     """The chain was paused and unpaused in between, by others: what a guardian said before no longer holds."""
     closed = gate()
