@@ -40,6 +40,7 @@ from keeper.types import (
 _HALT_FILE_EVERY_S: Final = 0.1
 _NO_REORG_DEEPER: Final = 128  # where a pause's transaction is looked for, to have it if it is orphaned
 _JUDGED: Final = 4_096  # pending transactions that are remembered to have been looked at
+_SIDE_BY_SIDE: Final = 8  # that many of them nodes are asked about at once
 _PAUSE_GAS: Final = Gas(5_000_000)  # more than a Safe's largest batch around a pause takes
 _GAS_PER_BYTE: Final = (
     64  # of calldata: more than any chain asks for, so that size alone makes nothing unknown
@@ -86,6 +87,7 @@ class Reflexes:
         self._recovered = recovered
         self._wall_clock = wall_clock
         self._judged: dict[Hash, bytes] = {}  # with the signed bytes, where they were shown
+        self._few = asyncio.Semaphore(_SIDE_BY_SIDE)
         self._looked_for: set[Hash] = set()  # paused scopes whose carrier was looked for
 
     async def run(self) -> None:
@@ -203,27 +205,30 @@ class Reflexes:
             _log.warning("relay_waits", error=str(error))  # the next head tries again
 
     async def _saw(self, pending: Pending, group: asyncio.TaskGroup) -> None:
-        """Judge each once, side by side: spoofs must not hold up the one that is true."""
+        """Judge each once, a few side by side: spoofs must not hold up the one that is true, nor the line."""
         if pending.to is None or pending.hash in self._judged:
             return
         scopes = paused_by(pending.to, pending.data, self._pause_guard) & self._scopes.keys()
         if scopes:
-            self._judged[pending.hash] = pending.raw
-            if len(self._judged) > _JUDGED:
+            while len(self._judged) >= _JUDGED:
                 del self._judged[next(iter(self._judged))]
+            self._judged[pending.hash] = pending.raw
             group.create_task(self._judge(pending, pending.to, scopes))
 
     async def _judge(self, pending: Pending, to: Address, scopes: set[Hash]) -> None:
         try:
-            # with a quorum one provider's word for who sent it is not enough to stop for
-            if self._chain.quorum > 1 and not await self._proven(pending):
-                _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
-                return
-            scopes = await self._paused_after(pending, to, sorted(scopes))
+            async with self._few:
+                # with a quorum one provider's word for who sent it is not enough to stop for
+                if self._chain.quorum > 1 and not await self._proven(pending):
+                    _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
+                    scopes = set()
+                else:
+                    scopes = await self._paused_after(pending, to, sorted(scopes))
         except (ChainError, AdapterError) as error:
             _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
         if not scopes:
             _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
+            self._judged[pending.hash] = b""  # strangers' bytes are not worth keeping
         for scope in scopes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
 

@@ -16,7 +16,7 @@ from eth_account import Account
 from eth_account.datastructures import SignedTransaction
 
 from keeper.abi import load
-from keeper.chain.pending import _pending
+from keeper.chain.pending import Pending, _pending
 from keeper.commands import breakers
 from keeper.commands import guardian as guardians
 from keeper.errors import ConfigError, ExecutionError, LedgerError
@@ -238,6 +238,33 @@ async def test_a_spoof_is_ignored(lab: Lab, tmp_path: Path, spoof: str) -> None:
         assert len((await line.step()).sent) == 2
         await line.pend(Tx(guardian, guard, pause_call(), gas=200_000))
         await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
+async def test_a_flood_of_spoofs_leaves_the_node_to_the_line(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few are asked about at once, all are ignored, and none of their bytes are kept."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        simulate, running, most = line.parts.chain.simulate, 0, 0
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                return await simulate(*arguments)
+            finally:
+                running -= 1
+
+        monkeypatch.setattr(line.parts.chain, "simulate", counted)
+        reflexes, guard = line.engine.reflexes, line.rig.pause_guard
+        async with asyncio.TaskGroup() as group:
+            for number in range(60):
+                named = (Hash(number.to_bytes(32)), None, STRANGER, number)
+                await reflexes._saw(Pending(*named, guard, pause_call(), bytes(100_000), None), group)
+        assert stopped(line) is None and 0 < most <= 8
+        assert len(reflexes._judged) == 60 and not any(reflexes._judged.values())
 
 
 async def test_a_pause_that_never_lands_is_lifted_after_three_blocks(lab: Lab, tmp_path: Path) -> None:
