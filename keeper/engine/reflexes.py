@@ -39,6 +39,7 @@ from keeper.types import (
 
 _HALT_FILE_EVERY_S: Final = 0.1
 _NO_REORG_DEEPER: Final = 128  # where a pause's transaction is looked for, to have it if it is orphaned
+_CARRIERS: Final = 4  # that many transactions are kept for each pause
 _JUDGED: Final = 4_096  # pending transactions that are remembered to have been looked at
 _SIDE_BY_SIDE: Final = 8  # that many of them nodes are asked about at once
 _PAUSE_GAS: Final = Gas(5_000_000)  # more than a Safe's largest batch around a pause takes
@@ -88,7 +89,9 @@ class Reflexes:
         self._wall_clock = wall_clock
         self._judged: dict[Hash, bytes] = {}  # with the signed bytes, where they were shown
         self._few = asyncio.Semaphore(_SIDE_BY_SIDE)
-        self._looked_for: set[Hash] = set()  # paused scopes whose carrier was looked for
+        self._looked_for: set[tuple[Hash, int]] = (
+            set()
+        )  # pauses, by scope and epoch, whose carrier was looked for
 
     async def run(self) -> None:
         """React until cancelled. Raises what the record or the configuration raise: without them nothing is safe."""
@@ -107,6 +110,7 @@ class Reflexes:
         for scope, message in list(self.gate.messages.items()):
             if message.pause_guard != self._pause_guard:
                 self.gate.give_up(scope, "it was said to another PauseGuard than is configured now")
+        self._looked_for = {pause for pause in self.gate.epochs().items() if pause[0] in self.gate.carriers}
 
     # --- at a head ---
 
@@ -155,22 +159,27 @@ class Reflexes:
 
     async def _keep_carriers(self, head: Head) -> None:
         """Have the transactions that paused what is paused, while nodes tell: a reorg may make them forget."""
-        closed = set(self.gate.closed("chain"))
-        self._looked_for &= closed
-        wanted = closed - self._looked_for - self.gate.carriers.keys() - set(self.gate.closed("lost"))
+        pauses = self.gate.epochs().items()
+        self._looked_for &= pauses
+        lost = self.gate.closed("lost")
+        wanted = {pause for pause in pauses - self._looked_for if pause[0] not in lost}
         if not wanted:
             return
         filters = Filters((self._pause_guard,), (_PAUSED.topic,))
         try:
             logs = await self._chain.logs([filters], max(head.number - _NO_REORG_DEEPER, 0), head.number)
-            for log in logs:
-                if log.topics[1] in wanted:
+            said = [(log, _PAUSED.decode(log)) for log in logs]
+            for pause in sorted(wanted):
+                told = [log for log, event in said if (event["scope"], event["epoch"]) == pause]
+                for log in told[
+                    :_CARRIERS
+                ]:  # the first is what paused it; anybody may repeat a signed one at will
                     name = log.transaction_hash
                     raw = await self._chain.raw(name) or self._judged.get(name, b"")
                     if not raw:
                         _log.warning("carrier_unknown", tx=name)  # it cannot be sent again
-                    self.gate.carried(log.topics[1], raw)
-        except ChainError as error:
+                    self.gate.carried(pause[0], raw)
+        except (ChainError, AdapterError) as error:
             _log.warning("carrier_unknown", error=str(error))
         else:
             self._looked_for |= wanted

@@ -80,6 +80,10 @@ class Gate:
         """The scopes that this cause closes."""
         return [scope for scope, why in self._closed if why == cause]
 
+    def epochs(self) -> dict[Hash, int]:
+        """The epoch of each pause that the chain has, by scope."""
+        return {scope: why["epoch"] for (scope, cause), why in self._closed.items() if cause == "chain"}
+
     # --- what closes it, and opens it again ---
 
     def look_for_halt_file(self) -> bool:

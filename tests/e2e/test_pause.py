@@ -465,19 +465,21 @@ async def test_a_fresh_record_waits_for_finality_too(lab: Lab, tmp_path: Path) -
         assert stopped(line) is None
 
 
-def _raw_pause(line: Line, guardian: Actor, nonce: int, chain_id: int) -> SignedTransaction:
-    """A guardian's own transaction, really signed."""
-    signed: SignedTransaction = Account.from_key(guardian.key).sign_transaction(
+def _raw_pause(
+    line: Line, who: Actor, nonce: int, chain_id: int, call: bytes = b"", tip: int = 10**9
+) -> SignedTransaction:
+    """A guardian's own transaction, or what somebody else calls, really signed."""
+    signed: SignedTransaction = Account.from_key(who.key).sign_transaction(
         {
             "type": 2,
             "chainId": chain_id,
             "nonce": nonce,
             "to": line.rig.pause_guard,
             "value": 0,
-            "data": pause_call(),
+            "data": call or pause_call(),
             "gas": 200_000,
             "maxFeePerGas": 100 * 10**9,
-            "maxPriorityFeePerGas": 10**9,
+            "maxPriorityFeePerGas": tip,
         }
     )
     return signed
@@ -525,6 +527,31 @@ async def _erased(lab: Lab, line: Line) -> None:
     assert not report.sent and stopped(line) == "chain", "on the chain again, by what was broadcast"
     await unpaused(lab, line)
     assert len((await line.step()).sent) == 2
+
+
+async def test_repeated_pauses_do_not_swell_the_record(lab: Lab, tmp_path: Path) -> None:
+    """Anybody may repeat a guardian's signed words: of each pause a few transactions are kept, the first among them."""
+    stranger = lab.world.cast.liquidator
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        guardian, chain_id = lab.world.cast.guardians[0], lab.world.chain_id
+        for _ in range(2):
+            await lab.node.mine_on_demand()
+            await _paused_by_raw(lab, line, guardian)
+            call = signed_pause(line, guardian, issued_at_s=line.head.timestamp_s + 5).calldata
+            first = await line.parts.chain.nonce(stranger.address)
+            for nonce in range(first, first + 20):
+                raw = _raw_pause(line, stranger, nonce, chain_id, call, tip=1).raw_transaction
+                await lab.node.rpc.request("eth_sendRawTransaction", hex_of(raw))
+            await lab.node.mine()
+            before = len(line.booked("pause"))
+            await line.step()
+            assert stopped(line) == "chain" and len(line.booked("pause")) - before <= 5
+            [sent] = await line.parts.chain.sent_in(guardian.address, line.head.number)
+            kept = line.engine.reflexes.gate.carriers[GLOBAL_SCOPE]
+            assert sent.raw in kept and len(kept) == 4
+            await unpaused(lab, line)
+            await line.step()
 
 
 async def test_a_person_clears_a_pause_that_is_lost(fresh_lab: OpenLab, tmp_path: Path) -> None:
