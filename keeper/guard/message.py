@@ -64,7 +64,11 @@ class SignedPause:
     def read(cls, text: bytes, where: str) -> Self:
         """Parse a file or a line. Raises `ExecutionError` with one sentence that begins with `where`."""
         try:
-            return cls._of(_DOCUMENT.decode(text))
+            document = _DOCUMENT.decode(text)
+            names = json.loads(text, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+            if len(names) != len(set(names)):
+                raise ValueError("a key stands there twice.")  # other programs may read the other one
+            return cls._of(document)
         except (ValueError, RecursionError, ConfigError) as error:  # msgspec's own errors are ValueErrors
             raise ExecutionError(f"{where} is not a signed pause: {error}") from error
 
