@@ -28,6 +28,7 @@ from keeper.types import Address, BlockTime, Hash, Refusal, Reverted, hex_of
 SUFFIX: Final = ".pause.json"
 _VERSION: Final = 1
 _LAST_TIME_S: Final = 2**40 - 1
+_LONGEST_SAID: Final = 200
 _HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # as PauseGuard's
 
 
@@ -70,7 +71,8 @@ class SignedPause:
                 raise ValueError("a key stands there twice.")  # other programs may read the other one
             return cls._of(document)
         except (ValueError, RecursionError, ConfigError) as error:  # msgspec's own errors are ValueErrors
-            raise ExecutionError(f"{where} is not a signed pause: {error}") from error
+            said = ascii(str(error))[1:-1][:_LONGEST_SAID]  # it may quote what fools a terminal
+            raise ExecutionError(f"{where} is not a signed pause: {said}") from error
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
