@@ -7,7 +7,7 @@ right before it signs: so whatever it is waiting for, nothing is signed after a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,6 @@ from keeper.guard.door import serve
 from keeper.guard.message import SignedPause, read_verdict
 from keeper.guard.sightings import paused_by
 from keeper.ledger import Ledger
-from keeper.trial import next_base_fee
 from keeper.types import (
     GLOBAL_SCOPE,
     Address,
@@ -35,6 +34,8 @@ from keeper.types import (
     Hash,
     Head,
     Refusal,
+    Result,
+    Reverted,
 )
 
 _HALT_FILE_EVERY_S: Final = 0.1
@@ -224,7 +225,7 @@ class Reflexes:
             self._judged[pending.hash] = pending.raw
             group.create_task(self._judge(pending, pending.to, scopes))
 
-    async def _judge(self, pending: Pending, to: Address, scopes: set[Hash]) -> None:
+    async def _judge(self, pending: Pending, to: Address, scopes: Set[Hash]) -> None:
         try:
             async with self._few:
                 # with a quorum one provider's word for who sent it is not enough to stop for
@@ -233,7 +234,7 @@ class Reflexes:
                     scopes = set()
                 else:
                     scopes = await self._paused_after(pending, to, sorted(scopes))
-        except (ChainError, AdapterError) as error:
+        except ChainError as error:
             _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
         if not scopes:
             _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
@@ -249,22 +250,26 @@ class Reflexes:
             return False
         return pending.nonce >= await self._chain.nonce(pending.sender)
 
-    async def _paused_after(self, pending: Pending, to: Address, scopes: list[Hash]) -> set[Hash]:
+    async def _paused_after(self, pending: Pending, to: Address, scopes: list[Hash]) -> frozenset[Hash]:
         """Which of these are paused once it was mined: what it calls may be anybody's, and do nothing of what it says.
 
         Where no provider shows what a transaction leaves behind, whether it succeeds must do.
         """
         head = self.moment.head if self.moment else await self._chain.head()
         gas = Gas(_PAUSE_GAS + _GAS_PER_BYTE * len(pending.data))
-        calls = [
-            SimCall(pending.sender, to, pending.data, gas),
-            SimCall(pending.sender, self._pause_guard, _STATES.encode(scopes), _PAUSE_GAS),
-        ]
-        done, seen = await self._chain.simulate(calls, head, head.timestamp_s + 1, next_base_fee(head))
-        if not self._chain.stacks:
-            return set(scopes) if done.status == 1 and _succeeds(pending.data, done.output) else set()
-        states = _STATES.one(seen.output)
-        return {scope for scope, (paused, *_) in zip(scopes, states, strict=True) if paused}
+        call = SimCall(pending.sender, to, pending.data, gas)
+        look = SimCall(pending.sender, self._pause_guard, _STATES.encode(scopes), _PAUSE_GAS)
+
+        def verdict(done: Result, seen: Result | None) -> frozenset[Hash]:
+            if seen is None:
+                succeeds = not isinstance(done, Reverted) and _succeeds(pending.data, done)
+                return frozenset(scopes if succeeds else ())
+            states = _STATES.one(b"" if isinstance(seen, Reverted) else seen)
+            if len(states) != len(scopes):
+                raise AdapterError(f"{len(states)} scopes are told of instead of {len(scopes)}.")
+            return frozenset(scope for scope, (paused, *_) in zip(scopes, states, strict=True) if paused)
+
+        return await self._chain.judge(call, look, head, verdict)
 
     async def _watch_pool(self, group: asyncio.TaskGroup) -> None:
         await self._chain.watch_pool(self._pause_guard, lambda pending: self._saw(pending, group))

@@ -246,18 +246,18 @@ async def test_a_flood_of_spoofs_leaves_the_node_to_the_line(
     """Few are asked about at once, all are ignored, and none of their bytes are kept."""
     async with open_line(lab, tmp_path) as line:
         await line.step()
-        simulate, running, most = line.parts.chain.simulate, 0, 0
+        judged, running, most = line.parts.chain.judge, 0, 0
 
         async def counted(*arguments: Any) -> Any:
             nonlocal running, most
             running += 1
             most = max(most, running)
             try:
-                return await simulate(*arguments)
+                return await judged(*arguments)
             finally:
                 running -= 1
 
-        monkeypatch.setattr(line.parts.chain, "simulate", counted)
+        monkeypatch.setattr(line.parts.chain, "judge", counted)
         reflexes, guard = line.engine.reflexes, line.rig.pause_guard
         async with asyncio.TaskGroup() as group:
             for number in range(60):

@@ -16,8 +16,8 @@ from keeper.chain.client import Chain, SimCall
 from keeper.chain.pool import Notice, Pool, Sleep
 from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc
-from keeper.errors import ChainError, NoQuorum, RpcError
-from keeper.types import ZERO_ADDRESS, Gas, Hash
+from keeper.errors import AdapterError, ChainError, NoQuorum, RpcError
+from keeper.types import ZERO_ADDRESS, Gas, Hash, Result, Reverted
 from tests.scripted_node import HangUp, Method, Refuse, ScriptedNode, Silence
 from tests.unit.test_chain_client import AT, FILTERS, HEAD, POOL, RECEIPT, block_hash, log
 
@@ -433,6 +433,33 @@ async def test_a_trial_is_what_a_quorum_says(stack: AsyncExitStack, folders: Ite
     [trial] = await chain.simulate([call], HEAD, 1_700_000_012, 9)
     assert trial.gas_used == 100_500
     assert pool.notices == []
+
+
+async def test_only_a_verdict_must_be_agreed_upon(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
+    """Anybody's code may answer every node otherwise: what the look afterwards shows counts, or the call alone."""
+
+    def left_by(output: str, seen: str) -> list[dict[str, Any]]:
+        calls = [{"status": "0x1", "gasUsed": "0x1", "returnData": each} for each in (output, seen)]
+        return [{"calls": calls}]
+
+    def verdict(done: Result, seen: Result | None) -> str:
+        if seen == b"\xff":
+            raise AdapterError("a look that shows nothing")
+        return "called" if seen is None and not isinstance(done, Reverted) else str(seen)
+
+    nodes = saying(folders, 0, 0, 0)
+    for number, node in enumerate(nodes):
+        node.methods["eth_simulateV1"] = partial(lambda answer, *_: answer, left_by(f"0x0{number}", "0x77"))
+    chain = Chain(await pool_of(stack, nodes, 2), 31337)
+    call = SimCall(ZERO_ADDRESS, POOL, b"", Gas(1_000_000))
+    assert await chain.judge(call, call, HEAD, verdict) == str(b"\x77")
+    for lie in ("0x66", "0xff"):
+        nodes[0].methods["eth_simulateV1"] = partial(lambda answer, *_: answer, left_by("0x00", lie))
+        assert await chain.judge(call, call, HEAD, verdict) == str(b"\x77"), "two of three say so"
+    for node in nodes:
+        del node.methods["eth_simulateV1"]
+        node.methods["eth_call"] = lambda *_: "0x01"
+    assert await chain.judge(call, call, HEAD, verdict) == "called"
 
 
 async def test_code_and_blocks_are_asked_of_a_quorum(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
