@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,6 +113,9 @@ async def _listen(rpc: Rpc, subscription: Subscription, mentions: bytes, saw: Sa
         for task in fetching:
             task.cancel()
         await asyncio.gather(*fetching, return_exceptions=True)
+        if rpc.alive:
+            with suppress(ChainError):  # what nobody reads must not be queued
+                await rpc.unsubscribe(subscription)
 
 
 async def _subscribed(rpc: Rpc) -> Subscription | None:
