@@ -6,7 +6,7 @@
 | `pending` | a pause waits in the pool | the chain has it, or 3 blocks passed without it |
 | `signed` | a guardian handed over a signed message | the chain has it, or an unpause came after it |
 | `chain` | a head says so | an unpause is as many blocks deep as is configured |
-| `lost` | the chain lost a pause, or will not take one | the chain has it again, or a person clears `pause_lost` |
+| `lost` | the chain lost a pause, or will not take one | it is there, or unpaused later; a person clears `pause_lost` |
 
 A pause therefore counts at zero confirmations and whoever tells of it. An unpause is told from a pause that was
 orphaned by the epoch, which grows only when a scope is unpaused.
