@@ -133,8 +133,10 @@ class Gate:
                 self._close(scope, "chain", {**since, "unpaused_at_s": state.last_unpaused_at_s})
             elif known is None or state.epoch > known["epoch"]:
                 numbers = {"head": pause.at.number, "epoch": state.epoch}
-                for cause in ("chain", "lost"):
-                    self._open(scope, cause, numbers)
+                self._open(scope, "chain", numbers)
+                refused = self._closed.get((scope, "lost"), {}).get("message")
+                if refused is None or SignedPause.of(refused).issued_at_s <= state.last_unpaused_at_s:
+                    self._open(scope, "lost", numbers)  # but not by an unpause from before those words
                 self.carriers.pop(scope, None)
                 message = self.messages.get(scope)
                 if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
