@@ -121,11 +121,11 @@ class Reflexes:
         await self._keep_carriers(self.moment.head)
         self.book()
         missing = {*self.gate.closed("signed"), *self.gate.closed("lost")}
-        self._sender.withdraw_relays(self.gate.messages.keys() - missing)
+        words = {scope: self.gate.messages[scope] for scope in missing & self.gate.messages.keys()}
+        self._sender.relay_only(words.values())
         for scope in sorted(missing):
-            message = self.gate.messages.get(scope)
-            if message is not None:
-                await self._sender.relay_pause(message, self.moment.market)
+            if scope in words:
+                await self._sender.relay_pause(words[scope], self.moment.market)
             for raw in self.gate.carriers.get(scope, ()):
                 try:
                     await self._chain.send_raw(raw)

@@ -354,10 +354,14 @@ class Sender:
                     return
         await self._hand_over([flight], at)
 
-    def withdraw_relays(self, scopes: Collection[Hash]) -> None:
-        """The chain has these pauses: whatever still relays one is taken back unless it is mined first."""
+    def relay_only(self, messages: Collection[SignedPause]) -> None:
+        """The chain lacks these and no others: whatever relays another is taken back unless it is mined first.
+
+        Nobody would offer it again, and all nonces above it would wait.
+        """
+        wanted = {message.calldata for message in messages}
         for flight in self._unmined():
-            if flight.relaying and calldata_of(flight.last.raw)[4:36] in scopes:
+            if flight.relaying and not flight.cancelling and calldata_of(flight.last.raw) not in wanted:
                 flight.given_up = True
 
     def _unmined(self) -> list[Flight]:

@@ -588,6 +588,22 @@ async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: P
         assert stopped(line) == "chain" and not line.store.open_transactions()
 
 
+async def test_the_relay_of_words_that_were_said_anew_does_not_hold_up_the_others(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Nodes forgot it, and nobody offers it again: its nonce is taken back, so that what was said last arrives."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        await lab.node.drop_pending()
+        await told(line, signed_pause(line, lab.world.cast.guardians[1]))
+        for _ in range(4):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
 async def test_a_stuck_relay_is_made_dearer_until_the_chain_has_it(lab: Lab, tmp_path: Path) -> None:
     """The base fee rises past what it offers: each head signs it again under the same nonce, and a restart goes on."""
     async with open_line(lab, tmp_path) as line:
