@@ -34,6 +34,7 @@ from keeper.types import (
     Hash,
     Head,
     Refusal,
+    Result,
     Reverted,
 )
 
@@ -210,17 +211,23 @@ class Reflexes:
         if self._chain.quorum > 1 and not proven:
             _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
             return
+        call = SimCall(pending.sender, to, pending.data, _PAUSE_GAS)
         try:
-            head = self.moment.head if self.moment else await self._chain.head()
-            answer = await self._chain.call(SimCall(pending.sender, to, pending.data, _PAUSE_GAS), head)
-        except ChainError as error:
-            _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
-        else:
-            if isinstance(answer, Reverted) or not _succeeds(pending.data, answer):
+            if not await self._pauses(call):
                 _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
                 return
+        except ChainError as error:
+            _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
         for scope in scopes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
+
+    async def _pauses(self, call: SimCall) -> bool:
+        """Whether it does what it says on the head at hand or, where it does not, on the newest one."""
+        at = self.moment.head if self.moment else None
+        if at is not None and _succeeds(call, await self._chain.call(call, at)):
+            return True
+        newest = await self._chain.head()  # the line may be some blocks behind
+        return newest != at and _succeeds(call, await self._chain.call(call, newest))
 
     async def _watch_pool(self, group: asyncio.TaskGroup) -> None:
         await self._chain.watch_pool(self._pause_guard, lambda pending: self._saw(pending, group))
@@ -260,6 +267,8 @@ class Reflexes:
             self.book()
 
 
-def _succeeds(payload: bytes, answer: bytes) -> bool:
-    """Whether a call that did not revert did what it says: a Safe may answer that its inner call failed."""
-    return payload[:4] != _EXEC.selector or bool(int.from_bytes(answer))
+def _succeeds(call: SimCall, answer: Result) -> bool:
+    """Whether a call did what it says: a Safe may answer that its inner call failed."""
+    if isinstance(answer, Reverted):
+        return False
+    return call.data[:4] != _EXEC.selector or bool(int.from_bytes(answer))

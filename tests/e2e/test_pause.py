@@ -259,6 +259,17 @@ async def test_with_a_quorum_a_pending_pause_must_be_signed(lab: Lab, tmp_path: 
         await until(lambda: stopped(line) == "pending", "the gate to close")
 
 
+async def test_a_pending_pause_is_judged_by_the_newest_block(lab: Lab, tmp_path: Path) -> None:
+    """The line is a block behind, at which the Safe could not yet have sent it: it closes the gate nevertheless."""
+    async with open_line(lab, tmp_path) as line, reacting(line):
+        await line.step()
+        harmless = PAUSE.function("setGuardian").encode(WHO, True)
+        await execute(lab.node, lab.world.safe, InnerCall(line.rig.pause_guard, harmless))
+        await lab.node.mine_on_demand()
+        await line.pend(await safe_tx(lab, line, batched=False))
+        await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
 async def test_a_pending_pause_of_one_protocol_stops_that_one(lab: Lab, tmp_path: Path) -> None:
     """Only its own flights are taken back, and the other protocol goes on."""
     await borrow(lab, markets=("3.0", "3.6"))
