@@ -312,8 +312,9 @@ class Ground:
 
     @property
     def shown(self) -> bool:
-        """Whether somebody honest shows the keeper what waits in the pool."""
-        return any(each.listened and not each.silent for each in self.providers)
+        """Whether somebody shows the keeper what waits in the pool, and enough others can say what it would do."""
+        reached = [each for each in self.providers if each.open and each.frozen is None]
+        return len(reached) >= self.quorum and any(each.listened and not each.muted for each in reached)
 
     @property
     def whole(self) -> bool:
@@ -323,8 +324,8 @@ class Ground:
     async def quiet(self) -> None:
         """Until nobody has asked anything for a moment."""
         before, still = -1, 0
-        while still < 3:
-            await asyncio.sleep(0.004)
+        while still < 4:
+            await asyncio.sleep(0.005)
             asked = sum(len(each.asked) for each in self.providers)
             before, still = asked, still + 1 if asked == before else 0
 

@@ -90,20 +90,23 @@ class Model:
             self.closed.pop((scope, "chain"), None)
             self.resumed[scope] = self.signatures
 
-    def doubt(self, scope: Hash) -> None:
-        """Something may pass for a waiting pause, or be one that was not shown."""
-        self.doubted[scope, "pending"] = None
+    def doubt(self, scope: Hash, cause: str = "pending") -> None:
+        """Something may close a scope, or have closed it, that nobody can tell for certain."""
+        self.doubted[scope, cause] = None
 
     def take(self, head: Block) -> None:
         """It read what the chain says at a head, but not yet whether an unpause is final."""
         for place, until in list(self.doubted.items()):
             self.doubted[place] = until = head.number + _PROVISIONAL_BLOCKS if until is None else until
-            if head.number > until:
+            if place[1] == "pending" and head.number > until:
                 del self.doubted[place]
         for scope, state in head.scopes.items():
             if state.paused:
                 self.closed[scope, "chain"] = Closed(epoch=state.epoch)
                 word = self.closed.get((scope, "signed"), Closed())
+                if not state.unpause_at_s:
+                    for cause in ("signed", "lost"):
+                        self.doubted.pop((scope, cause), None)
                 self._open(scope, "pending", "lost", *(() if word.vetoes and state.unpause_at_s else ("signed",)))
                 continue
             known = self.closed.get((scope, "chain"))

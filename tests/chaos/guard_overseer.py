@@ -299,7 +299,8 @@ class Overseer:
         await asyncio.sleep(0.02)
         await self.ground.quiet()
         self.tally["spoofs"] += 1
-        if not self.ground.whole:
+        orphaned = self.at is None or not self.ground.canonical(self.at)
+        if not self.ground.whole or orphaned:
             self.model.doubt(scope)  # who cannot tell stops
         elif self.line.running and before != "pause" and (scope, "pending") not in self.model.doubted:
             if scope in self.line.engine.reflexes.gate.closed("pending"):
@@ -323,9 +324,13 @@ class Overseer:
                 self.breach(f"a good message was refused: {error}")
             return
         self.tally["messages"] += 1
-        if not good:
+        if any(provider.frozen for provider in self.ground.providers):
+            for cause in ("signed", "lost"):
+                self.model.doubt(message.scope, cause)  # it may have been judged at an older block
+        elif good:
+            self.model.say(message.scope, message.issued_at_s, at)
+        else:
             self.breach("a message that PauseGuard would not take was taken")
-        self.model.say(message.scope, message.issued_at_s, at)
         await self.ground.quiet()
 
     async def let_go(self) -> None:
