@@ -128,13 +128,35 @@ class GuardMachine(RuleBasedStateMachine):
             self.seen.tally.update(self.overseer.tally)
 
     async def _works_again(self) -> None:
+        one = self.overseer
+        await self._all_open()
+        signed = one.tally["signed"]
+        for _ in range(_AGAIN):
+            await one.step()
+            if one.tally["signed"] > signed:
+                one.tally["worked again"] += 1
+                return
+            await one.mine()
+        one.breach("every wall is open, accounts are below 1, and nothing is signed")
+
+    async def _all_open(self) -> None:
+        """Whatever is wrong ends, whatever stops it is taken away, and there is something to do."""
         one, ground = self.overseer, self.ground
         for provider in ground.providers:
             provider.heal()
         one.offset_s, one.leapt_s, one.events = 0, one.leapt_s + 4_000, {}
         one.line.spare()
+        self.waiting.clear()
         await ground.lab.node.drop_pending()
         await one.unhalt()
+        if one.model.closed or one.model.doubted:
+            await self._let_go_and_unpaused()
+        await ground.price(PRICES[-1])
+        await one.mine()
+        assert await ground.unhealthy(), "there must be something to do"
+
+    async def _let_go_and_unpaused(self) -> None:
+        one, ground = self.overseer, self.ground
         await one.let_go()
         for scope, cause in list(one.model.doubted):
             if cause == "signed":  # words of which nobody knows whether they were taken: the chain ends them
@@ -144,28 +166,14 @@ class GuardMachine(RuleBasedStateMachine):
         for _ in range(_OPENS):
             await one.mine()
             await one.step()
-            if one.breaches:
+            if one.breaches or not (one.model.closed or one.model.doubted or (one.at and one.walls())):
                 return
             if any(cause == "lost" for _, cause in one.model.closed):
                 await one.let_go()
             for scope in SCOPES:
                 if ground.head.scopes[scope].paused:
                     await self._unpaused(scope)
-            if not (one.model.closed or one.model.doubted or (one.at and one.walls())):
-                break
-        else:
-            one.breach(f"it never opens again: {one.model.closed}, {one.at and one.walls()}")
-        await ground.price(PRICES[-1])
-        await one.mine()
-        assert await ground.unhealthy(), "there must be something to do"
-        signed = one.tally["signed"]
-        for _ in range(_AGAIN):
-            await one.step()
-            if one.tally["signed"] > signed:
-                one.tally["worked again"] += 1
-                return
-            await one.mine()
-        one.breach("every wall is open, accounts are below 1, and nothing is signed")
+        one.breach(f"it never opens again: {one.model.closed}, {one.at and one.walls()}")
 
     # --- blocks and heads ---
 
@@ -190,10 +198,12 @@ class GuardMachine(RuleBasedStateMachine):
         """The keeper handles what is newest, if it has not."""
         self.run(self.overseer.step())
 
-    @rule(moment=moments, telling=tellings, scope=scopes, who=guardians)
-    def step_while_told(self, moment: str, telling: str, scope: Hash, who: int) -> None:
-        """In the middle of a step somebody stops it."""
+    @rule(moment=moments, telling=tellings, scope=scopes, who=guardians, busy=st.booleans())
+    def step_while_told(self, moment: str, telling: str, scope: Hash, who: int, busy: bool) -> None:
+        """In the middle of a step somebody stops it; a `busy` one has just begun to work again."""
         one = self.overseer
+        if busy:
+            self.run(self._all_open())
         one.events[moment] = {
             "halt": one.halt,
             "message": partial(self._say, scope, who, 0),
@@ -368,6 +378,22 @@ class GuardMachine(RuleBasedStateMachine):
 
         self.waiting.clear()
         self.run(seen())
+
+    @rule(scope=scopes, who=guardians, depth=st.integers(1, 2), busy=st.booleans())
+    def pause_is_erased(self, scope: Hash, who: int, depth: int, busy: bool) -> None:
+        """A pause that the keeper saw on the chain is gone again, and nobody unpaused."""
+        if busy:
+            self.run(self._all_open())
+        self.pause_unseen(scope, who)
+
+        async def erased() -> None:
+            await self._step()
+            await self._reorg(depth)
+            await self._step()
+            await self._step()
+
+        self.waiting.clear()
+        self.run(erased())
 
     @rule(number=st.integers(0, 4))
     def freeze(self, number: int) -> None:
