@@ -97,8 +97,9 @@ class Model:
     def take(self, head: Block) -> None:
         """It read what the chain says at a head, but not yet whether an unpause is final."""
         for place, until in list(self.doubted.items()):
-            self.doubted[place] = until = head.number + _PROVISIONAL_BLOCKS if until is None else until
-            if place[1] == "pending" and head.number > until:
+            if until is None:
+                self.doubted[place] = head.number + _PROVISIONAL_BLOCKS
+            elif place[1] == "pending" and head.number > until:
                 del self.doubted[place]
         for scope, state in head.scopes.items():
             if state.paused:
@@ -107,7 +108,9 @@ class Model:
                 if not state.unpause_at_s:
                     for cause in ("signed", "lost"):
                         self.doubted.pop((scope, cause), None)
-                self._open(scope, "pending", "lost", *(() if word.vetoes and state.unpause_at_s else ("signed",)))
+                self._open(
+                    scope, "pending", "lost", *(() if word.vetoes and state.unpause_at_s else ("signed",))
+                )
                 continue
             known = self.closed.get((scope, "chain"))
             if known is not None and state.epoch <= known.epoch:
@@ -164,7 +167,11 @@ class Model:
 
     def told(self) -> list[str]:
         """What it was told without the chain that closes it."""
-        return [f"{cause} {scope!r}" for (scope, cause), why in self.closed.items() if why.certain and cause != "chain"]
+        return [
+            f"{cause} {scope!r}"
+            for (scope, cause), why in self.closed.items()
+            if why.certain and cause != "chain"
+        ]
 
     def walls(self, head: Block, now_s: float, *, halted: bool) -> list[str]:
         """Everything that says stop to whoever handles `head`."""

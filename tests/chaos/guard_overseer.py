@@ -10,7 +10,7 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -65,6 +65,7 @@ class Overseer:
     leapt_s: float = 0.0
     _signed: list[Signed] = field(default_factory=list)
     _taken_back: set[int] = field(default_factory=set)
+    _known: set[bytes] = field(default_factory=set)  # plans that somebody was handed
     _paid: set[bytes] = field(default_factory=set)  # plans that succeeded on some chain it handled
     _seen: Hash = field(default_factory=lambda: Hash(b""))
     _begun: bool = False
@@ -125,14 +126,21 @@ class Overseer:
             paid = now & {each.plan for each in since}
             cap_usd = CANARY_USD << len(paid)
             [repaid_raw] = [
-                _LIQUIDATION.decode_input(call[3])[3] for call in calls if call[3][:4] == _LIQUIDATION.selector
+                _LIQUIDATION.decode_input(call[3])[3]
+                for call in calls
+                if call[3][:4] == _LIQUIDATION.selector
             ]
             if repaid_raw > cap_usd * 10**6:
-                self.breach(f"repays {repaid_raw} raw after the pause of {scope!r}, and at most ${cap_usd} may be")
+                self.breach(
+                    f"repays {repaid_raw} raw after the pause of {scope!r}, and at most ${cap_usd} may be"
+                )
             others = {
                 each.plan
                 for each in since
-                if each.plan != plan and each.last_block > self.at.number and each.nonce not in self._taken_back
+                if each.plan in self._known
+                and each.plan != plan
+                and each.last_block > self.at.number
+                and each.nonce not in self._taken_back
             } - {name for block, _, name in self.ground.executed}
             self.tally["small ones"] += 1
             if not paid and others:
@@ -147,6 +155,7 @@ class Overseer:
         fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
         to = bytes(fields["to"])
         if to == bytes(self.ground.rig.liquidator):
+            self._known.add(bytes(_EXECUTE.decode_input(bytes(fields["data"]))[0][0]))
             if walls := self.walls():
                 self.breach(f"handed over a plan while {', '.join(walls)}")
         elif fields["data"]:
@@ -175,7 +184,9 @@ class Overseer:
                 if (scope, cause) in self.model.doubted or (why is not None and not why.certain):
                     continue
                 if open_.get((scope, cause), False) != (why is not None):
-                    self.breach(f"{cause} of {scope!r} is booked {open_.get((scope, cause))}, and should be {why}; {self.model.doubted} {[(e.kind, {k: v for k, v in e.body.items() if k in ('cause','head','scope','lifts_after')}) for e in self.line.booked('pause','resume')]}")
+                    self.breach(
+                        f"{cause} of {scope!r} is booked {open_.get((scope, cause))}, and should be {why}"
+                    )
 
     # --- driving it ---
 
@@ -192,7 +203,10 @@ class Overseer:
             before = self.ground.blocks[block.parent]
             if any(state.paused for state in before.scopes.values()):
                 self.breach(f"{plan.hex()} was executed while paused")
-            if any(state.paused for state in block.scopes.values()) and self.ground.pauses[block.hash] < place:
+            if (
+                any(state.paused for state in block.scopes.values())
+                and self.ground.pauses[block.hash] < place
+            ):
                 self.breach(f"{plan.hex()} was executed after the pause in its block")
             if told:
                 self.breach(f"{plan.hex()} was executed after it was told: {', '.join(told)}")
@@ -302,9 +316,10 @@ class Overseer:
         orphaned = self.at is None or not self.ground.canonical(self.at)
         if not self.ground.whole or orphaned:
             self.model.doubt(scope)  # who cannot tell stops
-        elif self.line.running and before != "pause" and (scope, "pending") not in self.model.doubted:
-            if scope in self.line.engine.reflexes.gate.closed("pending"):
-                self.breach("a spoof closed the gate")
+            return sent
+        told = before == "pause" or (scope, "pending") in self.model.doubted
+        if self.line.running and not told and scope in self.line.engine.reflexes.gate.closed("pending"):
+            self.breach("a spoof closed the gate")
         return sent
 
     async def say(self, message: SignedPause, signer: Actor) -> None:
@@ -426,11 +441,3 @@ def watched(whom: Callable[[], Overseer]) -> Iterator[None]:
             patched.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, wrapper)
         yield
-
-
-def merged(tallies: list[Mapping[str, int]]) -> Counter[str]:
-    """What happened in all of them."""
-    total: Counter[str] = Counter()
-    for tally in tallies:
-        total.update(tally)
-    return total

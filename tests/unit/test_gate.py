@@ -247,7 +247,7 @@ def test_what_the_chain_will_not_take_stays_closed(ledger: Ledger) -> None:
 
 
 def test_an_unpause_from_before_does_not_open_what_the_chain_will_not_take(ledger: Ledger) -> None:
-    """It was final long ago, and a restart judges it anew; only an unpause after those words says that they are over."""
+    """It was final long ago, and a restart judges it anew; only an unpause after those words says they are over."""
     closed = gate()
     closed.see_signed(replace(MESSAGE, issued_at_s=1_200), TOLD)
     closed.give_up(AAVE, "reverted")

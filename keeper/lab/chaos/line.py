@@ -42,7 +42,7 @@ class Line:
     """A keeper that is started, handles the newest head when told to, and is started again after it ended.
 
     `tally` counts what became of each head it was told of: handled, same, lost, ended (by which error), died.
-    `crashes` are errors that no keeper should end with. One that `reacts` has its reflexes beside it, as the daemon has.
+    `crashes` are errors that no keeper should end with. One that `reacts` has its reflexes beside it, as in the daemon.
     """
 
     rig: Rig
