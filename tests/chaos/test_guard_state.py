@@ -48,7 +48,7 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 
 DEEP = os.environ.get("KEEPER_DEEP") == "1"
 SEED = int(os.environ.get("KEEPER_SEED", "1"))
-EXAMPLES, STEPS = (25, 40) if DEEP else (3, 25)
+EXAMPLES, STEPS = (25, 40) if DEEP else (4, 30)
 GROUNDS = 8 if DEEP else 2
 QUORUMS = ((2, 3), (1, 1), (3, 5))  # of how many providers
 _AGAIN = 6  # heads within which it works again
