@@ -340,6 +340,8 @@ class Sender:
         async with self._alone:
             relays = [flight for flight in self._unmined() if flight.relaying and not flight.cancelling]
             flight = next((each for each in relays if calldata_of(each.last.raw) == message.calldata), None)
+            if flight is not None and self._nonces.hole_below(flight.nonce):
+                flight = None  # plans that would fill the hole are stopped: it is relayed in their place
             if flight is not None and flight.signed_at >= at.number:
                 return
             offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))

@@ -615,6 +615,23 @@ async def test_the_relay_of_words_that_were_said_anew_does_not_hold_up_the_other
         assert stopped(line) == "chain" and not line.store.open_transactions()
 
 
+async def test_a_relay_does_not_wait_for_nonces_that_plans_gave_back(lab: Lab, tmp_path: Path) -> None:
+    """It came while plans were being signed, and stopped them: it is relayed once more, in the place of the first."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        sender = line.engine._sender
+        assert sender is not None
+        claimed = [sender._nonces.take() for _ in range(2)]
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        sender._nonces.give_back(claimed)
+        for _ in range(3):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain"
+        assert line.booked("relayed")[0].body["status"] == 1
+
+
 async def test_a_stuck_relay_is_made_dearer_until_the_chain_has_it(lab: Lab, tmp_path: Path) -> None:
     """The base fee rises past what it offers: each head signs it again under the same nonce, and a restart goes on."""
     async with open_line(lab, tmp_path) as line:
