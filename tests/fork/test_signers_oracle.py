@@ -126,6 +126,8 @@ async def test_what_is_signed_here_is_taken_by_the_library_and_executed(lab: Lab
     assert set(other.signers) == {checksum(owner.address) for owner in world.safe.owners[1:]}
     assert other.call() == 1
     sent, _ = other.execute(world.cast.liquidator.key.hex())
-    receipt = other.ethereum_client.get_transaction_receipt(sent, timeout=30)  # the node mines in its own time
+    receipt = other.ethereum_client.get_transaction_receipt(
+        sent, timeout=30
+    )  # the node mines in its own time
     assert receipt is not None and receipt["status"] == 1
     assert await safe_contract(lab.node, world.safe).read("nonce") == 2
