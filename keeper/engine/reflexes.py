@@ -135,12 +135,11 @@ class Reflexes:
         await self._keep_carriers(self.moment.head)
         self.book()
         missing = {*self.gate.closed("signed"), *self.gate.closed("lost")}
-        messages = self.gate.messages
-        self._sender.withdraw_relays([messages[scope] for scope in missing & messages.keys()])
+        words = {scope: self.gate.messages[scope] for scope in missing & self.gate.messages.keys()}
+        self._sender.relay_only(words.values())
         for scope in sorted(missing):
-            message = messages.get(scope)
-            if message is not None:
-                await self._sender.relay_pause(message, self.moment.market)
+            if scope in words:
+                await self._sender.relay_pause(words[scope], self.moment.market)
             for raw in self.gate.carriers.get(scope, ()):
                 try:
                     await self._chain.send_raw(raw)
@@ -253,9 +252,20 @@ class Reflexes:
     async def _paused_after(self, pending: Pending, to: Address, scopes: list[Hash]) -> frozenset[Hash]:
         """Which of these are paused once it was mined: what it calls may be anybody's, and do nothing of what it says.
 
-        Where no provider shows what a transaction leaves behind, whether it succeeds must do.
+        Asked at the head at hand and, where it would do nothing there, at the newest one.
         """
-        head = self.moment.head if self.moment else await self._chain.head()
+        at = self.moment.head if self.moment else None
+        if at is not None and (paused := await self._paused_at(at, pending, to, scopes)):
+            return paused
+        newest = await self._chain.head()  # the line may be some blocks behind
+        if at is not None and newest.hash == at.hash:
+            return frozenset()
+        return await self._paused_at(newest, pending, to, scopes)
+
+    async def _paused_at(
+        self, head: Head, pending: Pending, to: Address, scopes: list[Hash]
+    ) -> frozenset[Hash]:
+        """As above; where no provider shows what a transaction leaves behind, whether it succeeds must do."""
         gas = Gas(_PAUSE_GAS + _GAS_PER_BYTE * len(pending.data))
         call = SimCall(pending.sender, to, pending.data, gas)
         look = SimCall(pending.sender, self._pause_guard, _STATES.encode(scopes), _PAUSE_GAS)

@@ -343,6 +343,8 @@ class Sender:
         async with self._alone:
             relays = [flight for flight in self._unmined() if flight.relaying and not flight.cancelling]
             flight = next((each for each in relays if calldata_of(each.last.raw) == message.calldata), None)
+            if flight is not None and self._nonces.hole_below(flight.nonce):
+                flight = None  # plans that would fill the hole are stopped: it is relayed in their place
             if flight is not None and flight.signed_at >= at.number:
                 return
             offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))
@@ -357,11 +359,14 @@ class Sender:
                     return
         await self._hand_over([flight], at)
 
-    def withdraw_relays(self, wanted: Collection[SignedPause]) -> None:
-        """The chain has all other pauses, or they are over: what still relays one is taken back unless it is mined."""
-        calls = {message.calldata for message in wanted}
+    def relay_only(self, messages: Collection[SignedPause]) -> None:
+        """The chain lacks these and no others: whatever relays another is taken back unless it is mined first.
+
+        Nobody would offer it again, and all nonces above it would wait.
+        """
+        wanted = {message.calldata for message in messages}
         for flight in self._unmined():
-            if flight.relaying and not flight.cancelling and calldata_of(flight.last.raw) not in calls:
+            if flight.relaying and not flight.cancelling and calldata_of(flight.last.raw) not in wanted:
                 flight.given_up = True
 
     def _unmined(self) -> list[Flight]:

@@ -149,7 +149,7 @@ class Gate:
                 self.carriers.pop(scope, None)
                 refused = self._closed.get((scope, "lost"), {}).get("message")
                 if refused is None or int(refused["issued_at"]) <= state.last_unpaused_at_s:
-                    self._open(scope, "lost", numbers)
+                    self._open(scope, "lost", numbers)  # but not by an unpause from before those words
                 message = self.messages.get(scope)
                 if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
                     self._open(scope, "signed", numbers)  # said before the unpause: dead, as in the contract

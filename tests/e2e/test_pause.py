@@ -339,6 +339,17 @@ async def test_with_a_quorum_one_provider_cannot_show_an_old_pause_again(
         assert stopped(line) == ("pending" if shown == "waiting" else None)
 
 
+async def test_a_pending_pause_is_judged_by_the_newest_block(lab: Lab, tmp_path: Path) -> None:
+    """The line is a block behind, at which the Safe could not yet have sent it: it closes the gate nevertheless."""
+    async with open_line(lab, tmp_path) as line, reacting(line):
+        await line.step()
+        harmless = PAUSE.function("setGuardian").encode(WHO, True)
+        await execute(lab.node, lab.world.safe, InnerCall(line.rig.pause_guard, harmless))
+        await lab.node.mine_on_demand()
+        await line.pend(await safe_tx(lab, line, batched=False))
+        await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
 async def test_a_pending_pause_of_one_protocol_stops_that_one(lab: Lab, tmp_path: Path) -> None:
     """Only its own flights are taken back, and the other protocol goes on."""
     await borrow(lab, markets=("3.0", "3.6"))
@@ -795,6 +806,39 @@ async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: P
         assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] == 0
         assert [entry.body["status"] for entry in line.booked("relayed")] == [1]
         assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
+async def test_the_relay_of_words_that_were_said_anew_does_not_hold_up_the_others(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Nodes forgot it, and nobody offers it again: its nonce is taken back, so that what was said last arrives."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        await lab.node.drop_pending()
+        await told(line, signed_pause(line, lab.world.cast.guardians[1]))
+        for _ in range(4):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
+async def test_a_relay_does_not_wait_for_nonces_that_plans_gave_back(lab: Lab, tmp_path: Path) -> None:
+    """It came while plans were being signed, and stopped them: it is relayed once more, in the place of the first."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        sender = line.engine._sender
+        assert sender is not None
+        claimed = [sender._nonces.take() for _ in range(2)]
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        sender._nonces.give_back(claimed)
+        for _ in range(3):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain"
+        assert line.booked("relayed")[0].body["status"] == 1
 
 
 async def test_a_stuck_relay_is_made_dearer_until_the_chain_has_it(lab: Lab, tmp_path: Path) -> None:

@@ -258,20 +258,21 @@ def test_what_the_chain_will_not_take_stays_closed(ledger: Ledger) -> None:
         assert cause(each) == "lost" and not each.messages and not each.closed("signed")
 
 
-def test_what_the_chain_would_not_take_is_not_opened_by_an_older_unpause(ledger: Ledger) -> None:
-    """The next run finds that unpause final and learns nothing by it; one after the guardian's words ends them."""
+def test_an_unpause_from_before_does_not_open_what_the_chain_will_not_take(ledger: Ledger) -> None:
+    """It was final long ago, and a restart judges it anew; only an unpause after those words says they are over."""
     closed = gate()
-    closed.see_signed(replace(MESSAGE, issued_at_s=1_150), TOLD)
+    closed.see_signed(replace(MESSAGE, issued_at_s=1_200), TOLD)
     closed.give_up(AAVE, "reverted")
     book(ledger, closed)
-    restarted = again(ledger)
-    for unpaused, expected in (
-        (UNPAUSED, "lost"),
-        (replace(UNPAUSED, epoch=6, last_unpaused_at_s=1_200), None),
-    ):
-        restarted.see_chain(at(300, {AAVE: unpaused}))
-        restarted.see_final(at(300, {AAVE: unpaused}), None)
-        assert cause(restarted) == expected
+    for each in (closed, again(ledger)):
+        before = at(900, {AAVE: UNPAUSED})
+        each.see_chain(before)
+        each.see_final(before, None)
+        assert cause(each) == "lost"
+        after = at(901, {AAVE: replace(UNPAUSED, epoch=6, last_unpaused_at_s=1_300)})
+        each.see_chain(after)
+        each.see_final(after, None)
+        assert cause(each) is None
 
 
 def test_a_halt_file_that_cannot_be_looked_for_is_there() -> None:
