@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from keeper.errors import ConfigError
 from keeper.terminal import DEFAULT_CONFIG, Config, Json, builds, say, wait
 
 pause_app = typer.Typer(
@@ -215,6 +216,8 @@ def guardian_pause(
     from keeper import render
     from keeper.commands import guardian
 
+    if (relay is not None) + (hand_over is not None) + send > 1:
+        raise ConfigError("--send, --relay and --hand-over are three ways to stop; give one of them.")
     if relay is not None:
         say(wait(guardian.relay(config, relay)), render.proved, json)
         return

@@ -44,6 +44,7 @@ from keeper.types import Address
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
 DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
 RELAY_KEY: Final = "KEEPER_RELAY_KEY"
+_EVERYTHING: Final = "global"  # as signers and the record name the scope that stops all
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _PLACEHOLDERS: Final = (
     "",
@@ -350,6 +351,8 @@ def _protocols(document: Document, models: Mapping[str, type[BaseModel]]) -> lis
         elif not isinstance(name, str) or not _NAME.fullmatch(name):
             rule = "use 1 to 31 of a-z, 0-9 and -, beginning with a letter or digit."
             document.fail(key, f"{shown(name)} is not a usable name; {rule}")
+        elif name == _EVERYTHING:
+            document.fail(key, f"{shown(name)} is the pause scope of everything; choose another name.")
         elif name in names:
             document.fail(key, f"{shown(name)} is used by another protocol; every name must differ.")
         else:

@@ -9,7 +9,7 @@ KeeperError
 ├── AdapterError       a protocol or venue answered what its adapter cannot read
 ├── ExecutionError     a transaction could not be built, signed or accounted for
 │   ├── KeyMisuse      the operator key was asked to sign what it must not
-│   └── SignerError    whoever holds the operator key did not sign, or not with it
+│   └── SignerError    whoever holds the operator key did not sign, or not with it; or the key may not now
 └── LedgerError        the record cannot be written or does not add up
 
 Every message is one sentence: what is wrong, where, and what to do about it.
@@ -80,7 +80,9 @@ class KeyMisuse(ExecutionError):
 
 
 class SignerError(ExecutionError):
-    """Whoever holds the operator key did not answer, refused, or answered what is not its signature."""
+    """Whoever holds the operator key did not answer, refused, or answered what is not its signature; or the key's own
+    gas budget has no room for the moment.
+    """
 
 
 class LedgerError(KeeperError):

@@ -26,6 +26,7 @@ from keeper.chain.simulation import (
     Storage,
     called,
     lacks_simulation,
+    left,
     one_by_one,
     stacked,
 )
@@ -39,7 +40,7 @@ from keeper.chain.wire import (
     quantity,
     reading,
 )
-from keeper.errors import RpcError
+from keeper.errors import AdapterError, ChainError, RpcError
 from keeper.seams import Reads
 from keeper.types import (
     Address,
@@ -268,6 +269,22 @@ class Chain:
 
         return await self._believed(work)
 
+    async def judge(self, call: SimCall, look: SimCall, head: Head, verdict: Callable[..., T]) -> T:
+        """What `verdict` says of what a call answers right after `head`, and of what `look` then answers.
+
+        Nodes must agree on the verdict alone: what anybody's code answers may differ from node to node. The second
+        answer is None where a node cannot show it. Raises like `verdict`, whose `AdapterError` is a node's fault.
+        """
+
+        async def work(rpc: Rpc) -> T:
+            answers = await left(rpc, call, look, head)
+            try:
+                return verdict(*answers)
+            except AdapterError as error:
+                raise ChainError(f"{rpc.label} answered what cannot be read: {error}") from error
+
+        return await self._believed(work, pinned=False)
+
     async def _simulate_agreed(
         self, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
     ) -> list[SimResult]:
@@ -300,7 +317,9 @@ class Chain:
                     return keccak(raw)
                 raise
             with reading(rpc.label, "eth_sendRawTransaction"):
-                return hash_of(text)
+                if hash_of(text) != keccak(raw):
+                    raise ValueError("the hash is of another transaction")
+            return keccak(raw)
 
         if self.quorum > 1:
             return await tell(self._pool, work)

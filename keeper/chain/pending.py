@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ from keeper.chain.provider import Provider
 from keeper.chain.rpc import Rpc
 from keeper.chain.subscription import Subscription
 from keeper.chain.transactions import Shape, proof_of, signed_bytes
-from keeper.chain.wire import TEXT, address_of, data, decode, hash_of, reading
+from keeper.chain.wire import TEXT, address_of, data, decode, hash_of, quantity, reading
 from keeper.errors import ChainError, RpcError
 from keeper.types import Address, Hash
 
@@ -35,11 +36,14 @@ _log = structlog.get_logger("keeper.chain")
 class Pending:
     """A transaction that waits in the pool; `sender` as the node says, `to` None where it creates a contract.
 
-    `raw` are its signed bytes and `proof` what was signed and the signature, where the node shows them.
+    `raw` are its signed bytes and `proof` what was signed and the signature, where the node shows them; `chain_id` is
+    None where it names no chain.
     """
 
     hash: Hash
+    chain_id: int | None
     sender: Address
+    nonce: int
     to: Address | None
     data: bytes
     raw: bytes
@@ -109,6 +113,9 @@ async def _listen(rpc: Rpc, subscription: Subscription, mentions: bytes, saw: Sa
         for task in fetching:
             task.cancel()
         await asyncio.gather(*fetching, return_exceptions=True)
+        if rpc.alive:
+            with suppress(ChainError):  # what nobody reads must not be queued
+                await rpc.unsubscribe(subscription)
 
 
 async def _subscribed(rpc: Rpc) -> Subscription | None:
@@ -127,4 +134,6 @@ def _pending(raw: bytes, label: str) -> Pending:
     with reading(label, _TOPIC):
         to = address_of(shape.to) if shape.to else None
         sender, shown = address_of(shape.sender), (signed_bytes(shape), proof_of(shape))
-        return Pending(hash_of(shape.hash), sender, to, data(shape.input), *shown)
+        chain_id = quantity(shape.chain_id) if shape.chain_id else None
+        named = (hash_of(shape.hash), chain_id, sender, quantity(shape.nonce))
+        return Pending(*named, to, data(shape.input), *shown)

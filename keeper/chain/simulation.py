@@ -98,6 +98,18 @@ async def called(rpc: Rpc, call: SimCall, head: Head, storage: Storage) -> Resul
         return data(output)
 
 
+async def left(rpc: Rpc, call: SimCall, look: SimCall, head: Head) -> tuple[Result, Result | None]:
+    """What a call answers right after `head`, and what `look` answers after it; None of a node that shows only one."""
+    try:
+        results = await stacked(rpc, [call, look], head, head.timestamp_s + 1, head.base_fee_wei)
+    except RpcError as error:
+        if not lacks_simulation(error):
+            raise
+        return await called(rpc, call, head, {}), None
+    done, seen = (each.output if each.status == 1 else Reverted(each.output) for each in results)
+    return done, seen
+
+
 async def one_by_one(
     rpc: Rpc, calls: Sequence[SimCall], head: Head, next_timestamp_s: int, next_base_fee: int
 ) -> list[SimResult]:

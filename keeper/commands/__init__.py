@@ -105,6 +105,9 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
             engine, watch = await assembly.engine(parts, store, key, sign=False)
             await engine.prepare(head)
             await watch.load(head)
+            for adapter in watch.adapters.values():
+                # before the look: an adapter may learn from an account which markets there are to look at
+                await watch.refresh(adapter.name, [PositionKey(adapter.name, adapter.market, account)], head)
             view = await engine.look(head)
             protocols = [
                 await _stages(engine, watch, adapter, view, head, account)
@@ -243,7 +246,6 @@ async def _stages(
     engine: Engine, watch: Watch, adapter: Adapter, view: View, head: Head, account: Address
 ) -> dict[str, Any]:
     key = PositionKey(adapter.name, adapter.market, account)
-    await watch.refresh(adapter.name, [key], head)
     stages: list[dict[str, Any]] = []
     answer: dict[str, Any] = {"protocol": adapter.name, "market": adapter.market, "stages": stages}
 

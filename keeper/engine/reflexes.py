@@ -7,7 +7,7 @@ right before it signs: so whatever it is waiting for, nothing is signed after a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ import structlog
 
 from keeper.abi import load
 from keeper.chain.client import Chain, Pending, SimCall
-from keeper.errors import ChainError, ConfigError
+from keeper.errors import AdapterError, ChainError, ConfigError
 from keeper.execution.fees import Market
 from keeper.execution.sender import Sender
 from keeper.guard import Gate, PauseState, named, scope_of
@@ -34,15 +34,22 @@ from keeper.types import (
     Hash,
     Head,
     Refusal,
+    Result,
     Reverted,
 )
 
 _HALT_FILE_EVERY_S: Final = 0.1
 _NO_REORG_DEEPER: Final = 128  # where a pause's transaction is looked for, to have it if it is orphaned
+_CARRIERS: Final = 4  # that many transactions are kept for each pause
 _JUDGED: Final = 4_096  # pending transactions that are remembered to have been looked at
+_SIDE_BY_SIDE: Final = 8  # that many of them nodes are asked about at once
 _PAUSE_GAS: Final = Gas(5_000_000)  # more than a Safe's largest batch around a pause takes
+_GAS_PER_BYTE: Final = (
+    64  # of calldata: more than any chain asks for, so that size alone makes nothing unknown
+)
 _EXEC: Final = load("Safe").function("execTransaction")
 _PAUSED: Final = load("PauseGuard").event("Paused")
+_STATES: Final = load("PauseGuard").function("scopeStates")
 
 _log = structlog.get_logger("keeper")
 
@@ -82,7 +89,10 @@ class Reflexes:
         self._recovered = recovered
         self._wall_clock = wall_clock
         self._judged: dict[Hash, bytes] = {}  # with the signed bytes, where they were shown
-        self._looked_for: set[Hash] = set()  # paused scopes whose carrier was looked for
+        self._few = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self._looked_for: set[tuple[Hash, int]] = (
+            set()
+        )  # pauses, by scope and epoch, whose carrier was looked for
 
     async def run(self) -> None:
         """React until cancelled. Raises what the record or the configuration raise: without them nothing is safe."""
@@ -98,6 +108,10 @@ class Reflexes:
     def remember(self) -> None:
         """Close again what an earlier run left closed."""
         self.gate.remember(self._ledger.entries(None, kind=("pause", "resume"))[::-1])
+        for scope, message in list(self.gate.messages.items()):
+            if message.pause_guard != self._pause_guard:
+                self.gate.give_up(scope, "it was said to another PauseGuard than is configured now")
+        self._looked_for = {pause for pause in self.gate.epochs().items() if pause[0] in self.gate.carriers}
 
     # --- at a head ---
 
@@ -121,11 +135,11 @@ class Reflexes:
         await self._keep_carriers(self.moment.head)
         self.book()
         missing = {*self.gate.closed("signed"), *self.gate.closed("lost")}
-        self._sender.withdraw_relays(self.gate.messages.keys() - missing)
+        words = {scope: self.gate.messages[scope] for scope in missing & self.gate.messages.keys()}
+        self._sender.relay_only(words.values())
         for scope in sorted(missing):
-            message = self.gate.messages.get(scope)
-            if message is not None:
-                await self._sender.relay_pause(message, self.moment.market)
+            if scope in words:
+                await self._sender.relay_pause(words[scope], self.moment.market)
             for raw in self.gate.carriers.get(scope, ()):
                 try:
                     await self._chain.send_raw(raw)
@@ -134,32 +148,38 @@ class Reflexes:
 
     def book(self) -> None:
         """Put on record what closed or opened the gate since the last time."""
-        changes, self.gate.changes = self.gate.changes, []
         head = self.moment.head.number if self.moment else 0
-        for change in changes:
+        while self.gate.changes:
+            change = self.gate.changes[0]
             body = {"scope": named(change.scope), "cause": change.cause, "head": head, **change.body}
+            self._ledger.book(change.kind, None, "", None, body, int(self._wall_clock()))
+            del self.gate.changes[0]  # only now: what could not be booked is still to be
             at_us = int(change.at_s * 1_000_000)
             _log.warning(change.kind, head=head, scope=body["scope"], cause=change.cause, at_us=at_us)
-            self._ledger.book(change.kind, None, "", None, body, int(self._wall_clock()))
 
     async def _keep_carriers(self, head: Head) -> None:
         """Have the transactions that paused what is paused, while nodes tell: a reorg may make them forget."""
-        closed = set(self.gate.closed("chain"))
-        self._looked_for &= closed
-        wanted = closed - self._looked_for - self.gate.carriers.keys() - set(self.gate.closed("lost"))
+        pauses = self.gate.epochs().items()
+        self._looked_for &= pauses
+        lost = self.gate.closed("lost")
+        wanted = {pause for pause in pauses - self._looked_for if pause[0] not in lost}
         if not wanted:
             return
         filters = Filters((self._pause_guard,), (_PAUSED.topic,))
         try:
             logs = await self._chain.logs([filters], max(head.number - _NO_REORG_DEEPER, 0), head.number)
-            for log in logs:
-                if log.topics[1] in wanted:
+            said = [(log, _PAUSED.decode(log)) for log in logs]
+            for pause in sorted(wanted):
+                told = [log for log, event in said if (event["scope"], event["epoch"]) == pause]
+                for log in told[
+                    :_CARRIERS
+                ]:  # the first is what paused it; anybody may repeat a signed one at will
                     name = log.transaction_hash
                     raw = await self._chain.raw(name) or self._judged.get(name, b"")
                     if not raw:
                         _log.warning("carrier_unknown", tx=name)  # it cannot be sent again
-                    self.gate.carried(log.topics[1], raw)
-        except ChainError as error:
+                    self.gate.carried(pause[0], raw)
+        except (ChainError, AdapterError) as error:
             _log.warning("carrier_unknown", error=str(error))
         else:
             self._looked_for |= wanted
@@ -194,33 +214,72 @@ class Reflexes:
             _log.warning("relay_waits", error=str(error))  # the next head tries again
 
     async def _saw(self, pending: Pending, group: asyncio.TaskGroup) -> None:
-        """Judge each once, side by side: spoofs must not hold up the one that is true."""
+        """Judge each once, a few side by side: spoofs must not hold up the one that is true, nor the line."""
         if pending.to is None or pending.hash in self._judged:
             return
         scopes = paused_by(pending.to, pending.data, self._pause_guard) & self._scopes.keys()
         if scopes:
-            self._judged[pending.hash] = pending.raw
-            if len(self._judged) > _JUDGED:
+            while len(self._judged) >= _JUDGED:
                 del self._judged[next(iter(self._judged))]
+            self._judged[pending.hash] = pending.raw
             group.create_task(self._judge(pending, pending.to, scopes))
 
-    async def _judge(self, pending: Pending, to: Address, scopes: set[Hash]) -> None:
-        # with a quorum one provider's word for who sent it is not enough to stop for
-        proven = pending.proof is not None and self._recovered(*pending.proof) == pending.sender
-        if self._chain.quorum > 1 and not proven:
-            _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
-            return
+    async def _judge(self, pending: Pending, to: Address, scopes: Set[Hash]) -> None:
         try:
-            head = self.moment.head if self.moment else await self._chain.head()
-            answer = await self._chain.call(SimCall(pending.sender, to, pending.data, _PAUSE_GAS), head)
+            async with self._few:
+                # with a quorum one provider's word for who sent it is not enough to stop for
+                if self._chain.quorum > 1 and not await self._proven(pending):
+                    _log.info("pending_pause_unproven", tx=pending.hash, sender=pending.sender)
+                    scopes = set()
+                else:
+                    scopes = await self._paused_after(pending, to, sorted(scopes))
         except ChainError as error:
             _log.warning("pending_pause_unknown", tx=pending.hash, error=str(error))  # unknown is a pause
-        else:
-            if isinstance(answer, Reverted) or not _succeeds(pending.data, answer):
-                _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
-                return
+        if not scopes:
+            _log.info("pending_pause_ignored", tx=pending.hash, sender=pending.sender)
+            self._judged[pending.hash] = b""  # strangers' bytes are not worth keeping
         for scope in scopes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
+
+    async def _proven(self, pending: Pending) -> bool:
+        """Whether its sender signed it, for this chain, and its nonce is not used up: an old one is easily shown."""
+        if pending.proof is None or pending.chain_id != self._chain.chain_id:
+            return False
+        if self._recovered(*pending.proof) != pending.sender:
+            return False
+        return pending.nonce >= await self._chain.nonce(pending.sender)
+
+    async def _paused_after(self, pending: Pending, to: Address, scopes: list[Hash]) -> frozenset[Hash]:
+        """Which of these are paused once it was mined: what it calls may be anybody's, and do nothing of what it says.
+
+        Asked at the head at hand and, where it would do nothing there, at the newest one.
+        """
+        at = self.moment.head if self.moment else None
+        if at is not None and (paused := await self._paused_at(at, pending, to, scopes)):
+            return paused
+        newest = await self._chain.head()  # the line may be some blocks behind
+        if at is not None and newest.hash == at.hash:
+            return frozenset()
+        return await self._paused_at(newest, pending, to, scopes)
+
+    async def _paused_at(
+        self, head: Head, pending: Pending, to: Address, scopes: list[Hash]
+    ) -> frozenset[Hash]:
+        """As above; where no provider shows what a transaction leaves behind, whether it succeeds must do."""
+        gas = Gas(_PAUSE_GAS + _GAS_PER_BYTE * len(pending.data))
+        call = SimCall(pending.sender, to, pending.data, gas)
+        look = SimCall(pending.sender, self._pause_guard, _STATES.encode(scopes), _PAUSE_GAS)
+
+        def verdict(done: Result, seen: Result | None) -> frozenset[Hash]:
+            if seen is None:
+                succeeds = not isinstance(done, Reverted) and _succeeds(pending.data, done)
+                return frozenset(scopes if succeeds else ())
+            states = _STATES.one(b"" if isinstance(seen, Reverted) else seen)
+            if len(states) != len(scopes):
+                raise AdapterError(f"{len(states)} scopes are told of instead of {len(scopes)}.")
+            return frozenset(scope for scope, (paused, *_) in zip(scopes, states, strict=True) if paused)
+
+        return await self._chain.judge(call, look, head, verdict)
 
     async def _watch_pool(self, group: asyncio.TaskGroup) -> None:
         await self._chain.watch_pool(self._pause_guard, lambda pending: self._saw(pending, group))

@@ -37,6 +37,10 @@ class Nonces:
             self._claimed = nonce + 1
         return nonce
 
+    def hole_below(self, nonce: int) -> bool:
+        """Whether this one waits for one that was given back."""
+        return any(self.used <= free < nonce for free in self._free)
+
     def give_back(self, nonces: Iterable[int]) -> None:
         """Nothing was signed for these, and the record has freed them."""
         self._free.update(nonces)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from keeper.chain.client import Chain
-from keeper.errors import ChainError, ExecutionError, LedgerError, RpcError
+from keeper.errors import ChainError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
 from keeper.execution.flights import Flight, Flights, Stuck
 from keeper.execution.funds import Funds
@@ -42,7 +42,6 @@ from keeper.types import (
     Settlement,
     Submission,
     Wei,
-    hex_of,
 )
 
 _PATIENCE_BLOCKS: Final = 2  # how long a transaction is left alone before it is looked at again
@@ -134,8 +133,9 @@ class Sender:
         settlements = await self._settling.settle(head, native)
         for settlement in settlements:
             if settlement.status == 0 and settlement.plan_id in relays:
-                scope = Hash(relays[settlement.plan_id][4:36])
-                self._gate.give_up(scope, "the relay of the guardian's message reverted")
+                for scope, message in list(self._gate.messages.items()):
+                    if message.calldata == relays[settlement.plan_id]:  # else it said something else since
+                        self._gate.give_up(scope, "the relay of the guardian's message reverted")
         costs_wei = {each.plan_id: each.gas_cost_wei for each in settlements}
         for plan_id in open_before:
             if plan_id not in self._flights:
@@ -210,31 +210,34 @@ class Sender:
         return flights
 
     async def _hand_over(self, flights: Sequence[Flight], head: BlockTime) -> None:
-        """Offer what was signed last, each by its way, and note what was answered."""
+        """Offer what was signed last, each by its way, and note what was answered.
+
+        One way is waited for before the next, so the gate is asked for each; a bundle leads with what is below it.
+        """
         for way in dict.fromkeys(map(self._way_of, flights)):
-            mine = [flight for flight in flights if self._way_of(flight) is way]
+            mine = [flight for flight in flights if self._way_of(flight) is way and self._may_leave(flight)]
+            if way.renews:
+                held = [flight.nonce for flight in self._flights.own() if not self._may_leave(flight)]
+                mine = [flight for flight in mine if flight.nonce < min(held, default=flight.nonce + 1)]
             offered = [flight.last for flight in mine]
             answers = await way.offer(mine, head)
             self._note_answers(list(zip(mine, offered, answers, strict=True)))
+
+    def _may_leave(self, flight: Flight) -> bool:
+        stops = flight.cancelling or flight.relaying
+        return stops or self._gate.standing(flight.key.protocol) is None
 
     def _way_of(self, flight: Flight) -> Way:
         public = flight.cancelling or flight.published or flight.relaying
         return self._pool if public else self._way
 
     def _note_answers(self, answers: Sequence[tuple[Flight, Attempt, Answer]]) -> None:
-        wrong: Hash | None = None
         with self._flights.store.transaction():
             for flight, attempt, answer in answers:
                 if isinstance(answer, Taken):
                     self._note_taken(flight, attempt, answer)
-                    if answer.hash != attempt.hash:
-                        wrong = attempt.hash
                 elif answer is not None:
                     self._note_refused(flight, attempt, answer)
-        if wrong is not None:
-            raise ExecutionError(
-                f"The node answered another hash for transaction {hex_of(wrong)}; stop using it."
-            )
 
     def _note_taken(self, flight: Flight, attempt: Attempt, taken: Taken) -> None:
         if attempt.hash == flight.last.hash:
@@ -340,6 +343,8 @@ class Sender:
         async with self._alone:
             relays = [flight for flight in self._unmined() if flight.relaying and not flight.cancelling]
             flight = next((each for each in relays if calldata_of(each.last.raw) == message.calldata), None)
+            if flight is not None and self._nonces.hole_below(flight.nonce):
+                flight = None  # plans that would fill the hole are stopped: it is relayed in their place
             if flight is not None and flight.signed_at >= at.number:
                 return
             offered = market.cancellation(_offered(flight) if flight else Offered(Wei(0), Wei(0)), Wei(0))
@@ -354,10 +359,14 @@ class Sender:
                     return
         await self._hand_over([flight], at)
 
-    def withdraw_relays(self, scopes: Collection[Hash]) -> None:
-        """The chain has these pauses: whatever still relays one is taken back unless it is mined first."""
+    def relay_only(self, messages: Collection[SignedPause]) -> None:
+        """The chain lacks these and no others: whatever relays another is taken back unless it is mined first.
+
+        Nobody would offer it again, and all nonces above it would wait.
+        """
+        wanted = {message.calldata for message in messages}
         for flight in self._unmined():
-            if flight.relaying and calldata_of(flight.last.raw)[4:36] in scopes:
+            if flight.relaying and not flight.cancelling and calldata_of(flight.last.raw) not in wanted:
                 flight.given_up = True
 
     def _unmined(self) -> list[Flight]:

@@ -95,15 +95,15 @@ def _refused(why: str) -> dict[str, Any]:
 
 def _bound(path: Path) -> socket.socket:
     """A socket that nobody else may connect to; one that a dead daemon left is replaced."""
-    path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
+        path.unlink(missing_ok=True)
         listening.bind(str(path))
     except OSError as error:
         listening.close()
         raise ConfigError(
-            f"{path} cannot be listened at ({error}); use a shorter path for the record."
+            f"{path} cannot be listened at ({error}); remove what is there, or use a shorter path for the record."
         ) from error
     finally:
         os.umask(before)

@@ -6,7 +6,7 @@
 | `pending` | a pause waits in the pool | the chain has it, or 3 blocks passed without it |
 | `signed` | a guardian handed over a signed message | the chain has it, or an unpause came after it |
 | `chain` | a head says so | an unpause is as many blocks deep as is configured |
-| `lost` | the chain lost a pause, or will not take one | the chain has it again, or a person clears `pause_lost` |
+| `lost` | the chain lost a pause, or will not take one | it is there, or unpaused later; a person clears `pause_lost` |
 
 A pause therefore counts at zero confirmations and whoever tells of it. An unpause is told from a pause that was
 orphaned by the epoch, which grows only when a scope is unpaused.
@@ -29,6 +29,10 @@ from keeper.types import GLOBAL_SCOPE, BlockNumber, Hash, Refusal, hex_of
 STOPPED: Final = ("halted", "paused", "unpause_not_final")  # refusals under which nothing is left in flight
 PROVISIONAL_BLOCKS: Final = 3
 _BOOKED: Final = ("scope", "cause", "head", "carried_by")  # what an entry says besides a cause's own numbers
+_DECISIVE: Final = (
+    "epoch",
+    "message",
+)  # by which a later unpause is told from an earlier one, also after a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +80,18 @@ class Gate:
         """The scopes that this cause closes."""
         return [scope for scope, why in self._closed if why == cause]
 
+    def epochs(self) -> dict[Hash, int]:
+        """The epoch of each pause that the chain has, by scope."""
+        return {scope: why["epoch"] for (scope, cause), why in self._closed.items() if cause == "chain"}
+
     # --- what closes it, and opens it again ---
 
     def look_for_halt_file(self) -> bool:
         """Whether the halt file is there; to be asked between heads too, because nobody announces it."""
-        there = self._halt_file.exists()
+        try:
+            there = self._halt_file.exists()
+        except OSError:
+            there = True  # nobody can tell
         if there != self._halted:
             self._halted = there
             kind = "pause" if there else "resume"
@@ -99,7 +110,7 @@ class Gate:
         """A guardian says so, and proved who it is; the chain may have to be told."""
         self.messages[message.scope] = message
         if verdict.told:
-            numbers = {"message": message.document(), "vetoes": verdict.vetoes}
+            numbers = {"message": message.document(), "vetoes": verdict.vetoes, "block": verdict.block}
             self._close(message.scope, "signed", numbers)
 
     def see_chain(self, pause: PauseState) -> None:
@@ -111,7 +122,8 @@ class Gate:
                 self._close(scope, "chain", _of(state))
                 signed = self._closed.get((scope, "signed"), {})
                 vetoing = bool(state.unpause_at_s) and signed.get("vetoes") is True
-                for cause in ("pending", "lost") if vetoing else ("pending", "lost", "signed"):
+                earlier = head < signed.get("block", 0)  # asked before it was said: no answer to it
+                for cause in ("pending", "lost") if vetoing or earlier else ("pending", "lost", "signed"):
                     self._open(scope, cause, {"head": head})
                 continue
             if known is not None and state.epoch <= known["epoch"]:
@@ -133,9 +145,11 @@ class Gate:
                 self._close(scope, "chain", {**since, "unpaused_at_s": state.last_unpaused_at_s})
             elif known is None or state.epoch > known["epoch"]:
                 numbers = {"head": pause.at.number, "epoch": state.epoch}
-                for cause in ("chain", "lost"):
-                    self._open(scope, cause, numbers)
+                self._open(scope, "chain", numbers)
                 self.carriers.pop(scope, None)
+                refused = self._closed.get((scope, "lost"), {}).get("message")
+                if refused is None or int(refused["issued_at"]) <= state.last_unpaused_at_s:
+                    self._open(scope, "lost", numbers)  # but not by an unpause from before those words
                 message = self.messages.get(scope)
                 if message is not None and message.issued_at_s <= state.last_unpaused_at_s:
                     self._open(scope, "signed", numbers)  # said before the unpause: dead, as in the contract
@@ -194,9 +208,9 @@ class Gate:
                 self._open(scope, "pending", {"head": head})
 
     def _close(self, scope: Hash, cause: str, numbers: dict[str, Any]) -> None:
-        new = (scope, cause) not in self._closed
+        known = self._closed.get((scope, cause))
         self._closed[scope, cause] = numbers
-        if new:
+        if known is None or any(known.get(name) != numbers.get(name) for name in _DECISIVE):
             self.changes.append(Change("pause", scope, cause, dict(numbers)))
             self.shut.set()
 

@@ -28,6 +28,7 @@ from keeper.types import Address, BlockTime, Hash, Refusal, Reverted, hex_of
 SUFFIX: Final = ".pause.json"
 _VERSION: Final = 1
 _LAST_TIME_S: Final = 2**40 - 1
+_LONGEST_SAID: Final = 200
 _HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # as PauseGuard's
 
 
@@ -64,9 +65,14 @@ class SignedPause:
     def read(cls, text: bytes, where: str) -> Self:
         """Parse a file or a line. Raises `ExecutionError` with one sentence that begins with `where`."""
         try:
-            return cls._of(_DOCUMENT.decode(text))
+            document = _DOCUMENT.decode(text)
+            names = json.loads(text, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+            if len(names) != len(set(names)):
+                raise ValueError("a key stands there twice.")  # other programs may read the other one
+            return cls._of(document)
         except (ValueError, RecursionError, ConfigError) as error:  # msgspec's own errors are ValueErrors
-            raise ExecutionError(f"{where} is not a signed pause: {error}") from error
+            said = ascii(str(error))[1:-1][:_LONGEST_SAID]  # it may quote what fools a terminal
+            raise ExecutionError(f"{where} is not a signed pause: {said}") from error
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
@@ -131,10 +137,11 @@ class SignedPause:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A message that the contract would take: whether the chain has to be `told`, and it `vetoes` an unpause there."""
+    """A message that the contract would take at `block`: whether it has to be `told` there, and whether it `vetoes`."""
 
     told: bool
     vetoes: bool
+    block: int = 0
 
 
 def read_verdict(
@@ -165,7 +172,7 @@ def read_verdict(
         numbers = {"issued_at_s": message.issued_at_s, "latest_s": at.timestamp_s + delay_s}
         return Refusal("pause", "signature_from_future", numbers)
     vetoes = bool(state.unpause_at_s) and message.issued_at_s >= state.unpause_at_s - delay_s
-    return Verdict(not state.paused or vetoes, vetoes)
+    return Verdict(not state.paused or vetoes, vetoes, at.number)
 
 
 def _bytes(name: str, text: str, size: int) -> bytes:

@@ -50,7 +50,7 @@ class OperatorKey(Key):
 
     Its secret is with `signer`, which may be far away: every door waits for it, and one that is in this process answers
     without letting anybody else run. A door raises `KeyMisuse` for what the policy forbids and `SignerError` where the
-    signer does not answer with our signature of exactly this transaction.
+    hourly budget has no room, or the signer does not answer with our signature of exactly this transaction.
     """
 
     __slots__ = ("_budget", "_policy", "_signer")

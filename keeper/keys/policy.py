@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keeper import abi
-from keeper.errors import KeyMisuse
+from keeper.errors import KeyMisuse, SignerError
 from keeper.guard import Fees
 from keeper.keys.transaction import Unsigned
 from keeper.types import Address, Gas, Hash, Wei
@@ -90,7 +90,7 @@ class Budget:
         self._signed: dict[Hash, tuple[int, int]] = {}  # by plan: when it was signed last, and its cost
 
     def require(self, plan_id: Hash, fees: Fees) -> None:
-        """Raise `KeyMisuse` where one more, or a replacement, would exceed the limit."""
+        """Raise `SignerError` where one more, or a replacement, would exceed the limit; later there is room again."""
         now_s = int(self._wall_clock())
         self._signed = {
             plan: (at_s, wei) for plan, (at_s, wei) in self._signed.items() if now_s - at_s < _HOUR_S
@@ -98,7 +98,7 @@ class Budget:
         others_wei = sum(wei for plan, (_, wei) in self._signed.items() if plan != plan_id)
         total_wei = others_wei + self._dearest_wei(plan_id, fees)
         if total_wei > self._limit_wei:
-            raise KeyMisuse(
+            raise SignerError(
                 f"Liquidations signed within an hour could cost {total_wei} wei, more than "
                 f"limits.max_gas_spend_wei_per_hour allows ({self._limit_wei}); nothing was signed."
             )

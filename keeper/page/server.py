@@ -75,18 +75,19 @@ def _app(table: Table, files: dict[str, bytes], token: str) -> web.Application:
         app.router.add_get("/" if name == "page.html" else f"/{name}", _file(content, _FILES[name]))
 
     async def call(request: web.Request) -> web.Response:
-        if not secrets.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), token.encode()):
+        given = request.headers.get(TOKEN_HEADER, "").encode("utf-8", "surrogateescape")  # any bytes at all
+        if not secrets.compare_digest(given, token.encode()):
             return _error(403, "This page has no token: open the URL that `keeper pause page` printed.")
         found = CALLS.get(request.match_info["name"])
         if found is None:
             return _error(404, "There is no such call.")
         shape, do = found
         try:
-            given = msgspec.json.decode(await request.read(), type=shape)
+            asked = msgspec.json.decode(await request.read(), type=shape)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return _error(400, f"The call was not understood ({error}).")
         try:
-            answer = await do(table, given)
+            answer = await do(table, asked)
         except KeeperError as error:
             return _error(422, str(error))
         return _json(200, answer)

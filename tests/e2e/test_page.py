@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -331,6 +332,12 @@ async def test_only_this_page_may_call(rigged: tuple[Lab, Rig]) -> None:
             for call in ("state", "build"):
                 refused = await session.post(f"{url}api/{call}", json={}, headers=headers)
                 assert refused.status == 403, headers
+        host = url.removeprefix("http://").rstrip("/")
+        reader, writer = await asyncio.open_connection(*host.split(":"))
+        head = f"POST /api/state HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\nX-Keeper-Token: "
+        writer.write(head.encode() + b"\xff\r\n\r\n{}")
+        assert b" 403 " in await reader.readline(), "a token of any bytes"
+        writer.close()
         foreign = await session.get(url, headers={"Host": "evil.example"})
         assert foreign.status == 403
         plain = await session.get(url)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eth_account import Account
+from eth_account.datastructures import SignedTransaction
 
 from keeper.abi import load
+from keeper.chain.pending import Pending, _pending
 from keeper.commands import breakers
 from keeper.commands import guardian as guardians
 from keeper.errors import ConfigError, ExecutionError, LedgerError
@@ -20,7 +24,7 @@ from keeper.execution.signing import Cleared, Standing
 from keeper.fixed import WAD
 from keeper.guard import scope_of
 from keeper.guard.door import door_of, hand_over
-from keeper.guard.message import SignedPause
+from keeper.guard.message import SignedPause, Verdict
 from keeper.lab.actors import Actor, account
 from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
@@ -31,7 +35,7 @@ from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
 from keeper.multisig.safe import CALL, InnerCall, batch, exec_calldata, pack_signatures
 from keeper.typed_data import SafeTx, safe_tx_hash
-from keeper.types import GLOBAL_SCOPE, Hash, Refusal, Submission, Trial
+from keeper.types import GLOBAL_SCOPE, Address, Hash, Refusal, Submission, Trial, hex_of
 from tests.conftest import OpenLab
 from tests.e2e.custody import kept
 from tests.e2e.line import Line, open_again, open_line
@@ -43,6 +47,8 @@ PAUSE = load("PauseGuard")
 MARKET, PROTOCOL = "3.0", "aave-3-0"
 _DRILL, _NO_INCIDENT = b"DRILL\0\0\0", Hash(bytes(32))
 _PATIENCE_S = 10.0
+_LIAR, _NOBODY = Address(b"\x11" * 20), Address(b"\x12" * 20)
+_ALWAYS_TRUE = bytes.fromhex("600160005260206000f3")  # whatever it is called with
 
 
 @asynccontextmanager
@@ -192,9 +198,16 @@ async def test_a_pending_pause_closes_the_gate_and_takes_back_what_is_in_flight(
         assert causes[:3] == [("pause", "pending"), ("pause", "chain"), ("resume", "pending")]
 
 
-@pytest.mark.parametrize("spoof", ["stranger", "selector only", "stranger's signature", "failing safe"])
+@pytest.mark.parametrize(
+    "spoof",
+    [
+        *("stranger", "selector only", "stranger's signature", "failing safe"),
+        *("lying safe", "batch for nobody", "too large to run"),
+    ],
+)
 async def test_a_spoof_is_ignored(lab: Lab, tmp_path: Path, spoof: str) -> None:
     """What could never pause does not stop the keeper, however much it looks like it; a true one after it does."""
+    await lab.node.set_code({_LIAR: _ALWAYS_TRUE})
     await borrow(lab)
     async with open_line(lab, tmp_path) as line, reacting(line):
         await fallen(line, lab)
@@ -207,12 +220,16 @@ async def test_a_spoof_is_ignored(lab: Lab, tmp_path: Path, spoof: str) -> None:
         tx = SafeTx(guard, 0, pause_call(), CALL, nonce + 1)
         digest = safe_tx_hash(lab.world.chain_id, safe.address, tx)
         signatures = pack_signatures({owner.address: sign_hash(owner, digest) for owner in safe.owners[:2]})
+        made_up = batch(_NOBODY, [InnerCall(guard, pause_call())], 0).data
         await line.pend(
             {
                 "stranger": Tx(STRANGER, guard, pause_call(), gas=200_000),
                 "selector only": Tx(STRANGER, guard, pause_call()[:4], gas=200_000),
                 "stranger's signature": Tx(STRANGER, guard, forged.calldata, gas=200_000),
                 "failing safe": Tx(STRANGER, safe.address, exec_calldata(tx, signatures), gas=700_000),
+                "lying safe": Tx(STRANGER, _LIAR, exec_calldata(tx, signatures), gas=700_000),
+                "batch for nobody": Tx(STRANGER, _NOBODY, made_up, gas=700_000),
+                "too large to run": Tx(STRANGER, guard, pause_call() + b"\1" * 130_000, gas=7_000_000),
             }[spoof]
         )
         guardian = lab.world.cast.guardians[0].address
@@ -221,6 +238,33 @@ async def test_a_spoof_is_ignored(lab: Lab, tmp_path: Path, spoof: str) -> None:
         assert len((await line.step()).sent) == 2
         await line.pend(Tx(guardian, guard, pause_call(), gas=200_000))
         await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
+async def test_a_flood_of_spoofs_leaves_the_node_to_the_line(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few are asked about at once, all are ignored, and none of their bytes are kept."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        judged, running, most = line.parts.chain.judge, 0, 0
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                return await judged(*arguments)
+            finally:
+                running -= 1
+
+        monkeypatch.setattr(line.parts.chain, "judge", counted)
+        reflexes, guard = line.engine.reflexes, line.rig.pause_guard
+        async with asyncio.TaskGroup() as group:
+            for number in range(60):
+                named = (Hash(number.to_bytes(32)), None, STRANGER, number)
+                await reflexes._saw(Pending(*named, guard, pause_call(), bytes(100_000), None), group)
+        assert stopped(line) is None and 0 < most <= 8
+        assert len(reflexes._judged) == 60 and not any(reflexes._judged.values())
 
 
 async def test_a_pause_that_never_lands_is_lifted_after_three_blocks(lab: Lab, tmp_path: Path) -> None:
@@ -256,6 +300,53 @@ async def test_with_a_quorum_a_pending_pause_must_be_signed(lab: Lab, tmp_path: 
         assert stopped(line) is None
         await lab.node.drop_pending()
         await _paused_by_raw(lab, line, guardian)
+        await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
+@pytest.mark.parametrize("shown", ["mined before", "of another chain", "waiting"])
+async def test_with_a_quorum_one_provider_cannot_show_an_old_pause_again(
+    lab: Lab, tmp_path: Path, shown: str
+) -> None:
+    """A guardian did sign it, but it can not be mined: a liar that keeps such a one does not stop the keeper by it."""
+    rig = await make_rig(lab, tmp_path, Terms(), (lab.anvil.ws_url, lab.anvil.url))
+    rig.config.write_text(rig.config.read_text().replace("max_head_age_s", "quorum = 2\nmax_head_age_s", 1))
+    guardian = lab.world.cast.guardians[0]
+    await lab.node.rpc.request("anvil_setNonce", hex_of(guardian.address), hex(5))
+    await lab.node.mine()
+    async with open_again(lab, rig) as line:
+        await line.step()
+        nonce = 4 if shown == "mined before" else 5
+        chain_id = lab.world.chain_id + (shown == "of another chain")
+        signed = _raw_pause(line, guardian, nonce, chain_id)
+        told = {
+            "hash": hex_of(signed.hash),
+            "from": hex_of(guardian.address),
+            "to": hex_of(rig.pause_guard),
+            "input": hex_of(pause_call()),
+            **{
+                name: hex(number)
+                for name, number in (("nonce", nonce), ("chainId", chain_id), ("gas", 200_000))
+            },
+            "maxFeePerGas": hex(100 * 10**9),
+            "maxPriorityFeePerGas": hex(10**9),
+            "type": "0x2",
+            **{name: hex(getattr(signed, name)) for name in ("v", "r", "s")},
+        }
+        pending = _pending(json.dumps(told).encode(), "liar")
+        assert pending.proof is not None
+        async with asyncio.TaskGroup() as group:
+            await line.engine.reflexes._saw(pending, group)
+        assert stopped(line) == ("pending" if shown == "waiting" else None)
+
+
+async def test_a_pending_pause_is_judged_by_the_newest_block(lab: Lab, tmp_path: Path) -> None:
+    """The line is a block behind, at which the Safe could not yet have sent it: it closes the gate nevertheless."""
+    async with open_line(lab, tmp_path) as line, reacting(line):
+        await line.step()
+        harmless = PAUSE.function("setGuardian").encode(WHO, True)
+        await execute(lab.node, lab.world.safe, InnerCall(line.rig.pause_guard, harmless))
+        await lab.node.mine_on_demand()
+        await line.pend(await safe_tx(lab, line, batched=False))
         await until(lambda: stopped(line) == "pending", "the gate to close")
 
 
@@ -385,24 +476,32 @@ async def test_a_fresh_record_waits_for_finality_too(lab: Lab, tmp_path: Path) -
         assert stopped(line) is None
 
 
-async def _paused_by_raw(lab: Lab, line: Line, guardian: Actor) -> None:
-    """A guardian's own transaction, really signed, so that it can be sent again."""
-    nonce = int(
-        await lab.node.rpc.request("eth_getTransactionCount", "0x" + guardian.address.hex(), "latest"), 16
-    )
-    signed = Account.from_key(guardian.key).sign_transaction(
+def _raw_pause(
+    line: Line, who: Actor, nonce: int, chain_id: int, call: bytes = b"", tip: int = 10**9
+) -> SignedTransaction:
+    """A guardian's own transaction, or what somebody else calls, really signed."""
+    signed: SignedTransaction = Account.from_key(who.key).sign_transaction(
         {
             "type": 2,
-            "chainId": lab.world.chain_id,
+            "chainId": chain_id,
             "nonce": nonce,
             "to": line.rig.pause_guard,
             "value": 0,
-            "data": pause_call(),
+            "data": call or pause_call(),
             "gas": 200_000,
             "maxFeePerGas": 100 * 10**9,
-            "maxPriorityFeePerGas": 10**9,
+            "maxPriorityFeePerGas": tip,
         }
     )
+    return signed
+
+
+async def _paused_by_raw(lab: Lab, line: Line, guardian: Actor) -> None:
+    """A guardian's own transaction in the pool, so that it can be sent again."""
+    nonce = int(
+        await lab.node.rpc.request("eth_getTransactionCount", "0x" + guardian.address.hex(), "latest"), 16
+    )
+    signed = _raw_pause(line, guardian, nonce, lab.world.chain_id)
     await lab.node.rpc.request("eth_sendRawTransaction", "0x" + signed.raw_transaction.hex())
 
 
@@ -439,6 +538,31 @@ async def _erased(lab: Lab, line: Line) -> None:
     assert not report.sent and stopped(line) == "chain", "on the chain again, by what was broadcast"
     await unpaused(lab, line)
     assert len((await line.step()).sent) == 2
+
+
+async def test_repeated_pauses_do_not_swell_the_record(lab: Lab, tmp_path: Path) -> None:
+    """Anybody may repeat a guardian's signed words: of each pause a few transactions are kept, the first among them."""
+    stranger = lab.world.cast.liquidator
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        guardian, chain_id = lab.world.cast.guardians[0], lab.world.chain_id
+        for _ in range(2):
+            await lab.node.mine_on_demand()
+            await _paused_by_raw(lab, line, guardian)
+            call = signed_pause(line, guardian, issued_at_s=line.head.timestamp_s + 5).calldata
+            first = await line.parts.chain.nonce(stranger.address)
+            for nonce in range(first, first + 20):
+                raw = _raw_pause(line, stranger, nonce, chain_id, call, tip=1).raw_transaction
+                await lab.node.rpc.request("eth_sendRawTransaction", hex_of(raw))
+            await lab.node.mine()
+            before = len(line.booked("pause"))
+            await line.step()
+            assert stopped(line) == "chain" and len(line.booked("pause")) - before <= 5
+            [sent] = await line.parts.chain.sent_in(guardian.address, line.head.number)
+            kept = line.engine.reflexes.gate.carriers[GLOBAL_SCOPE]
+            assert sent.raw in kept and len(kept) == 4
+            await unpaused(lab, line)
+            await line.step()
 
 
 async def test_a_person_clears_a_pause_that_is_lost(fresh_lab: OpenLab, tmp_path: Path) -> None:
@@ -520,6 +644,19 @@ async def test_a_guardians_file_is_handed_over(lab: Lab, tmp_path: Path) -> None
         assert stopped(line) == "signed" and answer["what"].startswith("Stopped everything")
 
 
+async def test_where_the_door_cannot_be_opened_every_other_way_is(lab: Lab, tmp_path: Path) -> None:
+    """Something that is no socket stands in its place: that is said once, and a pending pause still closes the gate."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        door_of(line.rig.folder / "keeper.db").mkdir()
+        async with reacting(line):
+            await until(lambda: bool(line.booked("warning")), "the warning")
+            await lab.node.mine_on_demand()
+            guardian = lab.world.cast.guardians[0].address
+            await line.pend(Tx(guardian, line.rig.pause_guard, pause_call(), gas=200_000))
+            await until(lambda: stopped(line) == "pending", "the gate to close")
+
+
 async def test_a_relay_waits_for_its_signer(lab: Lab, tmp_path: Path) -> None:
     """The key's holder is away: the gate is closed, the nonce is free again, and the next head relays; once."""
     rig = await make_rig(lab, tmp_path, Terms())
@@ -567,6 +704,89 @@ async def test_a_relayed_pause_that_a_reorg_erases_is_relayed_again(
         assert len(line.booked("relayed")) == 2 and not line.store.open_transactions()
 
 
+async def _paused_and_unpaused(lab: Lab, line: Line) -> None:
+    """By others, between two heads of the keeper."""
+    await lab.node.mine_each_transaction()
+    guardian = lab.world.cast.guardians[1].address
+    await line.guard().send(guardian, "pause", GLOBAL_SCOPE, _DRILL, _NO_INCIDENT)
+    await unpaused(lab, line)
+
+
+async def test_a_relay_that_nobody_wants_any_more_gives_its_nonce_back(lab: Lab, tmp_path: Path) -> None:
+    """Nodes forgot it, and an unpause ended what it says: its nonce is taken back, and liquidations go on."""
+    await borrow(lab)
+    async with open_line(lab, tmp_path) as line:
+        await fallen(line, lab)
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        await lab.node.drop_pending()
+        await _paused_and_unpaused(lab, line)
+        for _ in range(4):
+            await line.step()
+            await lab.node.mine()
+        await line.step()
+        assert stopped(line) is None and not line.store.open_transactions()
+        assert len(line.booked("cancelled")) == 1 and len(line.booked("settled")) == 2
+
+
+async def test_a_relay_that_reverts_gives_up_no_later_words(lab: Lab, tmp_path: Path) -> None:
+    """A guardian spoke again meanwhile: only what the reverted relay said is over, and the rest is relayed."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        guardian = lab.world.cast.guardians[0]
+        await told(line, signed_pause(line, guardian))
+        await lab.node.drop_pending()
+        await _paused_and_unpaused(lab, line)
+        line.head = await line.parts.chain.head()
+        await told(line, signed_pause(line, guardian, issued_at_s=line.head.timestamp_s + 1))
+        await lab.node.drop_pending()
+        first = line.store.open_transactions()[0].attempts[0].raw
+        await lab.node.rpc.request("eth_sendRawTransaction", hex_of(first))
+        await lab.node.mine()
+        await line.step()
+        assert [each.body["status"] for each in line.booked("relayed")] == [0]
+        assert stopped(line) == "signed" and not line.engine.reflexes.gate.closed("lost")
+        for _ in range(2):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
+async def test_words_to_a_former_guard_end_no_run(lab: Lab, tmp_path: Path) -> None:
+    """PauseGuard was deployed anew since: they are not relayed there, and the keeper stays stopped for a person."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        message = replace(signed_pause(line, lab.world.cast.guardians[0]), pause_guard=WHO)
+        line.engine.reflexes.gate.see_signed(message, Verdict(told=True, vetoes=False))
+        line.engine.reflexes.book()
+    for _ in range(2):
+        async with open_again(lab, line.rig) as line:
+            await lab.node.mine()
+            await line.step()
+            assert stopped(line) == "lost" and not line.store.open_transactions()
+
+
+async def test_a_pause_that_could_not_be_booked_is_still_to_be(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record fails for a moment while a guardian's words are taken in: a restart knows them all the same."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        reflexes = line.engine.reflexes
+        with monkeypatch.context() as patch:
+
+            def full(*_: object) -> None:
+                raise LedgerError("The disk is full.")
+
+            patch.setattr(reflexes._ledger, "book", full)
+            with pytest.raises(LedgerError):
+                await reflexes.accept(signed_pause(line, lab.world.cast.guardians[0]))
+        assert stopped(line) == "signed"
+        reflexes.book()
+    async with open_again(lab, line.rig) as line:
+        assert stopped(line) == "signed"
+
+
 async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: Path) -> None:
     """Handed over while everything is paused and an unpause is scheduled, it is relayed, and the schedule is gone."""
     async with open_line(lab, tmp_path) as line:
@@ -586,6 +806,39 @@ async def test_a_signed_message_vetoes_a_scheduled_unpause(lab: Lab, tmp_path: P
         assert (await line.guard().read("scopeState", GLOBAL_SCOPE))[3] == 0
         assert [entry.body["status"] for entry in line.booked("relayed")] == [1]
         assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
+async def test_the_relay_of_words_that_were_said_anew_does_not_hold_up_the_others(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Nodes forgot it, and nobody offers it again: its nonce is taken back, so that what was said last arrives."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        await lab.node.drop_pending()
+        await told(line, signed_pause(line, lab.world.cast.guardians[1]))
+        for _ in range(4):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain" and not line.store.open_transactions()
+
+
+async def test_a_relay_does_not_wait_for_nonces_that_plans_gave_back(lab: Lab, tmp_path: Path) -> None:
+    """It came while plans were being signed, and stopped them: it is relayed once more, in the place of the first."""
+    async with open_line(lab, tmp_path) as line:
+        await line.step()
+        await lab.node.mine_on_demand()
+        sender = line.engine._sender
+        assert sender is not None
+        claimed = [sender._nonces.take() for _ in range(2)]
+        await told(line, signed_pause(line, lab.world.cast.guardians[0]))
+        sender._nonces.give_back(claimed)
+        for _ in range(3):
+            await lab.node.mine()
+            await line.step()
+        assert stopped(line) == "chain"
+        assert line.booked("relayed")[0].body["status"] == 1
 
 
 async def test_a_stuck_relay_is_made_dearer_until_the_chain_has_it(lab: Lab, tmp_path: Path) -> None:

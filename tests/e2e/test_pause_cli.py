@@ -102,6 +102,7 @@ async def test_mistakes_are_one_sentence_and_a_code(rigged: tuple[Lab, Rig], tmp
         (1, ("show", ".env"), "is not JSON"),
         (2, ("sign", "nowhere.safetx.json"), "cannot be read"),
         (2, ("guardian", "global"), "KEEPER_GUARDIAN_PRIVATE_KEY is not set"),
+        (2, ("guardian", "--relay", "a.pause.json", "--hand-over", "a.pause.json"), "give one of them"),
     ]:
         ran = await run(rig.folder, *words)
         assert (ran.code, ran.out) == (code, ""), ran

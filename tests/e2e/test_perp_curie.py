@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from keeper import assembly
+from keeper import assembly, commands
 from keeper.abi import checksum
 from keeper.installation import setup_calls
 from keeper.lab.curie import part_of
@@ -58,6 +58,20 @@ async def test_the_line_takes_positions_over(lab: Lab, tmp_path: Path) -> None:
         value = int(await vault.read("getAccountValue", TRADER)) * 10**12
         assert value >= int(await balance.read("getMarginRequirementForLiquidation", TRADER))
         assert await scene.left_over() == ([], 0)
+
+
+async def test_an_account_is_explained(lab: Lab, tmp_path: Path) -> None:
+    """A command that never saw the exchange's accounts reads one, learns its markets, and says what it would do."""
+    rig = await make_rig(lab, tmp_path, Terms(max_slippage_bps=300))
+    async with following(lab) as follower:
+        await _configure(lab, rig, follower.curie.clearing_house)
+        await Scene(follower, rig, lab).fall(TRADER, 2 * ETHER, 500)
+        answer = await commands.explain(rig.config, checksum(TRADER))
+        [stages] = [each["stages"] for each in answer["protocols"] if each["protocol"] == "curie"]
+        said = [(stage["stage"], stage["answer"]) for stage in stages]
+        assert (
+            ("assess", "liquidatable") in said and ("plan", "planned") in said and ("trial", "pays") in said
+        )
 
 
 async def test_a_lost_takeover_is_found_again(lab: Lab, tmp_path: Path) -> None:

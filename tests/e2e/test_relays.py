@@ -12,6 +12,7 @@ import pytest
 
 from keeper import abi
 from keeper.fixed import WAD
+from keeper.guard import scope_of
 from keeper.lab.actors import account, actor
 from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
@@ -20,7 +21,7 @@ from keeper.lab.relay import Manners, RelayDouble, build, open_relay
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import BASE_FEE_WEI, Lab
 from keeper.store import OpenTransaction
-from keeper.types import GLOBAL_SCOPE, Hash, Submission, hex_of
+from keeper.types import GLOBAL_SCOPE, BlockTime, Hash, Submission, hex_of
 from tests.e2e.line import Line, open_again
 from tests.e2e.process import until
 
@@ -64,12 +65,18 @@ def _configure(rig: Rig, relays: list[RelayDouble], **send: object) -> None:
 
 @asynccontextmanager
 async def _fallen(
-    lab: Lab, folder: Path, *manners: Manners, accounts: int = 1, **send: object
+    lab: Lab,
+    folder: Path,
+    *manners: Manners,
+    accounts: int = 1,
+    markets: tuple[str, ...] = ("3.0",),
+    **send: object,
 ) -> AsyncIterator[Private]:
     """Accounts below 1, and a keeper that sends by relays of these manners to a node that mines when told to."""
     fallen = (_ONE, _TWO)[:accounts]
     specs = [PositionSpec(who, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100) for who in fallen]
-    await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], specs)
+    for market in markets:
+        await open_positions(lab.node, lab.world.cast, lab.world.aave[market], specs)
     async with AsyncExitStack() as stack:
         relays = [await stack.enter_async_context(open_relay(lab.node, each)) for each in manners]
         rig = await make_rig(lab, folder, Terms())
@@ -284,6 +291,54 @@ async def test_nothing_is_published_while_paused(lab: Lab, tmp_path: Path) -> No
         await private.built()
         await line.step()
         assert [entry.kind for entry in line.booked("cancelled", "settled", "reverted")] == ["cancelled"]
+
+
+async def test_no_bundle_leads_with_what_was_stopped(lab: Lab, tmp_path: Path) -> None:
+    """One protocol is stopped after its plan was signed: the other's bundle waits until that nonce was taken back."""
+    async with _fallen(lab, tmp_path, "honest", markets=("3.0", "3.6"), route="bundle") as private:
+        sender, gate = private.line.engine._sender, private.line.engine.reflexes.gate
+        assert sender is not None
+        signs = sender._signing.plans
+        stopped: list[str] = []
+
+        async def meanwhile(*arguments: Any) -> Any:
+            signed = await signs(*arguments)
+            stopped.append(arguments[0][0][0].plan.key.protocol)  # the lowest nonce's
+            gate.see_pending(scope_of(stopped[0]), Hash(bytes(32)), private.line.head.number)
+            return signed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sender._signing, "plans", meanwhile)
+            assert len((await private.line.step()).sent) == 1
+        held = [flight for flight in sender._flights.own() if flight.key.protocol == stopped[0]]
+        assert held[0].nonce == 0, "all others are led by it"
+        await lab.node.mine()
+        await private.line.step()
+        orders = [one.order for one in private.relays[0].asked("eth_sendBundle")]
+        given = {raw for order in orders for raw in order["txs"]}
+        plans = [flight.transaction.attempts[0].raw for flight in held]
+        assert given.isdisjoint(map(hex_of, plans))
+
+
+async def test_the_gate_is_asked_for_each_way_out(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It closes while the public pool is told of one: the relays do not get the other any more."""
+    async with _fallen(lab, tmp_path, "honest", accounts=2, route="private") as private:
+        await private.line.step()
+        sender, gate, head = private.line.engine._sender, private.line.engine.reflexes.gate, private.line.head
+        assert sender is not None
+        flights = sender._flights.own()
+        flights[0].published = True
+        told = private.line.parts.chain.send_raw
+
+        async def meanwhile(raw: bytes) -> Hash:
+            gate.see_pending(GLOBAL_SCOPE, Hash(bytes(32)), head.number)
+            return await told(raw)
+
+        monkeypatch.setattr(private.line.parts.chain, "send_raw", meanwhile)
+        await sender._hand_over(flights, BlockTime(head.number, head.hash, head.timestamp_s))
+        assert len(private.public) == 1 and len(private.relays[0].requests) == 2, "as before"
 
 
 async def test_a_stuck_bundle_is_replaced_under_its_name(lab: Lab, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from keeper.fixed import WAD
+from keeper.keys.policy import Budget
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
@@ -20,7 +21,7 @@ from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.signer_doubles import KmsDouble, Manners, Web3SignerDouble
 from keeper.lab.world import Lab
-from keeper.types import Address, Hash, PositionKey
+from keeper.types import Address, Hash, PositionKey, Wei
 from tests.e2e.custody import KINDS, REMOTE, Custody, kept
 from tests.e2e.line import Line, open_again
 
@@ -163,6 +164,21 @@ async def test_a_signer_that_fails_half_way_leaves_no_gap(lab: Lab, tmp_path: Pa
         assert [each.nonce for each in report.sent] == [1, 2]
         await _finish(line)
         assert len(line.booked("settled")) == 3 and len(line.booked("signed")) == 3
+
+
+async def test_a_key_whose_own_budget_is_spent_ends_no_run(lab: Lab, tmp_path: Path) -> None:
+    """By what it signed itself there is no room, whatever the record says: refused, the nonce free, and it goes on."""
+    async with _fallen(lab, tmp_path, "env", WHO) as (line, _):
+        sender = line.engine._sender
+        assert sender is not None
+        sender._key._budget = Budget(Wei(0), lambda: 0.0)
+        report = await line.step()
+        assert not report.sent and line.refusals(report, WHO) == [("send", "not_signed")]
+        assert not line.booked("signed") and not line.store.open_transactions()
+        sender._key._budget = Budget(Wei(ETHER), lambda: 0.0)
+        await lab.node.mine()
+        assert [each.nonce for each in (await line.step()).sent] == [0]
+        await _finish(line)
 
 
 async def test_a_stop_at_the_second_signature(lab: Lab, tmp_path: Path) -> None:

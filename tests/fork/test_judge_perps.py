@@ -16,7 +16,7 @@ from keeper.lab import curie as perp
 from keeper.lab import synthetix as synth
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
-from keeper.lab.curie import Curie, house_of, part_of, trade
+from keeper.lab.curie import Curie, MarketSpec, house_of, part_of, trade
 from keeper.lab.judge import Unhealthy, Verdict, judge
 from keeper.lab.node import Contract, Node
 from keeper.lab.rig import Rig, make_rig
@@ -78,7 +78,7 @@ async def _trade(lab: Lab, curie: Curie) -> None:
     depth = (ETHER // 20, 100 * ETHER)
     await perp.provide(node, curie, MAKER, "WETH", depth, (price / 2, price * 2))
     for _ in range(3):
-        await _push(lab, curie, -13 * ETHER, 6)
+        await _push(lab, curie, -28 * ETHER // 10, 6)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ async def fallen(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fall
         node = built.node
         synthetix, world = await synth.deploy_synthetix(node, built.world)
         lab = replace(built, world=world)
-        curie = await perp.deploy_curie(node, world)
+        curie = await perp.deploy_curie(node, world, [MarketSpec("WETH", 600_000, 2.0)])
         tables = synth.table(synthetix) + perp.table(curie)
         rig = await make_rig(lab, tmp_path_factory.mktemp("perps"), tables=tables)
         await _trade(lab, curie)
@@ -176,7 +176,7 @@ async def test_a_short_position_is_judged_as_well(fallen: Fallen) -> None:
     async with _undone(lab.node):
         await set_prices(lab.node, {lab.world.feeds["WETH"]: 2_250 * _E8})
         for _ in range(5):
-            await _push(lab, curie, 17 * ETHER, 6)
+            await _push(lab, curie, 37 * ETHER // 10, 6)
         found = _of(await fallen.judged("curie"), SHORT)
         assert found.reason == "left" and found.best is not None and found.best.position is not None
         assert found.best.position.raw < 0
@@ -195,21 +195,35 @@ async def test_no_less_margin_would_have_done(fallen: Fallen) -> None:
 
 
 async def test_a_takeover_that_leaves_a_rest_is_none(fallen: Fallen) -> None:
-    """Where a block's tick limit stops the whole from closing, what is found is a part that closes to the last unit."""
-    lab, curie = fallen.lab, fallen.curie
-    whole = _of(fallen.verdict, LONG).best
-    assert whole is not None and whole.position is not None
-    base, balance = whole.position.token.address, part_of(lab.node, curie, "AccountBalance")
+    """Where a block's tick limit stops the whole just short of closing, a part that closes to the last unit is found,
+    although the whole would gain as well.
+    """
+    lab, curie, whole = fallen.lab, fallen.curie, _of(fallen.verdict, LONG)
+    assert whole.best is not None and whole.best.position is not None
+    base, deployer = whole.best.position.token.address, lab.world.cast.deployer.address
+    exchange, balance = (part_of(lab.node, curie, name) for name in ("Exchange", "AccountBalance"))
+
+    async def by_hand(found: Unhealthy, ticks: int) -> tuple[int, bool]:
+        """What it gains, and whether a rest stays."""
+        assert found.best is not None
+        async with _undone(lab.node):
+            await exchange.send(deployer, "setMaxTickCrossedWithinBlock", base, ticks)
+            gained_raw = await _taken_over(fallen, found, 2 * found.best.repay.raw)
+            return gained_raw, bool(await balance.read("getBaseTokens", TAKER))
+
+    low, high = 1, 100  # a rest stays at the first, none at the second
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if (await by_hand(whole, middle))[1] else (low, middle)
+    gained_raw, rest = await by_hand(whole, low)
+    assert rest and gained_raw > 5 * USDC
     async with _undone(lab.node):
-        exchange = part_of(lab.node, curie, "Exchange")
-        await exchange.send(lab.world.cast.deployer.address, "setMaxTickCrossedWithinBlock", base, 3)
+        await exchange.send(deployer, "setMaxTickCrossedWithinBlock", base, low)
         found = _of(await fallen.judged("curie"), LONG)
-        assert found.best is not None and found.best.position is not None
-        assert 0 < found.best.position.raw < whole.position.raw
-        for best, rest in ((found.best, []), (whole, [base])):
-            async with _undone(lab.node):
-                await _taken_over(fallen, replace(found, best=best), best.repay.raw)
-                assert await balance.read("getBaseTokens", TAKER) == rest
+    assert found.best is not None and found.best.position is not None
+    assert 0 < found.best.position.raw < whole.best.position.raw
+    gained_raw, rest = await by_hand(found, low)
+    assert gained_raw > 0 and not rest
 
 
 async def test_other_collateral_nobody_bought_is_found(fallen: Fallen) -> None:

@@ -11,6 +11,7 @@ from keeper.lab.world import Lab
 from keeper.protocols.perp_curie.closing import read_closing
 from keeper.protocols.perp_curie.system import Market
 from keeper.types import Refusal
+from tests.conftest import Count
 from tests.protocols.perp_curie_lab import ETHER, SYMBOLS, UNIT, USDC, Follower, following
 
 DEEP = os.environ.get("KEEPER_DEEP") == "1"
@@ -33,7 +34,7 @@ async def _makers(chance: random.Random, follower: Follower) -> None:
                 continue
 
 
-async def test_closing_costs_what_it_says(lab: Lab) -> None:
+async def test_closing_costs_what_it_says(lab: Lab, count: Count) -> None:
     """For random positions in pools of many orders, long and short, up to sizes that cross several of them, with pool
     fees and exchange fees that differ: the quote that closing brings after fees and the price it leaves are the
     exchange's own to the last of 18 decimals, and what is refused as more than the block's limit closes only in part.
@@ -84,4 +85,5 @@ async def test_closing_costs_what_it_says(lab: Lab) -> None:
             seen["long" if size > 0 else "short"] += 1
             seen["crossing"] += abs(swapped.tick - state.tick) > market.spacing
             await node.advance(30)
+    count("Perp Curie positions that were closed as forecast", seen["long"] + seen["short"])
     assert min(seen[kind] for kind in ("long", "short", "crossing")) > 0, seen

@@ -17,6 +17,7 @@ from keeper.protocols.perp_curie.positions import FIRST_ENTRY, PER_ENTRY, rows_o
 from keeper.protocols.perp_curie.rules import Parameters
 from keeper.protocols.perp_curie.system import Entry, Feed, Market, System, Terms
 from keeper.types import Address, BlockNumber, BlockTime, Hash, Health, Marks, Positions, Token
+from tests.conftest import Count
 from tests.protocols.perp_curie_lab import (
     SYMBOLS,
     Follower,
@@ -211,7 +212,7 @@ async def _equal(follower: Follower, marks: Marks, owners: list[Address], seen: 
         seen["spared"] += owner not in candidates
 
 
-async def test_figures_equal_the_exchange_s() -> None:
+async def test_figures_equal_the_exchange_s(count: Count) -> None:
     """After random trades, orders, price moves and time, for random accounts with one or two markets, long and short,
     some with other collateral or open orders: account value, pending funding, margin requirement, mark price, debt
     value, liquidatable sizes and whether collateral may be sold are the exchange's own to the last unit, whoever is
@@ -239,6 +240,7 @@ async def test_figures_equal_the_exchange_s() -> None:
             ahead = await follower.marks(head, ahead_s)
             await follower.node.advance(ahead_s)
             await _equal(follower, ahead, takers, seen)
+    count("Perp Curie accounts that were compared with the exchange", seen["accounts"])
     assert min(seen[kind] for kind in ("unsafe", "partial", "funded", "makers", "spared", "sellable")) > 0, (
         seen
     )

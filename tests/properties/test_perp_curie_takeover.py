@@ -9,6 +9,7 @@ from keeper.fixed import BPS, mul_div_up
 from keeper.lab.curie import MarketSpec, part_of
 from keeper.lab.world import Lab, open_lab
 from keeper.types import Address, Health, Marks, Option, Outcome, Refusal
+from tests.conftest import Count
 from tests.protocols.perp_curie_lab import SYMBOLS, random_accounts, to_index
 from tests.protocols.perp_curie_takeover import Scene, taking
 
@@ -99,7 +100,7 @@ async def _run(lab: Lab, folder: Path, seed: int, crashes: int, seen: Counter[st
         assert await balance.read("getBaseTokens", scene.rig.liquidator) == []
 
 
-async def test_takeovers_move_what_they_say(tmp_path: Path) -> None:
+async def test_takeovers_move_what_they_say(tmp_path: Path, count: Count) -> None:
     """Over random crashes on thin pools, for longs and shorts of random accounts and several sizes of each position: a
     takeover through the Liquidator in a block at the marks' time gains the treasury exactly what its outcome says, a
     unit more is refused on chain, and what the adapter refuses reverts. Nothing stays behind on the exchange.
@@ -109,6 +110,8 @@ async def test_takeovers_move_what_they_say(tmp_path: Path) -> None:
     for number in range(CRASHES // per_lab):
         async with await open_lab(clock="steady") as lab:
             await _run(lab, tmp_path / str(number), 20_260_104 + number, per_lab, seen)
+    count("crashes of Perp Curie", CRASHES)
+    count("takeovers that were forecast to the unit", seen["exact"])
     assert min(seen[kind] for kind in ("exact", "executed")) > 0, seen
     if DEEP:
         assert min(seen[kind] for kind in ("short", "long", "losing_takeover", "maker")) > 0, seen

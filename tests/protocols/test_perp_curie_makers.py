@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from keeper.fixed import BPS, mul_div_up
@@ -75,6 +76,20 @@ async def test_a_maker_is_judged_anew_when_others_trade(lab: Lab, tmp_path: Path
             found.append(value)
             await move_market(scene.follower, "WETH", -0.05)
         assert found[0] != found[1]
+
+
+async def test_a_market_that_was_not_read_refuses(lab: Lab, tmp_path: Path) -> None:
+    """A position in a market that marks do not know yet is refused, never left out."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie = scene.follower.node, scene.follower.curie
+        await scene.follower.fund([TRADER], 1_000 * USDC)
+        await trade(node, curie, TRADER, "WETH", ETHER // 10)
+        head = await scene.follower.follow()
+        marks = await scene.follower.marks(head)
+        unread = dataclasses.replace(marks, exact=dataclasses.replace(marks.exact, entries=()))
+        assert isinstance(scene.follower.assessed(TRADER, marks), Health)
+        found = scene.follower.assessed(TRADER, unread)
+        assert found == Refusal("assess", "market_not_read", {"markets": 0})
 
 
 async def test_orders_that_were_not_read_refuse(lab: Lab, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ async def test_a_provider_that_counts_requests_is_not_asked_for_every_hash(tmp_p
         await node.notify("0x1", TO_GUARD["hash"])
         await until(lambda: bool(noted))
         assert "only hashes" in noted[0].detail
+        assert node.asked("eth_unsubscribe") == 1, "nothing is queued that nobody reads"
         assert node.asked("eth_getTransactionByHash") == 0 and not told
 
 
@@ -147,4 +148,4 @@ async def test_a_broken_connection_is_made_again(tmp_path: Path, monkeypatch: py
         await asyncio.sleep(0.05)
         await node.notify("0x1", TO_GUARD)
         await until(lambda: len(told) == 1)
-        assert not noted
+        assert not noted and node.asked("eth_unsubscribe") == 1, "of the one that sent nonsense"

@@ -16,8 +16,8 @@ from keeper.chain.client import Chain, SimCall
 from keeper.chain.pool import Notice, Pool, Sleep
 from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc
-from keeper.errors import ChainError, NoQuorum, RpcError
-from keeper.types import ZERO_ADDRESS, Gas, Hash
+from keeper.errors import AdapterError, ChainError, NoQuorum, RpcError
+from keeper.types import ZERO_ADDRESS, Gas, Hash, Result, Reverted
 from tests.scripted_node import HangUp, Method, Refuse, ScriptedNode, Silence
 from tests.unit.test_chain_client import AT, FILTERS, HEAD, POOL, RECEIPT, block_hash, log
 
@@ -391,6 +391,25 @@ async def test_a_transaction_is_told_to_a_quorum(stack: AsyncExitStack, folders:
         await chain.send_raw(raw)
 
 
+@pytest.mark.parametrize("quorum", [1, 2])
+async def test_one_provider_cannot_answer_for_a_transaction_with_another_hash(
+    stack: AsyncExitStack, folders: Iterator[Path], quorum: int
+) -> None:
+    """It may have swallowed it: another is told in its place, and what others took was taken."""
+    raw = b"\x02signed"
+    nodes = saying(folders, 0, 0, 0)
+    for node in nodes[1:]:
+        node.methods["eth_sendRawTransaction"] = lambda _: "0x" + keccak(raw).hex()
+    nodes[0].methods["eth_sendRawTransaction"] = lambda _: "0x" + "66" * 32
+    chain = Chain(await pool_of(stack, nodes, quorum), 31337)
+    assert await chain.send_raw(raw) == keccak(raw)
+    assert [node.asked("eth_sendRawTransaction") for node in nodes] == [1, 1, quorum - 1]
+    for node in nodes:
+        node.methods["eth_sendRawTransaction"] = lambda _: "0x" + "66" * 32
+    with pytest.raises(ChainError, match="of another transaction"):
+        await chain.send_raw(raw)
+
+
 async def test_a_trial_is_what_a_quorum_says(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
     """Status and output must be the same, gas nearly so and the highest counts; nobody is dropped for a trial."""
 
@@ -414,6 +433,33 @@ async def test_a_trial_is_what_a_quorum_says(stack: AsyncExitStack, folders: Ite
     [trial] = await chain.simulate([call], HEAD, 1_700_000_012, 9)
     assert trial.gas_used == 100_500
     assert pool.notices == []
+
+
+async def test_only_a_verdict_must_be_agreed_upon(stack: AsyncExitStack, folders: Iterator[Path]) -> None:
+    """Anybody's code may answer every node otherwise: what the look afterwards shows counts, or the call alone."""
+
+    def left_by(output: str, seen: str) -> list[dict[str, Any]]:
+        calls = [{"status": "0x1", "gasUsed": "0x1", "returnData": each} for each in (output, seen)]
+        return [{"calls": calls}]
+
+    def verdict(done: Result, seen: Result | None) -> str:
+        if seen == b"\xff":
+            raise AdapterError("a look that shows nothing")
+        return "called" if seen is None and not isinstance(done, Reverted) else str(seen)
+
+    nodes = saying(folders, 0, 0, 0)
+    for number, node in enumerate(nodes):
+        node.methods["eth_simulateV1"] = partial(lambda answer, *_: answer, left_by(f"0x0{number}", "0x77"))
+    chain = Chain(await pool_of(stack, nodes, 2), 31337)
+    call = SimCall(ZERO_ADDRESS, POOL, b"", Gas(1_000_000))
+    assert await chain.judge(call, call, HEAD, verdict) == str(b"\x77")
+    for lie in ("0x66", "0xff"):
+        nodes[0].methods["eth_simulateV1"] = partial(lambda answer, *_: answer, left_by("0x00", lie))
+        assert await chain.judge(call, call, HEAD, verdict) == str(b"\x77"), "two of three say so"
+    for node in nodes:
+        del node.methods["eth_simulateV1"]
+        node.methods["eth_call"] = lambda *_: "0x01"
+    assert await chain.judge(call, call, HEAD, verdict) == "called"
 
 
 async def test_code_and_blocks_are_asked_of_a_quorum(stack: AsyncExitStack, folders: Iterator[Path]) -> None:

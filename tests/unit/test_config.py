@@ -387,6 +387,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ('name = "aave"', 'name = "Aave"', 'protocols[0].name: "Aave" is not a usable name'),
         ('name = "aave"', 'name = "-a"', 'protocols[0].name: "-a" is not a usable name'),
         ('name = "aave"', 'name = "a\\n"', "is not a usable name"),
+        ('name = "aave"', 'name = "global"', 'protocols[0].name: "global" is the pause scope of everything'),
         ('name = "aave"', f'name = "{"a" * 32}"', "is not a usable name"),
         (
             'name = "aave"',

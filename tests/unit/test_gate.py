@@ -210,6 +210,18 @@ def test_a_veto_holds_until_the_schedule_is_gone() -> None:
     assert closed.closed("signed") == []
 
 
+@pytest.mark.parametrize("vetoes", [True, False], ids=["veto", "pause"])
+def test_an_earlier_head_does_not_answer_a_guardians_words(vetoes: bool) -> None:
+    """It was asked about before they came, and is told of after: what it says of the scope is of before, too."""
+    closed = gate()
+    closed.see_chain(at(3, {AAVE: PAUSED}))
+    closed.see_signed(MESSAGE, Verdict(told=True, vetoes=vetoes, block=5))
+    closed.see_chain(at(4, {AAVE: PAUSED}))
+    assert closed.closed("signed") == [AAVE]
+    closed.see_chain(at(5, {AAVE: PAUSED}))
+    assert closed.closed("signed") == []
+
+
 def test_words_older_than_an_unpause_are_dead() -> None:
     """The chain was paused and unpaused in between, by others: what a guardian said before no longer holds."""
     closed = gate()
@@ -246,7 +258,58 @@ def test_what_the_chain_will_not_take_stays_closed(ledger: Ledger) -> None:
         assert cause(each) == "lost" and not each.messages and not each.closed("signed")
 
 
+def test_an_unpause_from_before_does_not_open_what_the_chain_will_not_take(ledger: Ledger) -> None:
+    """It was final long ago, and a restart judges it anew; only an unpause after those words says they are over."""
+    closed = gate()
+    closed.see_signed(replace(MESSAGE, issued_at_s=1_200), TOLD)
+    closed.give_up(AAVE, "reverted")
+    book(ledger, closed)
+    for each in (closed, again(ledger)):
+        before = at(900, {AAVE: UNPAUSED})
+        each.see_chain(before)
+        each.see_final(before, None)
+        assert cause(each) == "lost"
+        after = at(901, {AAVE: replace(UNPAUSED, epoch=6, last_unpaused_at_s=1_300)})
+        each.see_chain(after)
+        each.see_final(after, None)
+        assert cause(each) is None
+
+
+def test_a_halt_file_that_cannot_be_looked_for_is_there() -> None:
+    """Unknown is a stop, and no crash that would leave alone what is in flight."""
+    closed = Gate(Path("/" + "x" * 300), 2)
+    assert cause(closed) == "halted" and closed.shut.is_set()
+
+
 # --- restarts ---
+
+
+def test_a_second_pause_is_remembered_as_the_second(ledger: Ledger) -> None:
+    """It came before the unpause of the first was final; orphaned while nobody looked, that unpause does not end it."""
+    closed = gate()
+    closed.see_chain(at(1, {AAVE: PAUSED}))
+    after = at(2, {AAVE: UNPAUSED})
+    closed.see_chain(after)
+    closed.see_final(after, 1_000)
+    closed.see_chain(at(3, {AAVE: replace(PAUSED, epoch=UNPAUSED.epoch)}))
+    book(ledger, closed)
+    for each in (closed, again(ledger)):
+        each.see_chain(after)
+        each.see_final(after, None)
+        assert each.closed("lost") == [AAVE] and cause(each) is not None
+
+
+def test_a_guardians_later_words_are_remembered(ledger: Ledger) -> None:
+    """They came before the chain had the earlier ones, and an unpause between the two ends only those."""
+    closed = gate()
+    closed.see_signed(MESSAGE, TOLD)
+    later = replace(MESSAGE, issued_at_s=1_101)
+    closed.see_signed(later, TOLD)
+    book(ledger, closed)
+    for each in (closed, again(ledger)):
+        each.see_chain(at(3, {AAVE: UNPAUSED}))
+        each.see_final(at(3, {AAVE: UNPAUSED}), None)
+        assert cause(each) == "signed" and each.messages == {AAVE: later}
 
 
 def test_every_cause_survives_a_restart(ledger: Ledger) -> None:

@@ -646,6 +646,21 @@ def test_a_broken_pause_message_is_refused(key: str, value: Any, sentence: str) 
         SignedPause.read(json.dumps(document).encode(), "it")
 
 
+def test_a_signed_pause_cannot_fool_a_terminal() -> None:
+    """What a hostile file calls its fields is quoted escaped, and cut."""
+    text = json.dumps({"\x1b[2J\u2028" + "x" * 5_000: 1}, ensure_ascii=False)
+    with pytest.raises(ExecutionError) as caught:
+        SignedPause.read(text.encode(), "it")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_a_signed_pause_says_each_thing_once() -> None:
+    """Of a repeated key programs read one or the other: the file is refused."""
+    text = SignedPause.made(GUARD_AT, Pause(AAVE, DRILL, Hash(bytes(32)), 1), bytes(65)).text()
+    with pytest.raises(ExecutionError, match="stands there twice"):
+        SignedPause.read(text.replace("{", '{"issued_at": "2", ', 1).encode(), "it")
+
+
 # --- a Safe's errors -------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from keeper.engine.head import StepReport
 from keeper.errors import AdapterError, ChainError, KeeperError
 from keeper.lab.chaos.points import armed
 from keeper.lab.rig import Rig
+from keeper.ledger import Booked, Ledger
 from keeper.store import Store, sqlite_path
 from keeper.types import Hash
 
@@ -41,11 +42,12 @@ class Line:
     """A keeper that is started, handles the newest head when told to, and is started again after it ended.
 
     `tally` counts what became of each head it was told of: handled, same, lost, ended (by which error), died.
-    `crashes` are errors that no keeper should end with.
+    `crashes` are errors that no keeper should end with. One that `reacts` has its reflexes beside it, as in the daemon.
     """
 
     rig: Rig
     clock: Callable[[], float]
+    reacts: bool = False
     tally: Counter[str] = field(default_factory=Counter)
     disk_full: bool = False
     last_error: str = ""
@@ -54,6 +56,7 @@ class Line:
     _life: AsyncExitStack | None = None
     _parts: assembly.Parts | None = None
     _engine: Engine | None = None
+    _reacting: asyncio.Task[None] | None = None
     _store: Store | None = None
     _seen: Hash = field(default_factory=lambda: Hash(b""))
 
@@ -61,6 +64,17 @@ class Line:
     def running(self) -> bool:
         """Whether it has started and not ended."""
         return self._life is not None
+
+    @property
+    def engine(self) -> Engine:
+        """Its line, while it is running."""
+        assert self._engine is not None, "it has started"
+        return self._engine
+
+    def booked(self, *kinds: str) -> list[Booked]:
+        """Its entries of these kinds, oldest first, while it is running."""
+        assert self._store is not None, "it has started"
+        return Ledger(self._store).entries(None, kind=kinds)[::-1]
 
     async def head(self) -> StepReport | None:
         """Handle the newest head, starting first if need be; None when it did not come to the end of it."""
@@ -100,7 +114,7 @@ class Line:
     async def end(self) -> None:
         """Close everything without finishing anything."""
         life, self._life = self._life, None
-        self._engine = self._store = self._parts = None
+        self._engine = self._store = self._parts = self._reacting = None
         # a process that is gone does not go on with what it did beside
         begun = [task for task in asyncio.all_tasks() if _is_keepers(task)]
         for task in begun:
@@ -113,6 +127,8 @@ class Line:
         if self._life is None:
             await self._start()
         assert self._parts is not None and self._engine is not None, "it has started"
+        if self._reacting is not None and self._reacting.done():
+            self._reacting.result()  # it raises what ended them
         self._limit_disk()
         head = await self._parts.chain.head()
         if head.hash == self._seen:
@@ -132,6 +148,7 @@ class Line:
         engine, _ = await assembly.engine(self._parts, self._store, key, sign=True, wall_clock=self.clock)
         await engine.start(await self._parts.chain.head())
         self._engine = engine
+        self._reacting = asyncio.create_task(engine.reflexes.run()) if self.reacts else None
 
     def _limit_disk(self) -> None:
         """A record that may not grow by a page, while the disk is said to be full."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from keeper.fixed import WAD
 from keeper.protocols.perp_curie.marks import CurieMarks
-from keeper.protocols.perp_curie.positions import Holdings, holdings
+from keeper.protocols.perp_curie.positions import Holdings, holdings, words_of
 from keeper.protocols.perp_curie.rules import (
     collateral_value_wad,
     floor_wad,
@@ -64,6 +64,8 @@ class Account:
 def judge(position: Position, marks: CurieMarks) -> Health | Refusal:
     """The account's health, with an `Account` as its detail; a price it depends on that cannot be used is a Refusal."""
     found = holdings(position, marks.entries)
+    if any(position.words[words_of(marks.entries) :]):
+        return Refusal("assess", "market_not_read", {"markets": len(marks.entries)})
     refused = _unpriced(found, marks)
     if refused:
         return refused

@@ -101,6 +101,11 @@ class Seen:
         return bool(self.tokens) and self.balance_raw * system.unit_wad + self.owed_wad < 0
 
 
+def words_of(entries: Sequence[Entry]) -> int:
+    """How many words a position has."""
+    return FIRST_ENTRY + PER_ENTRY * len(entries)
+
+
 def holdings(position: Position, entries: Sequence[Entry]) -> Holdings:
     """A position's words by name."""
     words = position.words
@@ -169,7 +174,7 @@ def fill(
         if each.tokens:
             questions.append(_THRESHOLD.call(system.manager, each.account))
     results = iter((yield questions) if questions else ())
-    words = np.zeros((len(seen), FIRST_ENTRY + PER_ENTRY * len(entries), 2), dtype=np.uint64)
+    words = np.zeros((len(seen), words_of(entries), 2), dtype=np.uint64)
     makers: dict[Address, Orders] = {}
     for row, each in enumerate(seen):
         with_orders: list[Address] = []
