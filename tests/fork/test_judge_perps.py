@@ -353,6 +353,19 @@ async def test_a_loan_that_costs_more_than_slippage_allows_is_not_left(
     assert {one.account for one in verdict.left} >= {UNSAFE, RACED}
 
 
+@pytest.mark.parametrize(("most_usd", "reason"), [(100.0, "left"), (0.1, "over_max_repay")])
+async def test_no_more_margin_than_allowed_is_borrowed(
+    fallen: Fallen, tmp_path: Path, most_usd: float, reason: str
+) -> None:
+    """What the operator lets borrow bounds takeovers and sales, and where nothing is left of them that is said."""
+    limit = f"max_repay_usd = {most_usd}"
+    config = _reconfigured(fallen, tmp_path, "max_repay_usd = 10000000.0", limit)
+    verdict = await judge(config, markets=["curie"])
+    assert {_of(verdict, who).reason for who in (LONG, MAKER)} == {reason}
+    for one in verdict.unhealthy:
+        assert one.best is None or one.best.repay.raw <= most_usd * USDC
+
+
 async def test_a_price_older_than_allowed_excuses(fallen: Fallen, tmp_path: Path) -> None:
     """Who may not believe the exchange's price may not liquidate by it."""
     house = f'clearing_house = "{checksum(fallen.curie.clearing_house)}"'
