@@ -270,6 +270,17 @@ async def test_a_position_nobody_flagged_is_found(fallen: Fallen) -> None:
     assert paid_raw > 100 * UNIT
 
 
+def test_the_document_says_what_a_perp_has_and_what_it_lacks(fallen: Fallen) -> None:
+    """A position beside the amounts, no loan for a fee and no health factor where none is told; text says it too."""
+    rows = {row["account"]: row for row in fallen.verdict.document()["left"]}
+    fee, takeover = rows[checksum(UNSAFE)], rows[checksum(LONG)]
+    assert (fee["health_factor_wad"], fee["best"]["flash_source"]) == (None, None)
+    assert fee["best"]["position"]["raw"] == str(20 * UNIT)
+    assert takeover["best"]["position"]["symbol"] == "vWETH" and takeover["best"]["flash_source"]
+    assert 0 < int(takeover["health_factor_wad"]) < 10**18
+    assert "position 20 sETH" in str(fallen.verdict) and "position 1 vWETH" in str(fallen.verdict)
+
+
 async def test_a_gated_position_is_left_for_what_a_flag_would_pay_later(fallen: Fallen) -> None:
     """Nobody can liquidate it now; but the flag alone earns what both steps pay once the skew has gone."""
     lab, found = fallen.lab, _of(fallen.verdict, GATED)
@@ -353,6 +364,22 @@ async def test_a_loan_that_costs_more_than_slippage_allows_is_not_left(
     assert {one.account for one in verdict.left} >= {UNSAFE, RACED}
 
 
+async def test_profit_in_another_token_is_bought_with_the_rest(fallen: Fallen, tmp_path: Path) -> None:
+    """What a takeover leaves over its loan is sold for the profit token, and fees that cannot be are named."""
+    world = fallen.lab.world
+    usdc, weth = world.tokens["USDC"], world.tokens["WETH"]
+    line = 'token = "{}"'
+    tokens = [line.format(checksum(token.address)) for token in (usdc, weth)]
+    verdict = await judge(_reconfigured(fallen, tmp_path, *tokens))
+    best = _of(verdict, LONG).best
+    assert best is not None and best.route == ("sell USDC -500-> WETH",)
+    premium_raw = -(-best.repay.raw * _FLASH_BPS // 10_000)
+    left_raw = best.seize.raw - best.repay.raw - premium_raw
+    bought_raw = await quote_v3(fallen.lab.node, world.uniswap_v3, usdc, weth, 500, left_raw)
+    assert (best.profit.token, best.profit.raw) == (weth, bought_raw)
+    assert (_of(verdict, UNSAFE).reason, _of(verdict, UNSAFE).best) == ("no_route", None)
+
+
 @pytest.mark.parametrize(("most_usd", "reason"), [(100.0, "left"), (0.1, "over_max_repay")])
 async def test_no_more_margin_than_allowed_is_borrowed(
     fallen: Fallen, tmp_path: Path, most_usd: float, reason: str
@@ -407,8 +434,8 @@ class Kept:
 async def _rest(line: Line) -> None:
     """Let the keeper work until averages have followed its own trades and there still is nothing to do."""
     for _ in range(10):
-        reports = await line.steps(30)
         await line.lab.node.advance(120)
+        reports = await line.steps(30)
         if not any(report.sent for report in reports):
             return
     raise AssertionError("still busy")
