@@ -108,12 +108,20 @@ class Curie:
         stale = await self._stale(scene.evidence, trader)
         if stale is not None:
             return Ways((), ("stale_price", stale))
-        takeovers, tried, refused = await self._takeovers(scene, trader)
-        sales, offered, forbidden = await self._sales(scene, trader)
-        reasons = [*refused, *forbidden]
-        obstacle = ("protocol_refuses", reasons[0]) if reasons else ("no_position", "")
+        if not scene.priced(self.settlement):
+            return Ways((), ("no_price", self.settlement.symbol))
+        allowed_raw = scene.raw_worth(self.settlement, scene.terms.max_repay_usd_e8)
+        most_raw = min(most_lent_raw(scene, self.settlement), allowed_raw)
+        takeovers, tried, refused = await self._takeovers(scene, trader, most_raw)
+        sales, offered, forbidden = await self._sales(scene, trader, most_raw)
         if sales:
             obstacle = ("no_margin", "no route returns the loan")
+        elif reasons := [*refused, *forbidden]:
+            obstacle = ("protocol_refuses", reasons[0])
+        elif tried or offered:
+            obstacle = ("over_max_repay" if most_raw == allowed_raw else "no_flash_liquidity", "")
+        else:
+            obstacle = ("no_position", "")
         return Ways((*takeovers, *sales), obstacle, tried=tried + offered)
 
     async def _tokens(self, evidence: Evidence, who: Address) -> tuple[Token, ...]:
@@ -138,19 +146,17 @@ class Curie:
 
     # --- taking over -------------------------------------------------------------------------------------------------
 
-    async def _takeovers(self, scene: Scene, trader: Trader) -> tuple[list[Point], int, list[str]]:
-        """What came back, how many were tried, and why others were refused."""
+    async def _takeovers(
+        self, scene: Scene, trader: Trader, most_raw: int
+    ) -> tuple[list[Point], int, list[str]]:
+        """What came back, how many were tried, and why the exchange refused others."""
         cancels = await self._cancels(scene.evidence, trader)
-        lots = [lot for lot in await self._lots(scene, trader, cancels) if lot.margin_raw]
-        most_raw = min(
-            most_lent_raw(scene, self.settlement),
-            scene.raw_worth(self.settlement, scene.terms.max_repay_usd_e8)
-            if scene.priced(self.settlement)
-            else 0,
-        )
-        if lots and not most_raw:
-            return [], 0, ["nobody lends the margin"]
-        ample = [(lot, min(lot.margin_raw * _AMPLE // 100, most_raw)) for lot in lots]
+        lots, forbidden = await self._lots(scene, trader, cancels)
+        ample = [
+            (lot, min(lot.margin_raw * _AMPLE // 100, most_raw))
+            for lot in lots
+            if 0 < lot.margin_raw <= most_raw
+        ]
         found, refused = await self._run(scene, trader, cancels, ample)
         found.sort(key=lambda each: each[1].seized_raw - each[1].repaid_raw, reverse=True)
         tight = [
@@ -161,7 +167,7 @@ class Curie:
         ]
         tighter, _ = await self._run(scene, trader, cancels, tight)
         points = [point for _, point in (*found, *tighter)]
-        return points, len(ample) + len(tight), refused
+        return points, len(lots) + len(tight), [*forbidden, *refused]
 
     async def _cancels(self, evidence: Evidence, trader: Trader) -> list[Call]:
         """Cancelling its orders, which come before a takeover."""
@@ -175,33 +181,25 @@ class Curie:
             if ids
         ]
 
-    async def _lots(self, scene: Scene, trader: Trader, cancels: Sequence[Call]) -> list[_Lot]:
-        """What may be taken over once its orders are cancelled, the whole and parts of it."""
+    async def _lots(
+        self, scene: Scene, trader: Trader, cancels: Sequence[Call]
+    ) -> tuple[list[_Lot], list[str]]:
+        """What may be taken over once its orders are cancelled, whole and in parts; or why they may not be."""
         evidence, who = scene.evidence, trader.address
-        before = [together(JUDGE, cancels)]
-        [[cancelled, bases, value]] = await evidence.simulate(
-            [
-                [
-                    *before,
-                    Step(JUDGE, self.balance, _BASES.encode(who)),
-                    Step(JUDGE, self.house, _VALUE.encode(who)),
-                ]
-            ]
-        )
-        if not (cancelled.ok and bases.ok and value.ok):
-            return []
-        asked = [
-            _LIQUIDATABLE.encode(who, base, _VALUE.one(value.output)) for base in _BASES.one(bases.output)
-        ]
-        [[_, *sizes]] = await evidence.simulate(
-            [[*before, *(Step(JUDGE, self.balance, ask) for ask in asked)]]
-        )
-        lots = []
-        for base, answer in zip(_BASES.one(bases.output), sizes, strict=True):
-            whole = _LIQUIDATABLE.one(answer.output) if answer.ok else 0
-            if whole:
+        before = together(JUDGE, cancels)
+        asked = (Step(JUDGE, self.balance, _BASES.encode(who)), Step(JUDGE, self.house, _VALUE.encode(who)))
+        [answers] = await evidence.simulate([[before, *asked]])
+        refused = [_reason(step) for step in answers if not step.ok]
+        if refused:
+            return [], refused
+        bases, value_wad = _BASES.one(answers[1].output), _VALUE.one(answers[2].output)
+        questions = [Step(JUDGE, self.balance, _LIQUIDATABLE.encode(who, base, value_wad)) for base in bases]
+        [[_, *sizes]] = await evidence.simulate([[before, *questions]])
+        lots: list[_Lot] = []
+        for base, answer in zip(bases, sizes, strict=True):
+            if answer.ok and (whole := _LIQUIDATABLE.one(answer.output)):
                 lots += await self._parts(evidence, base, whole)
-        return lots
+        return lots, [_reason(step) for step in sizes if not step.ok]
 
     async def _parts(self, evidence: Evidence, base: Address, whole: int) -> list[_Lot]:
         mark_wad = await evidence.read(_BALANCE.function("getMarkPrice"), self.balance, base)
@@ -269,7 +267,7 @@ class Curie:
 
     # --- buying collateral -------------------------------------------------------------------------------------------
 
-    async def _sales(self, scene: Scene, trader: Trader) -> tuple[list[Point], int, list[str]]:
+    async def _sales(self, scene: Scene, trader: Trader, most_raw: int) -> tuple[list[Point], int, list[str]]:
         """Vault.liquidateCollateral where its own condition holds, as `_takeovers`."""
         evidence = scene.evidence
         [allowed] = await evidence.calls([_SELLABLE.call(self.vault, trader.address)])
@@ -278,9 +276,8 @@ class Curie:
             return [], 0, []
         asked = [(self.vault, trader.address, token.address) for token in held]
         most = await evidence.read_all(_MOST, asked)
-        points = list(
-            self._purchases(scene, trader, [(token, row[0]) for token, row in zip(held, most, strict=True)])
-        )
+        wanted = [(token, min(row[0], most_raw)) for token, row in zip(held, most, strict=True)]
+        points = list(self._purchases(scene, trader, wanted))
         runs = await evidence.simulate([point.steps for point in points])
         ran = [
             point.as_run(done) for point, done in zip(points, runs, strict=True) if all(s.ok for s in done)

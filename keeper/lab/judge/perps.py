@@ -92,6 +92,8 @@ def _obstacle(scene: Scene, ways: Ways) -> tuple[str, str]:
     if not takeovers:
         return ways.obstacle
     point = max(takeovers, key=lambda each: each.repaid_raw)
+    if point.seized_raw > point.owed_raw:
+        return "no_route", f"{point.collateral.symbol} cannot be sold"
     back, owed = Amount(point.collateral, point.seized_raw), Amount(point.debt, point.owed_raw)
     return "losing_takeover", f"{back} would come back and {owed} be owed"
 
