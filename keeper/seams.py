@@ -74,11 +74,15 @@ class Adapter(Protocol):
 
     `settled_jointly`: its calls only make sense together (margin goes in, a position is taken over and closed, and
     margin comes out), so the Liquidator must judge their sum instead of each.
+
+    `plan_gas` is what a cheap plan takes besides its swaps (flash loan, liquidation, feeds, end check): a first guess,
+    since the trial and not this figure has the last word on a plan that seems to pay.
     """
 
     name: str
     market: str
     settled_jointly: bool
+    plan_gas: int
 
     def load(self) -> Reads[None]:
         """Read the addresses and parameters everything else relies on; run at start and when `Touched.reload`."""

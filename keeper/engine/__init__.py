@@ -86,7 +86,7 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tips_wei: tuple[Wei, ...] = (Wei(0),)
-        self._plan_gas = PlanGas()
+        self._plan_gas = PlanGas({name: adapter.plan_gas for name, adapter in watch.adapters.items()})
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()

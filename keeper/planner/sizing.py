@@ -26,8 +26,7 @@ from keeper.types import (
     tokens_of,
 )
 
-# For everything but swaps (flash loan, liquidation, feeds, end check), until a trial has measured it: what a cheap
-# protocol takes, since the trial and not this figure has the last word on a plan that seems to pay.
+# For everything but swaps where nobody says otherwise.
 PLAN_GAS: Final = 450_000
 # By how much a market may pay more than the oracle says before anybody has asked it: feeds lag in a crash.
 _PREMIUM_BPS: Final = 5_000
@@ -42,12 +41,14 @@ class PlanGas:
     look too dear to be tried at all.
     """
 
-    def __init__(self) -> None:
-        self._assumed: dict[str, int] = {}
+    def __init__(self, least: Mapping[str, int]) -> None:
+        """`least` is what a cheap plan of each protocol takes (`Adapter.plan_gas`)."""
+        self._least = least
+        self._assumed = dict(least)
 
     def of(self, protocol: str) -> int:
         """What to assume now."""
-        return self._assumed.get(protocol, PLAN_GAS)
+        return self._assumed[protocol]
 
     def learn(self, protocol: str, too_little: int) -> None:
         """A plan took so much more than was assumed."""
@@ -55,7 +56,8 @@ class PlanGas:
 
     def fade(self) -> None:
         """A head passed."""
-        self._assumed = {name: max(PLAN_GAS, gas - gas // 16) for name, gas in self._assumed.items()}
+        for name, gas in self._assumed.items():
+            self._assumed[name] = max(self._least[name], gas - gas // 16)
 
 
 @dataclass(frozen=True, slots=True)

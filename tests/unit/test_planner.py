@@ -12,7 +12,17 @@ from keeper import abi
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
-from keeper.planner.sizing import PLAN_GAS, Point, Size, ladder, read_loans, refined, size_of, terms_of
+from keeper.planner.sizing import (
+    PLAN_GAS,
+    PlanGas,
+    Point,
+    Size,
+    ladder,
+    read_loans,
+    refined,
+    size_of,
+    terms_of,
+)
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
     ZERO_ADDRESS,
@@ -558,6 +568,19 @@ def test_an_outcome_that_must_be_asked_for_is_read_and_may_be_refused() -> None:
     answers.clear()
     refused, _ = drive(plan(HEALTH, sizes, ctx))
     assert isinstance(refused, Refusal) and refused.reason == "price_limit"
+
+
+def test_what_plans_take_is_learned_at_once_and_forgotten_slowly() -> None:
+    """Each protocol from what its adapter says of cheap plans, and never below that again."""
+    gas = PlanGas({"lending": 450_000, "perps": 1_500_000})
+    gas.learn("perps", 600_000)
+    assert (gas.of("lending"), gas.of("perps")) == (450_000, 2_100_000)
+    gas.learn("perps", -100_000)
+    gas.fade()
+    assert gas.of("perps") == 2_100_000 - 2_100_000 // 16
+    for _ in range(20):
+        gas.fade()
+    assert (gas.of("lending"), gas.of("perps")) == (450_000, 1_500_000)
 
 
 # --- how much --------------------------------------------------------------------------------------------------------

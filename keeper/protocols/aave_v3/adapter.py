@@ -122,6 +122,7 @@ class AaveV3:
 
     config: Final = AaveV3Config
     settled_jointly = False
+    plan_gas = 450_000
 
     @classmethod
     def made_of(cls, config: AaveV3Config, liquidator: Address | None) -> tuple[AaveV3]:

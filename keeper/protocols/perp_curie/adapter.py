@@ -133,6 +133,7 @@ class PerpCurie:
 
     config: Final = PerpCurieConfig
     settled_jointly = True
+    plan_gas = 1_500_000
 
     @classmethod
     def made_of(cls, config: PerpCurieConfig, liquidator: Address | None) -> tuple[PerpCurie]:

@@ -88,6 +88,7 @@ class ReferencePerp:
 
     config: Final = ReferencePerpConfig
     settled_jointly = True
+    plan_gas = 450_000
 
     @classmethod
     def made_of(cls, config: ReferencePerpConfig, liquidator: Address | None) -> tuple[ReferencePerp]:

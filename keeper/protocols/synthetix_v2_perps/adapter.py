@@ -101,6 +101,7 @@ class SynthetixV2Perps:
 
     config: Final = SynthetixV2PerpsConfig
     settled_jointly = False
+    plan_gas = 550_000
 
     @classmethod
     def made_of(
