@@ -118,6 +118,35 @@ contract PerpFormulasTest is PerpSetup {
         assertEq(int256(a.required), s.required, "required");
     }
 
+    /// @notice A trade is filled, costs and is charged what is reckoned, and the house gets what the trader pays.
+    function testFuzz_trades(uint256 seed) public {
+        uint256[3] memory accounts = drawWorld(seed);
+        for (uint256 i; i < 4; ++i) {
+            uint256 account = accounts[draw(0, 2)];
+            uint256 market = draw(0, 1);
+            int256 size = int256(draw(1, 10 ** draw(1, 19))) * (draw(0, 1) == 0 ? int256(1) : -1);
+            (int256 fill, int256 cost, int256 fee) = reckoner.traded(market, size);
+            int256[2] memory due = [
+                paidIn(account, market) - cost - fee - reckoner.pending(account, market),
+                paidIn(HOUSE, market) + cost - reckoner.pending(HOUSE, market)
+            ];
+            uint256 fees = exchange.fees();
+            address who = ownerOf(account);
+            vm.prank(who);
+            try exchange.trade(account, market, size, size > 0 ? type(uint256).max : 0) returns (uint256 filled) {
+                assertEq(int256(filled), fill, "fill");
+                assertEq(int256(exchange.fees() - fees), fee, "fee");
+                assertEq(paidIn(account, market), due[0], "the trader pays");
+                assertEq(paidIn(HOUSE, market), due[1], "the house gets");
+            } catch {}
+        }
+    }
+
+    /// @dev Collateral less cost: what a trade changes by its cost, whatever it realizes.
+    function paidIn(uint256 account, uint256 market) internal view returns (int256) {
+        return collateralOf(account) - exchange.holding(account, market).cost;
+    }
+
     /// @notice The funding rate and indices are the reckoned ones, and what is settled is what was pending.
     function testFuzz_funding(uint256 seed) public {
         drawWorld(seed);

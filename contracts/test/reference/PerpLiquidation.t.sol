@@ -252,6 +252,19 @@ contract PerpLiquidationTest is PerpSetup {
         assertEq(exchange.capacityOf(BTC), 0, "used up");
     }
 
+    /// @notice Rule 10: a new window begins with nothing used, and remembers what is used in it.
+    function test_rule10_newWindowIsEmpty() public {
+        limitTheWindow();
+        uint256 small = open(bob, 700e6);
+        trade(small, BTC, 0.1e18);
+        setBtc(54_000);
+        liquidate(account, BTC);
+        vm.warp(block.timestamp + 30);
+        setBtc(54_000);
+        assertEq(liquidate(small, BTC).size, 0.1e18, "all of the small one");
+        assertEq(exchange.capacityOf(BTC), 0.14e18, "the rest of the window");
+    }
+
     /// @notice Rule 10: what is inherited does not touch the house, so no window holds it.
     function test_rule10_heirsNeedNoWindow() public {
         limitTheWindow();

@@ -76,6 +76,20 @@ contract PerpReckoner {
         maintenance = up(worth * ratio, ONE) + int256(uint256(l.set.minMargin));
     }
 
+    /// @notice mark (1 + (skew + size/2) / skewScale), what that costs, and the fee on what shrinks and grows the skew.
+    function traded(uint256 market, int256 size) external view returns (int256 fill, int256 cost, int256 fee) {
+        Look memory l = look(market);
+        int256 twice = 2 * int256(uint256(l.set.skewScale));
+        int256 skew = int256(uint256(l.state.longSize)) - int256(uint256(l.state.shortSize));
+        int256 moved = l.price * (twice + 2 * skew + size);
+        fill = size > 0 ? up(moved, twice) : down(moved, twice);
+        cost = up(size * fill, ONE);
+        int256 shrinking = skew > 0 && size < 0 || skew < 0 && size > 0 ? least(abs(size), abs(skew)) : int256(0);
+        int256 maker = abs(cost) * shrinking / abs(size);
+        fee = maker * int256(uint256(l.set.makerFee)) + (abs(cost) - maker) * int256(uint256(l.set.takerFee));
+        fee = up(fee, ONE);
+    }
+
     /// @notice (maker fee + taker fee) skewScale multiplier seconds, less what was used; or one more chunk a block.
     function capacity(uint256 market) public view returns (int256) {
         IPerpExchange.MarketState memory state = EXCHANGE.stateOf(market);
@@ -117,6 +131,11 @@ contract PerpReckoner {
             s.required += maintenance;
             if (account != 0) s.required += reward(share(penalty(l, abs(position.size))));
         }
+    }
+
+    /// @notice What a position owes now.
+    function pending(uint256 account, uint256 market) external view returns (int256) {
+        return owed(EXCHANGE.holding(account, market), look(market));
     }
 
     /// @notice Unrealized result of one unit of a position, after what it owes; zero without one.
