@@ -33,7 +33,7 @@ def _changed(old: str, new: str) -> str:
         ("min_profit_usd = 5.0", "min_profit_usd = 5.1"),
         ("max_consecutive_reverts = 3", "max_consecutive_reverts = 4"),
         ("deny_accounts = []", f'deny_accounts = ["{OTHER}"]'),
-        ("from_block = ", "from_block = 1"),
+        ("from_block = 162", "from_block = 1162"),
         ("fee_tiers = [100, ", "fee_tiers = ["),
     ],
 )
