@@ -698,7 +698,8 @@ contract PerpExchange is IPerpExchange {
     }
 
     /// @dev Closes a winner's position against the account's, as far as both reach. A winner is on the other side, not
-    /// frozen itself, and its profit on the closed part covers the loss that comes with it.
+    /// frozen itself, and its profit on the closed part covers the loss that comes with it; and so does its equity, or
+    /// it would owe and hold nothing, where nobody could make up for it.
     function _closeWinner(Rest memory rest, uint256 winner) internal returns (bool) {
         Position storage position = _positions[winner][rest.market];
         int256 size = position.size;
@@ -707,6 +708,7 @@ contract PerpExchange is IPerpExchange {
         uint256 loss = _ceilDiv(rest.loss * closed, rest.size);
         int256 profit = _value(size, rest.price) - position.cost;
         if (_floorDiv(profit * int256(closed), _abs(size)) < int256(loss)) return false;
+        if (loss != 0 && !_has(winner, loss)) return false;
 
         _credit(winner, -int256(loss));
         _credit(rest.account, int256(loss));
@@ -714,6 +716,15 @@ contract PerpExchange is IPerpExchange {
         _close(rest, winner, closed);
         emit Deleveraged(rest.account, rest.market, winner, closed, loss);
         return true;
+    }
+
+    /// @dev Whether an account has that much. Nobody can tell while one of its markets has no mark.
+    function _has(uint256 account, uint256 money) internal view returns (bool) {
+        try this.assess(account) returns (Assessment memory a) {
+            return a.equity >= int256(money);
+        } catch {
+            return false;
+        }
     }
 
     /// @dev Then every unit of the other side, whose size is the larger of both since the house fills up the smaller.
