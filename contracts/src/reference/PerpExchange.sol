@@ -685,16 +685,22 @@ contract PerpExchange is IPerpExchange {
 
     /// @dev Then winners, from a random holder on. True when it walked past all of them.
     function _closeWinners(Rest memory rest, uint256 most) internal returns (bool) {
-        uint256[] memory list = _holders[rest.market];
-        uint256 steps = _min(most, list.length);
-        if (steps == 0) return list.length == 0;
+        uint256[] storage list = _holders[rest.market];
+        uint256 length = list.length;
+        uint256 steps = _min(most, length);
+        if (steps == 0) return length == 0;
         uint256 start = uint256(keccak256(abi.encode(block.prevrandao, block.number, rest.account, rest.market)));
+        // Copied first, since whoever is closed leaves the list; and no more than is walked, however long it is.
+        uint256[] memory walked = new uint256[](steps);
+        for (uint256 i; i < steps; ++i) {
+            walked[i] = list[(start % length + i) % length];
+        }
         for (uint256 i; i < steps && rest.size != 0; ++i) {
-            bool closed = _closeWinner(rest, list[(start % list.length + i) % list.length]);
+            bool closed = _closeWinner(rest, walked[i]);
             // The house goes on as soon as it has its margin again.
             if (closed && rest.account == HOUSE && _healthy(HOUSE)) return false;
         }
-        return steps == list.length;
+        return steps == length;
     }
 
     /// @dev Closes a winner's position against the account's, as far as both reach. A winner is on the other side, not

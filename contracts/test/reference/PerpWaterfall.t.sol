@@ -181,6 +181,17 @@ contract PerpWaterfallTest is PerpSetup {
         assertSolvent(100);
     }
 
+    /// @notice Rule 11: a walk of some steps costs what those steps cost, so that nobody escapes by crowding a market.
+    function test_rule11_anyNumberOfHolders() public {
+        for (uint256 i; i < 200; ++i) {
+            trade(open(address(uint160(0xC000 + i)), 100e6), BTC, 0.001e18);
+        }
+        setBtc(50_000);
+        uint256 before = gasleft();
+        deleverage(loser, BTC, 1);
+        assertTrue(before - gasleft() < 95_000, "as with few");
+    }
+
     /// @notice Rule 11: a cross account's loss is split over its positions by their maintenance margins.
     function test_rule11_crossLossByMaintenance() public {
         uint256 cross = open(bob, 11_000e6);
