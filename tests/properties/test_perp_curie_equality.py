@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,13 +11,24 @@ from keeper.book import Book
 from keeper.errors import RpcError
 from keeper.fixed import WAD
 from keeper.lab.curie import house_of, part_of
-from keeper.protocols.perp_curie.collateral import max_repaid_raw
-from keeper.protocols.perp_curie.health import Account, judge
-from keeper.protocols.perp_curie.marks import CurieMarks, MarketState
+from keeper.protocols.perp_curie.collateral import max_repaid_raw, sales
+from keeper.protocols.perp_curie.health import Account, Stock, judge
+from keeper.protocols.perp_curie.marks import CollateralState, CurieMarks, MarketState
 from keeper.protocols.perp_curie.positions import FIRST_ENTRY, PER_ENTRY, rows_of
 from keeper.protocols.perp_curie.rules import Parameters
-from keeper.protocols.perp_curie.system import Entry, Feed, Market, System, Terms
-from keeper.types import Address, BlockNumber, BlockTime, Hash, Health, Marks, Positions, Token
+from keeper.protocols.perp_curie.system import Collateral, Entry, Feed, Market, System, Terms
+from keeper.types import (
+    Address,
+    BlockNumber,
+    BlockTime,
+    Hash,
+    Health,
+    Marks,
+    PositionKey,
+    Positions,
+    Refusal,
+    Token,
+)
 from tests.conftest import Count
 from tests.protocols.perp_curie_lab import (
     SYMBOLS,
@@ -153,6 +165,20 @@ def test_rows_miss_no_unsafe_account() -> None:
     assert seen["unsafe"] > 600
     assert seen["cut"] > 10
     assert seen["spared"] > seen["safe"] // 10
+
+
+def test_a_price_that_the_discount_cuts_to_nothing_is_refused() -> None:
+    """A collateral at the least price its feed can tell is not offered, and stops nothing else."""
+    token, feed = Token(_at(20), "DUST", 18), Feed(_at(21), _at(22), 10**8)
+    dust = Collateral(token, feed, 500_000, 100_000)
+    bare = _random_marks(random.Random(1), 1)
+    marks = replace(
+        bare, entries=(*bare.entries, dust), collaterals={token.address: CollateralState(None, 1)}
+    )
+    owing = Account(-WAD, WAD, -WAD, 0, WAD, False, "margin", (), (Stock(dust, 10**20, 10**12),), False)
+    health = Health(PositionKey("curie", "main", _at(30)), 0, 0, WAD, 18, True, owing)
+    [refusal] = sales(health, marks)
+    assert isinstance(refusal, Refusal) and refusal.reason == "nothing_to_repay"
 
 
 # --- on the chain ----------------------------------------------------------------------------------------------------
