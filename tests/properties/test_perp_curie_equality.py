@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from keeper.book import Book
 from keeper.errors import RpcError
@@ -16,8 +17,9 @@ from keeper.protocols.perp_curie.health import Account, Stock, judge
 from keeper.protocols.perp_curie.marks import CollateralState, CurieMarks, MarketState
 from keeper.protocols.perp_curie.positions import FIRST_ENTRY, PER_ENTRY, rows_of
 from keeper.protocols.perp_curie.rules import Parameters
-from keeper.protocols.perp_curie.system import Collateral, Entry, Feed, Market, System, Terms
+from keeper.protocols.perp_curie.system import Collateral, Entry, Feed, Market, System, Terms, learn_one
 from keeper.types import (
+    ZERO_ADDRESS,
     Address,
     BlockNumber,
     BlockTime,
@@ -28,6 +30,7 @@ from keeper.types import (
     Positions,
     Refusal,
     Token,
+    hex_of,
 )
 from tests.conftest import Count
 from tests.protocols.perp_curie_lab import (
@@ -179,6 +182,33 @@ def test_a_price_that_the_discount_cuts_to_nothing_is_refused() -> None:
     health = Health(PositionKey("curie", "main", _at(30)), 0, 0, WAD, 18, True, owing)
     [refusal] = sales(health, marks)
     assert isinstance(refusal, Refusal) and refusal.reason == "nothing_to_repay"
+
+
+@pytest.mark.parametrize(
+    ("symbol", "decimals", "aggregator", "name"),
+    [
+        (b"MKR".ljust(32, b"\0"), 8, _at(22), "MKR"),
+        (b"", 8, _at(22), hex_of(_at(20))),
+        (b"MKR".ljust(32, b"\0"), 19, ZERO_ADDRESS, "MKR"),
+    ],
+    ids=("bytes32", "nameless", "too fine"),
+)
+def test_no_collateral_is_too_strange_to_be_learned(
+    symbol: bytes, decimals: int, aggregator: Address, name: str
+) -> None:
+    """A token that answers bytes32 or nothing for its symbol, and one whose feed is finer than the exchange's prices,
+    are read: whoever holds one must not keep all others from being read.
+    """
+    exchange = _random_marks(random.Random(1), 1).system
+    config = b"".join(word.to_bytes(32) for word in (int.from_bytes(_at(21)), 500_000, 100_000, 0))
+    answers = iter([[config, (18).to_bytes(32), symbol], [decimals.to_bytes(32), _at(22).rjust(32, b"\0")]])
+    reading = learn_one(exchange, _at(20), Collateral)
+    next(reading)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            reading.send(next(answers))
+    learned = done.value.value
+    assert (learned.token.symbol, learned.feed.aggregator) == (name, aggregator)
 
 
 # --- on the chain ----------------------------------------------------------------------------------------------------
