@@ -33,8 +33,10 @@ from keeper.types import (
     Quote,
     Refusal,
     Result,
+    Reverted,
     Rows,
     SwapLeg,
+    hex_of,
 )
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ Reads = Generator[Sequence[Question], Sequence[Result], T]
 UPGRADE_TOPICS: Final = tuple(
     abi.load("Eip1967").event(name).topic for name in ("Upgraded", "BeaconUpgraded", "AdminChanged")
 )
+
+_SYMBOL: Final = abi.load("Erc20").function("symbol")
 
 
 class VenueKind(IntEnum):
@@ -228,6 +232,17 @@ def readable(stage: str, read: Reads[T | Refusal]) -> Reads[T | Refusal]:
 def unreadable(stage: str, error: AdapterError) -> Refusal:
     """What an adapter could not understand, as a decision."""
     return Refusal(stage, "unreadable", {"error": str(error)})
+
+
+def symbol_of(result: Result, token: Address) -> str:
+    """A token's symbol, whether it answers a string or (as MKR does) bytes32; its address where it has none."""
+    if isinstance(result, Reverted):
+        return hex_of(token)
+    if len(result) == 32:
+        text = result.rstrip(b"\0").decode("utf-8", "replace")
+    else:
+        text = _SYMBOL.one(result) if result else ""
+    return text if text and text.isprintable() else hex_of(token)
 
 
 def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:

@@ -1,11 +1,12 @@
 """Whose turn it is: an order in which nobody starves, however many accounts fall at once and whatever keeps failing.
 
-Positions left out at one head come first at the next; those whose trial was refused are tried last; a pair that
+Positions left out at one head come first at the next; those whose trial was refused are tried last; a way that
 reverted is passed over for another; and who was left alone gets a look by every route from time to time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -16,6 +17,9 @@ _THOROUGH_EVERY: Final = 64
 _RETRY_THOROUGHLY_EVERY: Final = 16
 _NEVER: Final = -1
 
+# The tokens repaid and seized, and which one of those with both: a perp's sizes and markets are all paid in one token.
+_Way = tuple[Address, Address, int]
+
 
 class Turns:
     """What is remembered of unsafe positions from head to head; forgotten once they are safe or in flight."""
@@ -23,16 +27,16 @@ class Turns:
     def __init__(self) -> None:
         self._planned_at: dict[PositionKey, int] = {}
         self._turned_down: set[PositionKey] = set()
-        self._reverted_pairs: dict[PositionKey, set[tuple[Address, Address]]] = {}
+        self._reverted: dict[PositionKey, set[_Way]] = {}
+        self._offered: dict[PositionKey, list[tuple[_Way, Option]]] = {}
 
     def ordered(self, unsafe: Iterable[Health]) -> list[Health]:
         """Those planned longest ago first, as they come otherwise; whoever is missing is forgotten."""
         wanted = sorted(unsafe, key=lambda health: self._planned_at.get(health.key, _NEVER))
         self._planned_at = {health.key: self._planned_at.get(health.key, _NEVER) for health in wanted}
         self._turned_down &= self._planned_at.keys()
-        self._reverted_pairs = {
-            key: pairs for key, pairs in self._reverted_pairs.items() if key in self._planned_at
-        }
+        self._reverted = {key: ways for key, ways in self._reverted.items() if key in self._planned_at}
+        self._offered.clear()
         return wanted
 
     def thorough(self, key: PositionKey, head: BlockNumber) -> bool:
@@ -42,16 +46,17 @@ class Turns:
         return again or head % _THOROUGH_EVERY == 0
 
     def untried(self, key: PositionKey, options: Sequence[Option | Refusal]) -> Sequence[Option | Refusal]:
-        """The options without the pairs that reverted in trials, until none of the others makes a plan."""
-        reverted = self._reverted_pairs.get(key, ())
-        left = [each for each in options if isinstance(each, Refusal) or _pair(each) not in reverted]
-        return left if any(isinstance(each, Option) for each in left) else options
+        """The options without the ways that reverted in trials, until none of the others makes a plan."""
+        offered = self._offered[key] = _ways(options)
+        reverted = self._reverted.get(key, ())
+        left = [option for way, option in offered if way not in reverted]
+        return left or options
 
     def planned(self, key: PositionKey, answer: Plan | Refusal, head: BlockNumber) -> None:
         """Note what planning a position came to."""
         self._planned_at[key] = head
         if isinstance(answer, Refusal):
-            self._reverted_pairs.pop(key, None)
+            self._reverted.pop(key, None)
             self._turned_down.discard(key)
 
     def best_first(self, plans: Iterable[Plan]) -> list[Plan]:
@@ -64,12 +69,21 @@ class Turns:
         """A plan was tried and is not sent; `reverted` where its trial did, and nothing before it could be why."""
         self._turned_down.add(plan.key)
         if reverted:
-            self._reverted_pairs.setdefault(plan.key, set()).add(_pair(plan.option))
+            offered = self._offered.get(plan.key, ())
+            ways = {way for way, option in offered if option is plan.option}
+            self._reverted.setdefault(plan.key, set()).update(ways)
 
     def sent(self, plan: Plan) -> None:
         """A plan is on its way."""
         self._turned_down.discard(plan.key)
 
 
-def _pair(option: Option) -> tuple[Address, Address]:
-    return option.repay_token.address, option.seize_token.address
+def _ways(options: Iterable[Option | Refusal]) -> list[tuple[_Way, Option]]:
+    seen: Counter[tuple[Address, Address]] = Counter()
+    found: list[tuple[_Way, Option]] = []
+    for option in options:
+        if isinstance(option, Option):
+            pair = option.repay_token.address, option.seize_token.address
+            found.append(((*pair, seen[pair]), option))
+            seen[pair] += 1
+    return found

@@ -3,20 +3,35 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from keeper.book import Book
 from keeper.errors import RpcError
 from keeper.fixed import WAD
 from keeper.lab.curie import house_of, part_of
-from keeper.protocols.perp_curie.collateral import max_repaid_raw
-from keeper.protocols.perp_curie.health import Account, judge
-from keeper.protocols.perp_curie.marks import CurieMarks, MarketState
+from keeper.protocols.perp_curie.collateral import max_repaid_raw, sales
+from keeper.protocols.perp_curie.health import Account, Stock, judge
+from keeper.protocols.perp_curie.marks import CollateralState, CurieMarks, MarketState
 from keeper.protocols.perp_curie.positions import FIRST_ENTRY, PER_ENTRY, rows_of
 from keeper.protocols.perp_curie.rules import Parameters
-from keeper.protocols.perp_curie.system import Entry, Feed, Market, System, Terms
-from keeper.types import Address, BlockNumber, BlockTime, Hash, Health, Marks, Positions, Token
+from keeper.protocols.perp_curie.system import Collateral, Entry, Feed, Market, System, Terms, learn_one
+from keeper.types import (
+    ZERO_ADDRESS,
+    Address,
+    BlockNumber,
+    BlockTime,
+    Hash,
+    Health,
+    Marks,
+    PositionKey,
+    Positions,
+    Refusal,
+    Token,
+    hex_of,
+)
 from tests.conftest import Count
 from tests.protocols.perp_curie_lab import (
     SYMBOLS,
@@ -153,6 +168,47 @@ def test_rows_miss_no_unsafe_account() -> None:
     assert seen["unsafe"] > 600
     assert seen["cut"] > 10
     assert seen["spared"] > seen["safe"] // 10
+
+
+def test_a_price_that_the_discount_cuts_to_nothing_is_refused() -> None:
+    """A collateral at the least price its feed can tell is not offered, and stops nothing else."""
+    token, feed = Token(_at(20), "DUST", 18), Feed(_at(21), _at(22), 10**8)
+    dust = Collateral(token, feed, 500_000, 100_000)
+    bare = _random_marks(random.Random(1), 1)
+    marks = replace(
+        bare, entries=(*bare.entries, dust), collaterals={token.address: CollateralState(None, 1)}
+    )
+    owing = Account(-WAD, WAD, -WAD, 0, WAD, False, "margin", (), (Stock(dust, 10**20, 10**12),), False)
+    health = Health(PositionKey("curie", "main", _at(30)), 0, 0, WAD, 18, True, owing)
+    [refusal] = sales(health, marks)
+    assert isinstance(refusal, Refusal) and refusal.reason == "nothing_to_repay"
+
+
+@pytest.mark.parametrize(
+    ("symbol", "decimals", "aggregator", "name"),
+    [
+        (b"MKR".ljust(32, b"\0"), 8, _at(22), "MKR"),
+        (b"", 8, _at(22), hex_of(_at(20))),
+        (b"MKR".ljust(32, b"\0"), 19, ZERO_ADDRESS, "MKR"),
+    ],
+    ids=("bytes32", "nameless", "too fine"),
+)
+def test_no_collateral_is_too_strange_to_be_learned(
+    symbol: bytes, decimals: int, aggregator: Address, name: str
+) -> None:
+    """A token that answers bytes32 or nothing for its symbol, and one whose feed is finer than the exchange's prices,
+    are read: whoever holds one must not keep all others from being read.
+    """
+    exchange = _random_marks(random.Random(1), 1).system
+    config = b"".join(word.to_bytes(32) for word in (int.from_bytes(_at(21)), 500_000, 100_000, 0))
+    answers = iter([[config, (18).to_bytes(32), symbol], [decimals.to_bytes(32), _at(22).rjust(32, b"\0")]])
+    reading = learn_one(exchange, _at(20), Collateral)
+    next(reading)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            reading.send(next(answers))
+    learned = done.value.value
+    assert (learned.token.symbol, learned.feed.aggregator) == (name, aggregator)
 
 
 # --- on the chain ----------------------------------------------------------------------------------------------------

@@ -210,6 +210,24 @@ async def test_a_takeover_that_loses_is_refused_with_its_numbers(lab: Lab) -> No
             assert (await follower.executed(option, marks, OTHER) or 0) <= 0
 
 
+async def test_a_gift_makes_no_takeover_worth_more(lab: Lab) -> None:
+    """Whoever deposits in the liquidator's name does not have a takeover made that loses a part of it."""
+    async with following_exchange(lab, OTHER) as follower:
+        await follower.set(keeper_share=0)
+        await follower.supply(OTHER)
+        number = await follower.open_one(TRADER, 4_000, (ETH, units(20)))
+        await follower.open_one(account(3), 60_000, (ETH, -units(30)))
+        await follower.open_one(OTHER, 1_000)
+        await follower.move(WETH=0.925)
+        marks = await follower.marks()
+        assert "losing_takeover" in follower.reasons(number, marks)
+        assert not follower.takeovers(number, marks)
+        gained = [
+            await follower.executed(each, marks, OTHER) for each in follower.all_takeovers(number, marks)
+        ]
+        assert any(0 < (raw or 0) < 1_000 * USDC for raw in gained)
+
+
 async def test_a_house_without_margin_takes_no_takeover(lab: Lab) -> None:
     """Closing a short that balances longs grows the skew, for which the house must have the margin; the exchange
     agrees. Cash is paid all the same.

@@ -23,6 +23,7 @@ from keeper.planner.sizing import (
     size_of,
     terms_of,
 )
+from keeper.planner.turns import Turns
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
     ZERO_ADDRESS,
@@ -1000,3 +1001,19 @@ def test_together_merges_rounds_and_asks_once() -> None:
 def test_together_of_nothing_asks_nothing() -> None:
     """No reads, no round."""
     assert drive(together([])) == ([], [])
+
+
+def test_of_ways_paid_in_one_token_only_those_that_reverted_are_passed_over() -> None:
+    """Every way whose trial reverts is passed over for the next one, also where all repay and seize the same token."""
+    ways = [_option(USDC, USDC, max_usd) for max_usd in (4_000, 2_000, 1_000)]
+    context, turns, tried = _context(_Venue({})), Turns(), []
+    for head in range(len(ways)):
+        turns.ordered([HEALTH])
+        # the same ways at every head, but their amounts move
+        again = [replace(each, max_repay_raw=each.max_repay_raw + head) for each in ways]
+        answer, _ = drive(plan(HEALTH, turns.untried(HEALTH.key, again), context))
+        assert isinstance(answer, Plan)
+        turns.planned(HEALTH.key, answer, BlockNumber(head))
+        turns.turned_down(answer, reverted=True)
+        tried.append(again.index(answer.option))
+    assert tried == [0, 1, 2]

@@ -690,20 +690,27 @@ contract PerpExchange is IPerpExchange {
 
     /// @dev Then winners, from a random holder on. True when it walked past all of them.
     function _closeWinners(Rest memory rest, uint256 most) internal returns (bool) {
-        uint256[] memory list = _holders[rest.market];
-        uint256 steps = _min(most, list.length);
-        if (steps == 0) return list.length == 0;
+        uint256[] storage list = _holders[rest.market];
+        uint256 length = list.length;
+        uint256 steps = _min(most, length);
+        if (steps == 0) return length == 0;
         uint256 start = uint256(keccak256(abi.encode(block.prevrandao, block.number, rest.account, rest.market)));
+        // Copied first, since whoever is closed leaves the list; and no more than is walked, however long it is.
+        uint256[] memory walked = new uint256[](steps);
+        for (uint256 i; i < steps; ++i) {
+            walked[i] = list[(start % length + i) % length];
+        }
         for (uint256 i; i < steps && rest.size != 0; ++i) {
-            bool closed = _closeWinner(rest, list[(start % list.length + i) % list.length]);
+            bool closed = _closeWinner(rest, walked[i]);
             // The house goes on as soon as it has its margin again.
             if (closed && rest.account == HOUSE && _healthy(HOUSE)) return false;
         }
-        return steps == list.length;
+        return steps == length;
     }
 
     /// @dev Closes a winner's position against the account's, as far as both reach. A winner is on the other side, not
-    /// frozen itself, and its profit on the closed part, after what it owes, covers the loss that comes with it.
+    /// frozen itself, and its profit on the closed part, after what it owes, covers the loss that comes with it; and so
+    /// does its equity, or it would owe and hold nothing, where nobody could make up for it.
     function _closeWinner(Rest memory rest, uint256 winner) internal returns (bool) {
         Position storage position = _positions[winner][rest.market];
         int256 size = position.size;
@@ -712,6 +719,7 @@ contract PerpExchange is IPerpExchange {
         uint256 loss = _ceilDiv(rest.loss * closed, rest.size);
         int256 profit = _value(size, rest.price) - position.cost - _owed(position, _written(_states[rest.market]));
         if (_floorDiv(profit * int256(closed), _abs(size)) < int256(loss)) return false;
+        if (loss != 0 && !_has(winner, loss)) return false;
 
         _credit(winner, -int256(loss));
         _credit(rest.account, int256(loss));
@@ -719,6 +727,15 @@ contract PerpExchange is IPerpExchange {
         _close(rest, winner, closed);
         emit Deleveraged(rest.account, rest.market, winner, closed, loss);
         return true;
+    }
+
+    /// @dev Whether an account has that much. Nobody can tell while one of its markets has no mark.
+    function _has(uint256 account, uint256 money) internal view returns (bool) {
+        try this.assess(account) returns (Assessment memory a) {
+            return a.equity >= int256(money);
+        } catch {
+            return false;
+        }
     }
 
     /// @dev Then every unit of the other side, whose size is the larger of both since the house fills up the smaller.

@@ -57,7 +57,7 @@ contract PerpInvariants is TestBase {
     /// @notice Sum of equity + fund + fees never exceeds the tokens held; no position is born liquidatable; a
     /// liquidation never lowers the margin ratio unless it closes the account; losses fall on the fund, then on
     /// winners, then on everybody; pauses, flags and the withdrawal gate hold.
-    /// forge-config: default.invariant.runs = 256
+    /// forge-config: default.invariant.runs = 64
     /// forge-config: deep.invariant.runs = 10000
     function invariant_booksAndOrderHold() public view {
         player.check();

@@ -112,6 +112,37 @@ contract PerpWaterfallTest is PerpSetup {
         assertSolvent(1e6);
     }
 
+    /// @notice Rule 11: nor is anybody closed who lost elsewhere what it won here: it would owe and hold nothing, so
+    /// that nobody could ever make up for it. It bears its share, and is wound up itself.
+    function test_rule11_winnersOweNothingAfterwards() public {
+        uint256 winner = short(bob, 0.4e18);
+        trade(winner, ETH, 48e18);
+        setBtc(45_000);
+        setEth(1500);
+        trade(winner, ETH, -48e18);
+        int256 equity = equityOf(winner);
+        assertTrue(equity > int256(judged(winner).required), "healthy");
+        assertTrue(equity < -equityOf(loser) * 4 / 10, "and worth less than what would come with its size");
+        deleverage(loser, BTC, 10);
+        assertEq(sizeOf(winner, BTC), -0.4e18, "not closed");
+        deleverage(winner, BTC, 10);
+        assertEq(equityOf(winner), 0, "nobody is left who owes");
+        assertFalse(flagged(winner), "or stands for the gate to be kept shut");
+        assertSolvent(1e6);
+    }
+
+    /// @notice Rule 11: a winner whose equity nobody can tell, since another of its markets has no mark, is passed over,
+    /// and keeps nobody from being deleveraged.
+    function test_rule11_winnersWithoutAMarkArePassedOver() public {
+        uint256 winner = short(bob, 0.4e18);
+        trade(winner, ETH, 1e18);
+        vm.warp(block.timestamp + MAX_AGE + 1);
+        setBtc(52_000);
+        deleverage(loser, BTC, 10);
+        assertEq(sizeOf(winner, BTC), -0.4e18, "not closed");
+        assertEq(sizeOf(loser, BTC), 0, "done");
+    }
+
     /// @notice Rule 11: a frozen winner is being wound up itself, and is passed over.
     function test_rule11_frozenWinnersArePassedOver() public {
         uint256 winner = short(bob, 0.4e18);
@@ -170,6 +201,17 @@ contract PerpWaterfallTest is PerpSetup {
         assertEq(exchange.stateOf(BTC).shortIndex, 0, "winners were enough");
         assertEq(equityOf(loser), 0, "even");
         assertSolvent(100);
+    }
+
+    /// @notice Rule 11: a walk of some steps costs what those steps cost, so that nobody escapes by crowding a market.
+    function test_rule11_anyNumberOfHolders() public {
+        for (uint256 i; i < 200; ++i) {
+            trade(open(address(uint160(0xC000 + i)), 100e6), BTC, 0.001e18);
+        }
+        setBtc(50_000);
+        uint256 before = gasleft();
+        deleverage(loser, BTC, 1);
+        assertTrue(before - gasleft() < 95_000, "as with few");
     }
 
     /// @notice Rule 11: a cross account's loss is split over its positions by their maintenance margins.

@@ -12,7 +12,7 @@ from typing import Any, Final
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.aave_v3.rules import NEWEST_REVISION, Rules, rules_of
-from keeper.seams import Reads
+from keeper.seams import Reads, symbol_of
 from keeper.types import ZERO_ADDRESS, Address, Call, Result, Reverted, Token, hex_of
 
 PROVIDER: Final = abi.load("AaveAddressesProvider")
@@ -244,7 +244,7 @@ def _load_reserves(
     results = yield calls
     data = [answered(GET_RESERVE_DATA, result) for result in results[:count]]
     symbols = [
-        _symbol(result, asset) for result, asset in zip(results[count : 2 * count], assets, strict=True)
+        symbol_of(result, asset) for result, asset in zip(results[count : 2 * count], assets, strict=True)
     ]
     sources = [answered(source, result) for result in results[2 * count : 3 * count]]
     graces = [answered(grace, result) for result in results[3 * count :]] or [0] * count
@@ -312,14 +312,3 @@ def _load_bitmaps(pool: Address) -> Reads[Mapping[int, EMode]]:
         )
         for category, result in zip(used, results, strict=True)
     }
-
-
-def _symbol(result: Result, token: Address) -> str:
-    """A token's symbol, whether it answers a string or (as MKR does) bytes32; its address where it has none."""
-    if isinstance(result, Reverted):
-        return hex_of(token)
-    if len(result) == 32:
-        text = result.rstrip(b"\0").decode("utf-8", "replace")
-    else:
-        text = ATOKEN.function("symbol").one(result) if result else ""
-    return text if text and text.isprintable() else hex_of(token)

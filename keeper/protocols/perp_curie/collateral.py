@@ -75,7 +75,8 @@ def discounted(stock: Stock, marks: CurieMarks) -> int:
 
 def _sale(health: Health, marks: CurieMarks, stock: Stock, why: str) -> Option | Refusal:
     collateral = stock.collateral
-    most = max_repaid_raw(health.detail, stock, marks)
+    # a price that the discount cuts to nothing buys no amount; the vault would divide by it
+    most = max_repaid_raw(health.detail, stock, marks) if discounted(stock, marks) else 0
     offered = most - -(-most * HEADROOM_BPS // BPS)
     if offered <= 0:
         numbers = {"collateral": collateral.token.symbol, "max_repaid_raw": most, "condition": why}

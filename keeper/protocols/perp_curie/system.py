@@ -13,7 +13,7 @@ from typing import Any, Final
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.perp_curie.rules import Parameters, ten_to
-from keeper.seams import Reads
+from keeper.seams import Reads, symbol_of
 from keeper.types import ZERO_ADDRESS, Address, Call, Hash, Result, Reverted, Slot, Token, hex_of
 
 HOUSE: Final = abi.load("CurieClearingHouse")
@@ -37,6 +37,7 @@ LAST_TICK, FIRST_TRADED, LAST_SETTLED, GROWTH, LAST_TICK_TIME = 208, 209, 210, 2
 # AccountBalance has none for `_owedRealizedPnlMap` that works while a market cannot be priced.
 BALANCE_FIRST_SLOT: Final = 154
 OWED: Final = 157
+_MOST_DECIMALS: Final = 18  # of a price: the exchange's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def load_system(house: Address) -> Reads[System]:
         manager=manager,
         fund=fund,
         quote=quote,
-        settlement=Token(settlement, answered(symbol, results[1]), decimals),
+        settlement=Token(settlement, symbol_of(results[1], settlement), decimals),
         unit_wad=ten_to(18 - decimals),
         parameters=Parameters(
             im_ratio_ppm=figures[0],
@@ -246,8 +247,9 @@ def _market(system: System, base: Address) -> Reads[Entry]:
     )
     results = yield [symbol.call(base), pool_of.call(system.registry, base), feed_of.call(base)]
     name, pool, dispatcher = (
-        answered(function, result)
-        for function, result in zip((symbol, pool_of, feed_of), results, strict=True)
+        symbol_of(results[0], base),
+        answered(pool_of, results[1]),
+        answered(feed_of, results[2]),
     )
     spacing, inner = POOL.function("tickSpacing"), FEED.function("getChainlinkPriceFeedV3")
     results = yield [spacing.call(pool), inner.call(dispatcher)]
@@ -261,19 +263,19 @@ def _collateral(system: System, token: Address) -> Reads[Entry]:
     results = yield [config.call(system.manager, token), decimals.call(token), symbol.call(token)]
     feed_address, ratio_ppm, discount_ppm, _ = answered(config, results[0])
     feed = yield from _feed(feed_address)
-    described = Token(token, answered(symbol, results[2]), answered(decimals, results[1]))
+    described = Token(token, symbol_of(results[2], token), answered(decimals, results[1]))
     return Collateral(described, feed, ratio_ppm, discount_ppm)
 
 
 def _feed(address: Address) -> Reads[Feed]:
-    """A price source; one of another kind has no aggregator, and marks will refuse it."""
+    """A price source; one of another kind, or finer than prices are, has no aggregator, and marks will refuse it."""
     places, aggregator = FEED.function("decimals"), FEED.function("getAggregator")
     results = yield [places.call(address), aggregator.call(address)]
     if any(isinstance(result, Reverted) for result in results):
         return Feed(address, ZERO_ADDRESS, 1)
     decimals = answered(places, results[0])
-    if decimals > 18:
-        raise AdapterError(f"The price feed {hex_of(address)} has {decimals} decimals, more than 18.")
+    if decimals > _MOST_DECIMALS:
+        return Feed(address, ZERO_ADDRESS, 1)
     return Feed(address, answered(aggregator, results[1]), ten_to(decimals))
 
 

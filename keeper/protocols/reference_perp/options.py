@@ -211,7 +211,10 @@ def _margin_raw(choice: Takeover) -> int:
 
 
 def _closed(choice: Takeover, margin_raw: int) -> Outcome | Refusal:
-    """What is withdrawn of a margin once the position is inherited and closed with the house."""
+    """What is withdrawn of a margin once the position is inherited and closed with the house.
+
+    Whatever anybody deposited in the liquidator's name comes with it, and makes no takeover worth more.
+    """
     marks, market, scale = choice.marks, choice.market, choice.marks.exchange.scale
     # an account that owes more than it has gates withdrawals as soon as it is liquidated
     gate_s = marks.parameters.gate_s if choice.account.judged.equity < 0 else 0
@@ -236,10 +239,9 @@ def _closed(choice: Takeover, margin_raw: int) -> Outcome | Refusal:
     numbers |= {"fill_wad": str(fill), "mark_wad": str(market.live.price), "fee_wad": str(fee)}
     if left < 0:
         return Refusal("outcome", "loss_over_margin", choice.names | numbers)
-    back_raw = left // scale
-    if back_raw <= margin_raw:
+    if (left - choice.heir.collateral) // scale <= margin_raw:
         return Refusal("outcome", "losing_takeover", choice.names | numbers)
-    return Outcome(margin_raw, back_raw)
+    return Outcome(margin_raw, left // scale)
 
 
 def _house_short(choice: Takeover, cost: int) -> Refusal | None:
