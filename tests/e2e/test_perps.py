@@ -24,6 +24,7 @@ async def _fall(lab: Lab, perps: Perps) -> None:
     await fall(lab, perps)
     await lab.node.advance(_A_WHILE_S)
     await lab.node.mine()
+    await lab.node.mine_on_demand()  # what one head sends goes into one block
 
 
 async def _protocols(line: Line) -> set[str]:

@@ -595,7 +595,7 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
         "import asyncio; from pathlib import Path; from keeper.lab.world import *;"
         "from keeper.lab.uniswap import PoolSpec;"
         "spec = WorldSpec(v3_pools=(PoolSpec(('WETH', 'USDC'), 500, 1_000_003),), v2_pairs=(), aave=('3.0',));"
-        f"print(asyncio.run(prepare(spec, Path({str(tmp_path)!r}))).world.safe.address.hex())"
+        f"print(asyncio.run(prepare(spec, cache=Path({str(tmp_path)!r}))).world.safe.address.hex())"
     )
     command = [sys.executable, "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -89,7 +89,10 @@ class Line:
         if isinstance(error, ChainError | AdapterError) and self._engine is not None:
             self.tally["lost"] += 1  # while it starts the same ends the daemon
             return None
-        if isinstance(error, Died):
+        if isinstance(error, Died) or (
+            isinstance(error, BaseExceptionGroup)
+            and error.subgroup(Died) is not None  # in what ran beside the line
+        ):
             self.tally["died"] += 1
             self.spare()
         elif isinstance(error, KeeperError):
