@@ -240,6 +240,7 @@ class Reflexes:
             self._judged[pending.hash] = b""  # strangers' bytes are not worth keeping
         for scope in scopes:
             self.gate.see_pending(scope, pending.hash, self.moment.head.number if self.moment else None)
+        self.book()
 
     async def _proven(self, pending: Pending) -> bool:
         """Whether its sender signed it, for this chain, and its nonce is not used up: an old one is easily shown."""
@@ -271,9 +272,10 @@ class Reflexes:
         look = SimCall(pending.sender, self._pause_guard, _STATES.encode(scopes), _PAUSE_GAS)
 
         def verdict(done: Result, seen: Result | None) -> frozenset[Hash]:
+            if isinstance(done, Reverted):
+                return frozenset()  # what is paused then was paused before
             if seen is None:
-                succeeds = not isinstance(done, Reverted) and _succeeds(pending.data, done)
-                return frozenset(scopes if succeeds else ())
+                return frozenset(scopes if _succeeds(pending.data, done) else ())
             states = _STATES.one(b"" if isinstance(seen, Reverted) else seen)
             if len(states) != len(scopes):
                 raise AdapterError(f"{len(states)} scopes are told of instead of {len(scopes)}.")

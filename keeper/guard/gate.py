@@ -182,7 +182,10 @@ class Gate:
         """Close what an earlier run left closed, from its `pause` and `resume` entries, oldest first."""
         for entry in entries:
             body = entry.body
-            if "cause" not in body or body["cause"] == "halted":
+            if "cause" not in body:
+                continue
+            if body["cause"] == "halted":
+                self._halted = entry.kind == "pause"  # the next look books what has changed since
                 continue
             scope, cause = scope_named(str(body["scope"])), str(body["cause"])
             if entry.kind == "resume":

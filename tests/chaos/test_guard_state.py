@@ -136,13 +136,20 @@ class GuardMachine(RuleBasedStateMachine):
         one = self.overseer
         await self._all_open()
         signed = one.tally["signed"]
+        said: list[str] = []
         for _ in range(_AGAIN):
-            await one.step()
+            report = await one.step()
             if one.tally["signed"] > signed:
                 one.tally["worked again"] += 1
                 return
+            why = (
+                {f"{each.stage} {each.reason}" for _, _, each in report.refused}
+                if report
+                else one.line.last_error
+            )
+            said.append(str(why))
             await one.mine()
-        one.breach("every wall is open, accounts are below 1, and nothing is signed")
+        one.breach("\n".join(["every wall is open, accounts are below 1, and nothing is signed", *said]))
 
     async def _all_open(self) -> None:
         """Whatever is wrong ends, whatever stops it is taken away, and there is something to do."""

@@ -275,6 +275,21 @@ def test_an_unpause_from_before_does_not_open_what_the_chain_will_not_take(ledge
         assert cause(each) is None
 
 
+def test_a_halt_file_removed_between_two_runs_is_booked_as_gone(ledger: Ledger, tmp_path: Path) -> None:
+    """The record says that it is over, once; and one that is still there is not booked anew."""
+    file = tmp_path / "halt"
+    file.touch()
+    before = Gate(file, 2)
+    assert cause(before) == "halted"
+    book(ledger, before)
+    for there in (True, False):
+        after = Gate(file, 2)
+        after.remember(ledger.entries(None, kind=("pause", "resume"))[::-1])
+        assert cause(after) == ("halted" if there else None)
+        assert [change.kind for change in after.changes] == ([] if there else ["resume"])
+        file.unlink(missing_ok=True)
+
+
 def test_a_halt_file_that_cannot_be_looked_for_is_there() -> None:
     """Unknown is a stop, and no crash that would leave alone what is in flight."""
     closed = Gate(Path("/" + "x" * 300), 2)

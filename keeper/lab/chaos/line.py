@@ -62,8 +62,8 @@ class Line:
 
     @property
     def running(self) -> bool:
-        """Whether it has started and not ended."""
-        return self._life is not None
+        """Whether it has started and not ended, nor died beside the line."""
+        return self._life is not None and not self._dead()
 
     @property
     def engine(self) -> Engine:
@@ -78,6 +78,10 @@ class Line:
 
     async def head(self) -> StepReport | None:
         """Handle the newest head, starting first if need be; None when it did not come to the end of it."""
+        if self._dead():
+            self.tally["died"] += 1
+            self.spare()
+            await self.end()
         handling = asyncio.ensure_future(self._head())
         await asyncio.wait({handling})
         error = handling.exception()
@@ -125,6 +129,10 @@ class Line:
         await asyncio.gather(*begun, return_exceptions=True)
         if life is not None:
             await life.aclose()
+
+    def _dead(self) -> bool:
+        beside = self._reacting
+        return beside is not None and beside.done() and _is_death(beside.exception())
 
     async def _head(self) -> StepReport | None:
         if self._life is None:
@@ -208,6 +216,10 @@ def _is_keepers(task: asyncio.Task[Any]) -> bool:
     return (
         code is not None and _KEEPER in (path := Path(code.co_filename)).parents and _LAB not in path.parents
     )
+
+
+def _is_death(error: BaseException | None) -> bool:
+    return isinstance(error, Died) or (isinstance(error, BaseExceptionGroup) and bool(error.subgroup(Died)))
 
 
 def _die() -> None:
