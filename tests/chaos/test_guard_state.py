@@ -143,7 +143,7 @@ class GuardMachine(RuleBasedStateMachine):
                 one.tally["worked again"] += 1
                 return
             why = (
-                {f"{each.stage} {each.reason}" for _, _, each in report.refused}
+                {f"{each.stage} {each.reason} {dict(each.numbers)}" for _, _, each in report.refused}
                 if report
                 else one.line.last_error
             )
@@ -161,7 +161,8 @@ class GuardMachine(RuleBasedStateMachine):
         self.waiting.clear()
         await ground.lab.node.drop_pending()
         await one.unhalt()
-        if one.model.closed or one.model.doubted:
+        paused = any(state.paused for state in ground.head.scopes.values())  # also what no keeper was told of
+        if paused or one.model.closed or one.model.doubted:
             await self._let_go_and_unpaused()
         await ground.price(PRICES[-1])
         await one.mine()
