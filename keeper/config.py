@@ -283,8 +283,8 @@ def load(
 ) -> Settings:
     """Read and check a configuration; the models say which keys a protocol or venue of that `kind` takes.
 
-    Every model has a field `kind`, a protocol's also `name`; addresses are declared as `keeper.types.Address`. The
-    secrets read, and keys inside node URLs, are registered with `keeper.log.secrets`. Raises `ConfigError` with one
+    Every model has a field `kind`, a protocol's also `name`; addresses are declared as `keeper.seams.ConfigAddress`.
+    The secrets read, and keys inside node URLs, are registered with `keeper.log.secrets`. Raises `ConfigError` with one
     line per problem: where, which key, what is wrong and what to do.
     """
     path = path.expanduser().absolute()

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
+
+from pydantic import BeforeValidator, Field
 
 from keeper import abi
 from keeper.errors import AdapterError
@@ -42,6 +44,14 @@ from keeper.types import (
 T = TypeVar("T")
 
 Reads = Generator[Sequence[Question], Sequence[Result], T]
+
+
+def _address(value: object) -> object:
+    return abi.address(value) if isinstance(value, str) else value
+
+
+# An address in the configuration of a protocol or a venue, where it is text.
+ConfigAddress = Annotated[Address, BeforeValidator(_address), Field(min_length=20, max_length=20)]
 
 # What an EIP-1967 proxy says when its code, its beacon or who may change them is replaced.
 UPGRADE_TOPICS: Final = tuple(

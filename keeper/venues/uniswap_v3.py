@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import MAX_UINT256
-from keeper.seams import Reads, VenueKind
+from keeper.seams import ConfigAddress, Reads, VenueKind
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -47,13 +47,6 @@ _QUOTE_IN: Final = _QUOTER.function("quoteExactInput")
 _QUOTE_OUT: Final = _QUOTER.function("quoteExactOutput")
 
 _Pool = tuple[Address, Address, int]  # token0 < token1, fee
-
-
-def _address(value: object) -> object:
-    return abi.address(value) if isinstance(value, str) else value
-
-
-_ConfigAddress = Annotated[Address, BeforeValidator(_address), Field(min_length=20, max_length=20)]
 _FeeTier = Annotated[int, Field(gt=0, lt=1_000_000)]
 
 
@@ -63,9 +56,9 @@ class UniswapV3Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["uniswap-v3"] = "uniswap-v3"
-    factory: _ConfigAddress
-    quoter: _ConfigAddress
-    router: _ConfigAddress
+    factory: ConfigAddress
+    quoter: ConfigAddress
+    router: ConfigAddress
     fee_tiers: Annotated[tuple[_FeeTier, ...], Field(min_length=1)] = (100, 500, 3000, 10_000)
 
 

@@ -44,7 +44,7 @@ POSITION = PositionSpec(BORROWER, {"WETH": 10 * ETHER, "DAI": 100 * ETHER}, {"US
 
 def test_an_adapter_and_a_flash_source_fit_their_seams() -> None:
     """Both are what the engine takes; using either before it is loaded says so."""
-    aave = AaveV3(AaveV3Config(name="aave", pool_addresses_provider=b"\1" * 20))
+    aave = AaveV3(AaveV3Config(name="aave", pool_addresses_provider=Address(b"\1" * 20)))
     adapter: Adapter = aave
     flash: FlashSource = AaveFlash(aave)
     assert (adapter.name, adapter.market) == ("aave", "0x" + "01" * 20)

@@ -34,7 +34,7 @@ Act = Callable[[ExchangeFollower, int, int], Awaitable[object]]
 
 def test_the_adapter_fits_its_seam() -> None:
     """It is what the engine takes; using it before it is loaded says so; a key carries an account's number."""
-    config = ReferencePerpConfig(name="reference", exchange=b"\1" * 20)
+    config = ReferencePerpConfig(name="reference", exchange=Address(b"\1" * 20))
     adapter: Adapter
     (adapter,) = ReferencePerp.made_of(config, None)
     assert (adapter.name, adapter.market, adapter.settled_jointly) == ("reference", "0x" + "01" * 20, True)
@@ -231,7 +231,7 @@ async def test_liquidations_name_account_and_transaction(lab: Lab) -> None:
         logs = [log for receipt in receipts for log in receipt.logs]
         wanted = [(follower.key(number), receipt.transaction_hash) for receipt in receipts]
         assert list(follower.adapter.liquidations(logs)) == wanted
-        (other,) = ReferencePerp.made_of(ReferencePerpConfig(name="x", exchange=b"\1" * 20), None)
+        (other,) = ReferencePerp.made_of(ReferencePerpConfig(name="x", exchange=Address(b"\1" * 20)), None)
         assert list(other.liquidations(logs)) == [] and not other.discover(logs).keys
 
 

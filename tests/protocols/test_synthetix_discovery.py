@@ -31,7 +31,7 @@ Act = Callable[[PerpsFollower], Awaitable[object]]
 def test_the_adapter_fits_its_seam() -> None:
     """It is what the engine takes; using it before it is loaded says so."""
     first, second = Address(b"\1" * 20), Address(b"\2" * 20)
-    config = SynthetixV2PerpsConfig(name="snx", markets=(first,), susd_usd_feed=b"\3" * 20)
+    config = SynthetixV2PerpsConfig(name="snx", markets=(first,), susd_usd_feed=Address(b"\3" * 20))
     adapter: Adapter
     (adapter,) = SynthetixV2Perps.made_of(config, None)
     several = SynthetixV2Perps.made_of(config.model_copy(update={"markets": (first, second)}), None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from keeper import abi
 from keeper.errors import AdapterError
@@ -28,7 +28,7 @@ from keeper.protocols.aave_v3.options import (
     outcome_of,
 )
 from keeper.protocols.aave_v3.positions import read_positions, rows_of
-from keeper.seams import UPGRADE_TOPICS, Reads, Touched, just
+from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -101,10 +101,6 @@ _RELOADING_TOPICS: Final = frozenset(
 )
 
 
-def _address(value: object) -> object:
-    return abi.address(value) if isinstance(value, str) else value
-
-
 class AaveV3Config(BaseModel):
     """One Aave V3 market. `max_price_age_s` is checked where a price source tells its time; None checks nothing."""
 
@@ -112,7 +108,7 @@ class AaveV3Config(BaseModel):
 
     kind: Literal["aave-v3"] = "aave-v3"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
-    pool_addresses_provider: Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
+    pool_addresses_provider: ConfigAddress
     from_block: int = Field(default=0, ge=0)
     max_price_age_s: int | None = Field(default=90_000, gt=0)
 
@@ -132,7 +128,7 @@ class AaveV3:
     def __init__(self, config: AaveV3Config) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.pool_addresses_provider)
-        self._provider = Address(config.pool_addresses_provider)
+        self._provider = config.pool_addresses_provider
         self._max_price_age_s = config.max_price_age_s
         self._market: Market | None = None
         self._marks: MarksReader | None = None

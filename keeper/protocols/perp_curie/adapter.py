@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import WAD
 from keeper.protocols.perp_curie import collateral, takeover
@@ -31,7 +30,7 @@ from keeper.protocols.perp_curie.system import (
     learn_one,
     load_system,
 )
-from keeper.seams import UPGRADE_TOPICS, Reads, Touched, just, readable, together
+from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just, readable, together
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -109,10 +108,6 @@ _LIQUIDATED_TOPICS: Final = (
 )
 
 
-def _address(value: object) -> object:
-    return abi.address(value) if isinstance(value, str) else value
-
-
 class PerpCurieConfig(BaseModel):
     """One Perp Curie exchange. `max_price_age_s` is how old a Chainlink answer may be."""
 
@@ -120,7 +115,7 @@ class PerpCurieConfig(BaseModel):
 
     kind: Literal["perp-curie"] = "perp-curie"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
-    clearing_house: Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
+    clearing_house: ConfigAddress
     from_block: int = Field(default=0, ge=0)
     max_price_age_s: int = Field(default=90_000, gt=0)
 
@@ -143,7 +138,7 @@ class PerpCurie:
     def __init__(self, config: PerpCurieConfig, liquidator: Address | None = None) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.clearing_house)
-        self._house = Address(config.clearing_house)
+        self._house = config.clearing_house
         self._liquidator = liquidator
         self._max_price_age_s = config.max_price_age_s
         self._system: System | None = None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.reference_perp import options as ways
 from keeper.protocols.reference_perp.exchange import (
@@ -22,7 +21,7 @@ from keeper.protocols.reference_perp.exchange import (
 from keeper.protocols.reference_perp.health import judge, liquidation_price
 from keeper.protocols.reference_perp.marks import MarksReader, prices_of
 from keeper.protocols.reference_perp.positions import read_positions, rows_of
-from keeper.seams import UPGRADE_TOPICS, Reads, Touched, just
+from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just
 from keeper.types import (
     Address,
     BlockTime,
@@ -64,10 +63,6 @@ _HOLDERS: Final = EXCHANGE.function("holders")
 _PAGE: Final = 2_000  # accounts, 64 kB
 
 
-def _address(value: object) -> object:
-    return abi.address(value) if isinstance(value, str) else value
-
-
 class ReferencePerpConfig(BaseModel):
     """One reference perp exchange; it says itself how old its marks may be."""
 
@@ -75,7 +70,7 @@ class ReferencePerpConfig(BaseModel):
 
     kind: Literal["reference-perp"] = "reference-perp"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
-    exchange: Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
+    exchange: ConfigAddress
     from_block: int = Field(default=0, ge=0)
 
 
@@ -98,7 +93,7 @@ class ReferencePerp:
     def __init__(self, config: ReferencePerpConfig, liquidator: Address | None = None) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.exchange)
-        self._address = Address(config.exchange)
+        self._address = config.exchange
         self._liquidator = liquidator
         self._exchange: Exchange | None = None
         self._marks: MarksReader | None = None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from keeper import abi
 from keeper.errors import AdapterError
 from keeper.protocols.synthetix_v2_perps.health import judge, liquidation_price
 from keeper.protocols.synthetix_v2_perps.market import (
@@ -30,7 +29,7 @@ from keeper.protocols.synthetix_v2_perps.options import (
     outcome_of,
 )
 from keeper.protocols.synthetix_v2_perps.positions import read_positions, rows_of
-from keeper.seams import UPGRADE_TOPICS, Reads, Touched
+from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched
 from keeper.types import (
     Address,
     BlockTime,
@@ -68,11 +67,6 @@ _FLAGGED_COUNT: Final = STATE.function("getFlaggedAddressesLength")
 _FLAGGED_PAGE: Final = STATE.function("getFlaggedAddressesPage")
 
 
-def _address(value: object) -> object:
-    return abi.address(value) if isinstance(value, str) else value
-
-
-_Address = Annotated[bytes, BeforeValidator(_address), Field(min_length=20, max_length=20)]
 _NAMED_BY: Final = 4  # bytes of a market's address, where a table has several
 
 
@@ -86,8 +80,8 @@ class SynthetixV2PerpsConfig(BaseModel):
 
     kind: Literal["synthetix-v2-perps"] = "synthetix-v2-perps"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,21}$")
-    markets: tuple[_Address, ...] = Field(min_length=1)
-    susd_usd_feed: _Address
+    markets: tuple[ConfigAddress, ...] = Field(min_length=1)
+    susd_usd_feed: ConfigAddress
     from_block: int = Field(default=0, ge=0)
     max_price_age_s: int = Field(default=90_000, gt=0)
 
@@ -116,7 +110,7 @@ class SynthetixV2Perps:
                 config,
                 liquidator,
             )
-            for proxy in map(Address, config.markets)
+            for proxy in config.markets
         )
 
     def __init__(
@@ -125,7 +119,7 @@ class SynthetixV2Perps:
         self.name: str = name
         self.market: str = hex_of(market)
         self._proxy = market
-        self._susd_feed = Address(config.susd_usd_feed)
+        self._susd_feed = config.susd_usd_feed
         self._max_price_age_s = config.max_price_age_s
         self._liquidator = liquidator
         self._market: Market | None = None
