@@ -92,7 +92,7 @@ class AaveSubject:
             "repay by another": (paid, by(lender, "repay", usdc.token.address, _USDC, 2, None)),
             "supply": (paid, by(None, "supply", usdc.token.address, _USDC, None, 0)),
             "withdraw": (by(None, "withdraw", weth.token.address, 10**15, lender),),
-            "e-mode": (by(None, "setUserEMode", 0),),
+            "e-mode": (by(None, "setUserEMode", 1),),
             "giving aTokens away": (give,),
             "liquidation": (self.make_unsafe, liquidated),
         }
@@ -467,7 +467,10 @@ class CurieSubject:
         bases = await balance.read("getBaseTokens", account)
         if not bases and await vault.read("getSettlementTokenValue", account) >= 0:
             return None
-        value = await vault.read("getAccountValue", account)
+        try:
+            value = await vault.read("getAccountValue", account)
+        except RpcError:  # a market without a price
+            return Told(None)
         requirement = await balance.read("getMarginRequirementForLiquidation", account)
         short = value * 10**12 < requirement
         figures = {"value": value, "requirement": requirement}

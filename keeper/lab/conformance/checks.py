@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from random import Random
 from typing import Any, Final
 
 from keeper.abi import load
 from keeper.chain.client import SimCall, SimResult
 from keeper.errors import AdapterError
+from keeper.fixed import BPS
 from keeper.lab.conformance.nonsense import overheard, stood
 from keeper.lab.conformance.stage import Following, Stage, seeded, treasury_raw
 from keeper.lab.conformance.subject import Seen
@@ -32,6 +34,7 @@ from keeper.types import (
 _ACCOUNTS: Final = 12
 _ROUNDS: Final = 3
 _OPTIONS: Final = 4  # of one account whose liquidation is tried at each of its amounts
+_HEADROOM_BPS: Final = 20  # that a maximum may stay below what the contracts allow
 _GARBLED: Final = 150  # answers a read is given, one wrong at a time
 _ERC20: Final = load("Erc20")
 _CALL_GAS, _TOKEN_GAS = Gas(4_000_000), Gas(200_000)
@@ -74,6 +77,10 @@ async def _compare(
             assert key not in book, f"{account.hex()} is closed, but in the book"
             continue
         assert key in book, f"{account.hex()} is open, but not in the book"
+        if told.liquidatable is None:
+            answer = following.adapter.assess(book.position(key), marks)
+            assert isinstance(answer, Refusal), f"the contracts do not judge {account.hex()}, but {answer}"
+            continue
         health = following.health(key, marks)
         figures = dict(stage.subject.figures(health))
         assert figures == dict(told.figures), f"{account.hex()}: {figures} is not {told.figures}"
@@ -89,28 +96,33 @@ async def _compare(
 
 async def a_liquidation_moves_what_was_foretold_and_no_more(stage: Stage) -> None:
     """At the bounds of each option of an unsafe account the contracts move, in a block at the marks' time, exactly what
-    `outcome` says; what it refuses reverts or loses; a raw unit above the maximum is refused or moves no more. Every
-    call is one that `targets` names, and one of them, which `account_of` reads, is that account's liquidation.
+    `outcome` says; what it refuses reverts or loses; what is above the maximum, and the fifth of a percent that may be
+    kept free for prices to move, is refused or moves no more. Every call is one that `targets` names, and one of them, which `account_of` reads, is that account's liquidation.
     """
     chance, seen, subject = seeded(stage, "amounts"), Seen(), stage.subject
     async with stage.following() as following:
+        one = await subject.open_one()
         accounts = await subject.populate(chance, _ACCOUNTS)
+        await subject.make_unsafe(one)
+        await _amounts_hold(stage, following, chance, seen)
         await subject.disturb(chance, accounts)
-        await subject.make_unsafe(await subject.open_one())
-        await _fund(stage, _options(following, await following.marks(await following.follow(), 1)))
-        head = await following.follow()
-        marks = await following.marks(head, 1)
-        options = _options(following, marks)
-        for option in options:
-            _is_well_formed(following.adapter, option)
-            most = await _holds(stage, following, option, option.max_repay_raw, head, marks, seen)
-            if option.partial_max_repay_raw:
-                low, high = option.min_repay_raw, option.partial_max_repay_raw
-                for amount_raw in {low, high, chance.randint(low, high)} - {option.max_repay_raw}:
-                    await _holds(stage, following, option, amount_raw, head, marks, seen)
-            if most is not None:
-                await _is_the_most(stage, following, option, most, head, marks)
+        await _amounts_hold(stage, following, chance, seen)
     seen.require("liquidation that moved what was foretold")
+
+
+async def _amounts_hold(stage: Stage, following: Following, chance: Random, seen: Seen) -> None:
+    await _fund(stage, _options(following, await following.marks(await following.follow(), 1)))
+    head = await following.follow()
+    marks = await following.marks(head, 1)
+    for option in _options(following, marks):
+        _is_well_formed(following.adapter, option)
+        most = await _holds(stage, following, option, option.max_repay_raw, head, marks, seen)
+        if option.partial_max_repay_raw:
+            low, high = option.min_repay_raw, option.partial_max_repay_raw
+            for amount_raw in {low, high, chance.randint(low, high)} - {option.max_repay_raw}:
+                await _holds(stage, following, option, amount_raw, head, marks, seen)
+        if most is not None:
+            await _is_the_most(stage, following, option, most, head, marks)
 
 
 def _options(following: Following, marks: Marks) -> list[Option]:
@@ -125,13 +137,12 @@ def _options(following: Following, marks: Marks) -> list[Option]:
             if not health.liquidatable:
                 assert not options, f"{key.account.hex()} is sound and has options"
             found += options[:_OPTIONS]
-    assert found, "nobody can be liquidated, although the subject made somebody unsafe"
     return found
 
 
 def _is_well_formed(adapter: Adapter, option: Option) -> None:
-    assert 0 <= option.partial_max_repay_raw <= option.max_repay_raw, option
-    assert option.min_repay_raw <= option.partial_max_repay_raw or not option.partial_max_repay_raw, option
+    assert 0 <= option.partial_max_repay_raw <= option.max_repay_raw, _short(option)
+    assert option.min_repay_raw <= option.partial_max_repay_raw or not option.partial_max_repay_raw, _short(option)
     calls = adapter.liquidation_calls(option, option.max_repay_raw)
     for call in calls:
         assert (call.target, call.data[:4]) in set(adapter.targets()), f"{call} is not in targets()"
@@ -139,6 +150,11 @@ def _is_well_formed(adapter: Adapter, option: Option) -> None:
         assert adapter.account_of(call.data) in {None, option.key.account}, call
     named = {adapter.account_of(call.data) for call in calls}
     assert option.key.account in named, f"account_of finds nobody in the calls of {option.key.account.hex()}"
+
+
+def _short(option: Option) -> str:
+    pair = f"{option.repay_token.symbol} for {option.seize_token.symbol}"
+    return f"{option.key.account.hex()}, at most {option.max_repay_raw} {pair}"
 
 
 async def _fund(stage: Stage, options: Iterable[Option]) -> None:
@@ -168,15 +184,15 @@ async def _holds(
     moved = await _moved(stage, following, option, amount_raw, head, marks)
     if isinstance(foretold, Refusal):
         gained = moved is not None and option.repay_token == option.seize_token and moved[1] > moved[0]
-        assert not gained, f"{foretold} for what paid {moved}: {option}"
+        assert not gained, f"{foretold} for what paid {moved}: {_short(option)}"
         seen.note("refused outcome")
         return None
-    assert moved is not None, f"{foretold} for what reverts: {option}"
+    assert moved is not None, f"{foretold} for what reverts: {_short(option)}"
     if option.repay_token == option.seize_token:
         same = moved[1] - moved[0] == foretold.seize_raw - foretold.repay_raw
     else:
         same = moved == (foretold.repay_raw, foretold.seize_raw)
-    assert same, f"{moved} was moved, {foretold} was foretold: {option}"
+    assert same, f"{moved} was moved, {foretold} was foretold: {_short(option)}"
     seen.note("liquidation that moved what was foretold")
     return moved
 
@@ -189,7 +205,7 @@ async def _is_the_most(
     head: Head,
     marks: Marks,
 ) -> None:
-    above_raw = option.max_repay_raw + 1
+    above_raw = option.max_repay_raw + option.max_repay_raw * _HEADROOM_BPS // BPS + 1
     try:
         foretold = await following.parts.chain.read(following.adapter.outcome(option, above_raw), head.hash)
         moved = await _moved(stage, following, option, above_raw, head, marks)
@@ -198,9 +214,9 @@ async def _is_the_most(
     if isinstance(foretold, Refusal) or moved is None:
         return
     if option.repay_token == option.seize_token:
-        assert moved[1] - moved[0] <= most[1] - most[0], f"more than the maximum gains more: {option}"
+        assert moved[1] - moved[0] <= most[1] - most[0], f"more than the maximum gains more: {_short(option)}"
     else:
-        assert moved[0] <= most[0], f"the contracts take more than the maximum: {option}"
+        assert moved[0] <= most[0], f"the contracts take more than the maximum: {_short(option)}"
 
 
 async def _moved(
@@ -261,6 +277,7 @@ async def a_replay_finds_exactly_the_accounts_that_are_open(stage: Stage) -> Non
         for _ in range(_ROUNDS):
             await subject.disturb(chance, accounts)
             await following.follow()
+        await stage.node.mine()
         head = await following.follow()
         async with stage.following() as anew:
             book, fresh = following.watch.book, anew.watch.book

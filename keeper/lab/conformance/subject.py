@@ -19,10 +19,11 @@ class Told:
     """What the protocol's contracts say of one open position at the head.
 
     `figures` are compared, name by name, with `Subject.figures` of the adapter's health: equal to the last digit.
+    `liquidatable` is None where the contracts revert instead of judging it; the adapter must then refuse to.
     """
 
-    liquidatable: bool
-    figures: Figures
+    liquidatable: bool | None
+    figures: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
