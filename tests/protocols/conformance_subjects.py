@@ -62,7 +62,9 @@ class AaveSubject:
             """The account itself, without a `sender`; None among the arguments is the account."""
 
             async def act(who: Address) -> object:
-                return await pool.send(sender or who, name, *(who if each is None else each for each in given))
+                return await pool.send(
+                    sender or who, name, *(who if each is None else each for each in given)
+                )
 
             return act
 
@@ -365,9 +367,7 @@ async def synthetix_eth() -> AsyncIterator[Subject]:
         (adapter,) = SynthetixV2Perps.made_of(config, None)
         follower = synthetix_lab.PerpsFollower(lab.node, lab.world, chain, deployed, market, adapter)
         await lab.node.set_balances([ONE, OTHER])
-        yield SynthetixSubject(
-            lab, follower, synthetix.table(deployed), synthetix_lab.named(deployed, "ETH")
-        )
+        yield SynthetixSubject(lab, follower, synthetix.table(deployed), synthetix_lab.named(deployed, "ETH"))
 
 
 # --- Perp Curie ------------------------------------------------------------------------------------------------------

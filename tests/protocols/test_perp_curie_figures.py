@@ -66,9 +66,7 @@ async def test_a_feed_that_cannot_average_has_no_price(lab: Lab) -> None:
         assert follower.assessed(TRADER, marks) == refused
         await trade(node, curie, TRADER, "WETH", -ETHER // 100)
         await node.mine()
-        assert isinstance(
-            follower.assessed(TRADER, await follower.marks(await follower.follow())), Health
-        )
+        assert isinstance(follower.assessed(TRADER, await follower.marks(await follower.follow())), Health)
 
 
 async def test_what_the_safe_and_the_breakers_are_told(lab: Lab, tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def _options(following: Following, marks: Marks) -> list[Option]:
 
 def _is_well_formed(adapter: Adapter, option: Option) -> None:
     assert 0 <= option.partial_max_repay_raw <= option.max_repay_raw, _short(option)
-    assert option.min_repay_raw <= option.partial_max_repay_raw or not option.partial_max_repay_raw, _short(option)
+    assert option.min_repay_raw <= option.partial_max_repay_raw or not option.partial_max_repay_raw, _short(
+        option
+    )
     calls = adapter.liquidation_calls(option, option.max_repay_raw)
     for call in calls:
         assert (call.target, call.data[:4]) in set(adapter.targets()), f"{call} is not in targets()"
@@ -302,7 +304,9 @@ async def _is_fresh(
 ) -> None:
     positions = await _read(following, accounts, head)
     book = following.watch.book
-    for account, words, live in zip(positions.accounts, positions.words.tolist(), positions.live, strict=True):
+    for account, words, live in zip(
+        positions.accounts, positions.words.tolist(), positions.live, strict=True
+    ):
         key, told = following.key(account), await stage.subject.told(account)
         assert bool(live) == (key in book) == (told is not None), f"{account.hex()} after {after}"
         exact = tuple(high << 64 | low for high, low in words)
@@ -397,7 +401,9 @@ async def what_it_relies_on_is_there_and_is_all_it_calls(stage: Stage) -> None:
         sources, targets = adapter.sources(), list(adapter.targets())
         assert set(sources.addresses) <= set(contracts.values()), "it hears a contract it does not name"
         assert len(set(sources.topics)) == len(sources.topics) and all(map(_is_word, sources.topics))
-        assert {address for address, _ in targets} <= set(contracts.values()), "it calls what it does not name"
+        assert {address for address, _ in targets} <= set(contracts.values()), (
+            "it calls what it does not name"
+        )
         assert len(set(targets)) == len(targets) and all(len(selector) == 4 for _, selector in targets)
         aggregator = load("ChainlinkFeed")
         for token, feed in adapter.feeds().items():
@@ -421,7 +427,10 @@ async def nonsense_is_an_adapter_error_and_nothing_else(stage: Stage) -> None:
         adapter, chain = following.adapter, following.parts.chain
         head = await following.follow()
         key, at = following.key(account), BlockTime(head.number, head.hash, head.timestamp_s + 1)
-        marks, position = await following.marks(head, 1), following.watch.book.position(following.key(account))
+        marks, position = (
+            await following.marks(head, 1),
+            following.watch.book.position(following.key(account)),
+        )
         health = following.health(key, marks)
         options = [each for each in adapter.options(position, health, marks) if isinstance(each, Option)]
         option = options[0]
