@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
-from typing import Final
 
 from keeper.abi import load
 from keeper.chain.client import Chain
@@ -20,12 +19,11 @@ from keeper.lab.conformance import Act, Stop, Subject, Told
 from keeper.lab.curie import house_of, part_of
 from keeper.lab.node import Contract
 from keeper.lab.perp_exchange import random_traders
-from keeper.lab.perps import Perps, fall, open_perps_lab
-from keeper.lab.positions import PositionSpec, account_data, liquidate, open_position
+from keeper.lab.perps import open_perps_lab
+from keeper.lab.positions import account_data, liquidate, open_position
 from keeper.lab.synthetix import RATE_STALE_PERIOD_S, UNIT, PerpSpec, key_of, random_perps, trade_tx
 from keeper.lab.tokens import erc20, mint
 from keeper.lab.world import Lab, open_lab
-from keeper.protocols.aave_v3 import AaveV3, AaveV3Config
 from keeper.protocols.perp_curie import PerpCurie, PerpCurieConfig
 from keeper.protocols.reference_perp.exchange import account_key, number_of
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps, SynthetixV2PerpsConfig
@@ -47,6 +45,7 @@ ONE, OTHER = account(1), account(2)
 class AaveSubject:
     """A market of the lab's own."""
 
+    lab: Lab
     follower: aave_v3_lab.Follower
     name: str
     table: str = ""
@@ -103,15 +102,12 @@ class AaveSubject:
             "stale price": Stop((wait,), "marks", "stale_price"),
         }
 
-    @property
-    def lab(self) -> Lab:
-        """The running lab."""
-        return self.follower.lab
-
     async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
+        """Open random positions."""
         return await aave_v3_lab.open_random(self.follower, chance, 1_000, count)
 
     async def disturb(self, chance: random.Random, accounts: Sequence[Address]) -> None:
+        """Move prices and time, and let some accounts trade."""
         await self.follower.set_prices(aave_v3_lab.random_factors(chance))
         await self.follower.node.advance(chance.choice((1, 86_400)))
         pool, usdc = pool_of(self.follower.node, self.follower.market), self.follower.market.reserves["USDC"]
@@ -120,14 +116,17 @@ class AaveSubject:
                 await pool.send(who, "borrow", usdc.token.address, _USDC, 2, 0, who)
 
     async def open_one(self) -> Address:
+        """Open the position that is liquidated."""
         spec = replace(aave_v3_lab.POSITION, account=ONE)
         await open_position(self.follower.node, self.follower.world.cast, self.follower.market, spec)
         return ONE
 
     async def make_unsafe(self, account: Address) -> None:
+        """Let its price fall."""
         await self.follower.set_prices({"WETH": 0.9})
 
     async def told(self, account: Address) -> Told | None:
+        """What the contracts say of it."""
         [used] = await pool_of(self.follower.node, self.follower.market).read("getUserConfiguration", account)
         if not used & int("01" * 128, 2):
             return None
@@ -140,6 +139,7 @@ class AaveSubject:
         return Told(data.health_factor_wad < WAD, figures)
 
     def figures(self, health: Health) -> Mapping[str, object]:
+        """The same figures of ours."""
         factor = MAX_UINT256 if health.health_factor_wad is None else health.health_factor_wad
         return {"collateral": health.collateral_base, "debt": health.debt_base, "health": factor}
 
@@ -148,7 +148,7 @@ class AaveSubject:
 async def aave(version: Version) -> AsyncIterator[Subject]:
     """An Aave market of that version."""
     async with await open_lab(clock="steady") as lab, aave_v3_lab.following(version, lab) as follower:
-        yield AaveSubject(follower, f"aave-{version.replace('.', '-')}")
+        yield AaveSubject(lab, follower, f"aave-{version.replace('.', '-')}")
 
 
 # --- the reference exchange ------------------------------------------------------------------------------------------
@@ -213,6 +213,7 @@ class ReferenceSubject:
         }
 
     async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
+        """Open random positions."""
         follower, prices_e8 = self.follower, {}
         for feed in follower.feeds:
             prices_e8[feed.symbol] = (await latest(follower.node, feed)).price_raw
@@ -225,6 +226,7 @@ class ReferenceSubject:
         return [account_key(number) for number in numbers]
 
     async def disturb(self, chance: random.Random, accounts: Sequence[Address]) -> None:
+        """Move prices and time, and let some accounts trade."""
         follower, contract = self.follower, self.follower.contract
         await follower.node.advance(chance.randint(1, 6 * 3_600))
         fall_to = chance.choice((0.85, 1.15))
@@ -240,12 +242,15 @@ class ReferenceSubject:
                 await follower.trade(owner, number, market, delta)
 
     async def open_one(self) -> Address:
+        """Open the position that is liquidated."""
         return account_key(await self.follower.open_one(ONE, 4_000, (ETH, units(20))))
 
     async def make_unsafe(self, account: Address) -> None:
+        """Let its price fall."""
         await self.follower.move(WETH=0.925)
 
     async def told(self, account: Address) -> Told | None:
+        """What the contracts say of it."""
         contract, number = self.follower.contract, number_of(account)
         _, _, flagged, _, _, markets = await contract.read("accountOf", number)
         if not markets:
@@ -254,6 +259,7 @@ class ReferenceSubject:
         return Told(judged[0] < judged[4], {"assess": tuple(judged), "flagged": bool(flagged)})
 
     def figures(self, health: Health) -> Mapping[str, object]:
+        """The same figures of ours."""
         return {"assess": astuple(health.detail.judged), "flagged": bool(health.detail.holding.flagged)}
 
 
@@ -318,12 +324,14 @@ class SynthetixSubject:
         }
 
     async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
+        """Open random positions."""
         price_usd = (await latest(self.follower.node, self.follower.market.feed)).price_raw / _E8
         specs = random_perps(chance, price_usd, 1_000, count)
         await self.follower.open(*specs)
         return [spec.account for spec in specs]
 
     async def disturb(self, chance: random.Random, accounts: Sequence[Address]) -> None:
+        """Move prices and time, and let some accounts trade."""
         follower, contract = self.follower, self.follower.contract
         await follower.node.advance(chance.randint(1, 6 * 3_600))
         await follower.move(chance.uniform(0.93, 1.06))
@@ -334,13 +342,16 @@ class SynthetixSubject:
                 await follower.node.send(trade_tx(contract, who, delta), contract.abi)
 
     async def open_one(self) -> Address:
+        """Open the position that is liquidated."""
         await self.follower.open(PerpSpec(ONE, 2_000 * UNIT, 20 * UNIT))
         return ONE
 
     async def make_unsafe(self, account: Address) -> None:
+        """Let its price fall."""
         await self.follower.move(0.95)
 
     async def told(self, account: Address) -> Told | None:
+        """What the contracts say of it."""
         contract = self.follower.contract
         if not (await contract.read("positions", account))[4]:
             return None
@@ -352,6 +363,7 @@ class SynthetixSubject:
         return Told(flagged or await contract.read("canLiquidate", account), figures)
 
     def figures(self, health: Health) -> Mapping[str, object]:
+        """The same figures of ours."""
         return {"margin": health.detail.remaining_raw, "flagged": health.detail.flagger is not None}
 
 
@@ -377,8 +389,8 @@ async def synthetix_eth() -> AsyncIterator[Subject]:
 class CurieSubject:
     """An exchange whose prices average over seconds."""
 
+    lab: Lab
     follower: perp_curie_lab.Follower
-    perps: Perps
     table: str
     name: str = "curie"
     events: Mapping[str, Sequence[Act]] = field(default_factory=dict)
@@ -389,11 +401,11 @@ class CurieSubject:
         house, vault = house_of(node, exchange), part_of(node, exchange, "Vault")
         usdc = exchange.settlement
 
-        async def deposit(who: Address) -> object:
-            return await self.follower.fund([who], _USDC)
+        async def deposit(who: Address) -> None:
+            await self.follower.fund([who], _USDC)
 
-        async def collateral(who: Address) -> object:
-            return await curie.deposit(node, cast, exchange, exchange.collaterals["WBTC"], {who: 10**5})
+        async def collateral(who: Address) -> None:
+            await curie.deposit(node, cast, exchange, exchange.collaterals["WBTC"], {who: 10**5})
 
         async def trade(who: Address) -> object:
             return await curie.trade(node, exchange, who, "WETH", -_ETHER)
@@ -432,15 +444,12 @@ class CurieSubject:
             "stale price": Stop((wait,), "marks", "no_market"),
         }
 
-    @property
-    def lab(self) -> Lab:
-        """The running lab."""
-        return self.follower.lab
-
     async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
+        """Open random positions."""
         return await perp_curie_lab.random_accounts(chance, self.follower, 1_000, count)
 
     async def disturb(self, chance: random.Random, accounts: Sequence[Address]) -> None:
+        """Move prices and time, and let some accounts trade."""
         moves = {symbol: chance.uniform(-0.45, 0.45) for symbol in perp_curie_lab.SYMBOLS}
         await self.follower.set_price({symbol: 1 + move / 2 for symbol, move in moves.items()})
         for symbol, move in moves.items():
@@ -450,11 +459,13 @@ class CurieSubject:
             await perp_curie_lab.random_trade(chance, self.follower, who, symbol)
 
     async def open_one(self) -> Address:
+        """Open the position that is liquidated."""
         await self.follower.fund([ONE], 1_320 * _USDC)
         await curie.trade(self.follower.node, self.follower.curie, ONE, "WETH", 6 * _ETHER)
         return ONE
 
     async def make_unsafe(self, account: Address) -> None:
+        """Let its price fall."""
         node = self.follower.node
         await set_prices(node, {self.follower.world.feeds["WETH"]: 1_800 * _E8})
         await curie.move_to(node, self.follower.curie, perp_curie_lab.WHALE, "WETH", 1_880)
@@ -462,6 +473,7 @@ class CurieSubject:
         await node.mine()
 
     async def told(self, account: Address) -> Told | None:
+        """What the contracts say of it."""
         node, exchange = self.follower.node, self.follower.curie
         vault, balance = (part_of(node, exchange, name) for name in ("Vault", "AccountBalance"))
         bases = await balance.read("getBaseTokens", account)
@@ -477,6 +489,7 @@ class CurieSubject:
         return Told(short or await vault.read("isLiquidatable", account), figures)
 
     def figures(self, health: Health) -> Mapping[str, object]:
+        """The same figures of ours."""
         value = health.detail.value_wad // 10**12
         return {"value": value, "requirement": health.detail.requirement_wad}
 
@@ -489,7 +502,7 @@ async def perp_curie() -> AsyncIterator[Subject]:
         config = PerpCurieConfig(name="curie", clearing_house=perps.curie.clearing_house)
         follower = perp_curie_lab.Follower(lab, chain, perps.curie, PerpCurie(config))
         await follower.fund([perp_curie_lab.WHALE], 20_000_000 * _USDC)
-        yield CurieSubject(follower, perps, curie.table(perps.curie))
+        yield CurieSubject(lab, follower, curie.table(perps.curie))
 
 
 Opened = Callable[[], AbstractAsyncContextManager[Subject]]

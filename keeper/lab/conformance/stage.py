@@ -21,7 +21,7 @@ from keeper.lab.world import BASE_FEE_WEI
 from keeper.ledger import Booked, Ledger
 from keeper.seams import Adapter
 from keeper.store import Store
-from keeper.types import Address, BlockTime, Head, Health, Log, Marks, PositionKey, Refusal
+from keeper.types import Address, BlockTime, Head, Health, Log, Marks, PositionKey
 from keeper.watch import Source, Watch
 
 _BUSY: Final = 20  # heads after which a keeper that is still sending is going in circles
