@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Final
 
 from keeper.abi import load
@@ -17,6 +18,7 @@ from keeper.types import (
     Address,
     BlockTime,
     Head,
+    Log,
     Marks,
     Option,
     Position,
@@ -225,7 +227,7 @@ async def the_protocols_own_stop_is_the_right_refusal_and_nothing_is_planned(sta
 
 async def what_it_relies_on_is_there_and_is_all_it_calls(stage: Stage) -> None:
     """Every contract it names has code; those it calls and those it hears are among them; selectors are 4 bytes and
-    named once; each feed answers; calldata of no liquidation is nobody's.
+    named once; each feed answers; calldata of no liquidation is nobody's, and logs of others touch nothing.
     """
     async with stage.following() as following:
         adapter, node = following.adapter, stage.node
@@ -245,7 +247,18 @@ async def what_it_relies_on_is_there_and_is_all_it_calls(stage: Stage) -> None:
                 answer = await node.call(feed, aggregator.function(function).encode())
                 assert answer, f"the feed of {token.hex()} does not answer {function}"
         assert adapter.account_of(b"") is None and adapter.account_of(b"\xff" * 68) is None
-        assert list(adapter.liquidations([])) == [] and not adapter.discover([]).keys
+        strange = await _strange_logs(stage, following)
+        assert not adapter.liquidations(strange) and not adapter.discover(strange).keys
+
+
+async def _strange_logs(stage: Stage, following: Following) -> Sequence[Log]:
+    """Logs of everything that one account did, as if another contract had told them, and one without any topic."""
+    first = await stage.node.head()
+    await _unsafe(stage)
+    head = await following.follow()
+    own = await following.logs(first.number + 1, head.number)
+    assert following.adapter.discover(own).keys, "opening a position tells nothing"
+    return [*(replace(log, address=Address(b"\x99" * 20)) for log in own), replace(own[0], topics=())]
 
 
 def _is_word(topic: bytes) -> bool:
