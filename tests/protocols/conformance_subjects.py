@@ -196,7 +196,10 @@ class ReferenceSubject:
             return await follower.govern("setPauses", False, True)
 
         async def wait(_: Address) -> None:
+            others = [feed for feed in follower.feeds if feed.symbol != "WETH"]
+            prices = {feed: (await latest(follower.node, feed)).price_raw for feed in others}
             await follower.node.advance(_LONG_S)
+            await set_prices(follower.node, prices)
 
         self.events = {
             "deposit": (deposit,),
@@ -209,7 +212,7 @@ class ReferenceSubject:
         }
         self.stops = {
             "its own pause": Stop((pause,), "options", "protocol_paused"),
-            "stale price": Stop((wait,), "marks", "no_market"),
+            "stale price": Stop((wait,), "assess", "stale_price"),
         }
 
     async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
@@ -301,6 +304,12 @@ class SynthetixSubject:
         async def late(_: Address) -> None:
             await follower.node.advance(3_600)
 
+        async def late_enough(_: Address) -> None:
+            await follower.node.advance(65)
+
+        async def endorse(_: Address) -> object:
+            return await follower.govern("FuturesMarketManager", "addEndorsedAddresses", [OTHER])
+
         async def suspend(_: Address) -> object:
             return await follower.govern("SystemStatus", "suspendFuturesMarket", key_of("sETHPERP"), 7)
 
@@ -315,8 +324,19 @@ class SynthetixSubject:
             "closing": (by(None, "closePosition", 0),),
             "order": (order,),
             "end of an order": (order, late, by(None, "cancelOffchainDelayedOrder", None)),
+            "execution of an order": (
+                by(None, "submitDelayedOrder", -UNIT, 60, 0),
+                late_enough,
+                by(OTHER, "executeDelayedOrder", None),
+            ),
             "flag": (self.make_unsafe, flag),
             "liquidation": (self.make_unsafe, flag, by(OTHER, "liquidatePosition", None)),
+            "forced liquidation": (
+                self.make_unsafe,
+                flag,
+                endorse,
+                by(OTHER, "forceLiquidatePosition", None),
+            ),
         }
         self.stops = {
             "its own pause": Stop((suspend,), "marks", "market_suspended"),
@@ -429,6 +449,7 @@ class CurieSubject:
 
         async def wait(_: Address) -> None:
             await node.advance(_LONG_S)
+            await self.follower.set_price({"WBTC": 1.0})
 
         self.events = {
             "deposit": (deposit,),
@@ -441,7 +462,7 @@ class CurieSubject:
         }
         self.stops = {
             "its own pause": Stop((pause,), "options", "protocol_paused"),
-            "stale price": Stop((wait,), "marks", "no_market"),
+            "stale price": Stop((wait,), "assess", "stale_price"),
         }
 
     async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
