@@ -154,9 +154,13 @@ async def _is_fresh(
 
 async def an_unsafe_account_is_liquidated_on_the_chain(stage: Stage) -> None:
     """By the daemon's own line and the Liquidator: each transaction ends with status 1 and gains what its trial said,
-    the treasury gains what is booked, and the logs name the liquidation, its account and its transaction.
+    the treasury gains what is booked, and the logs name the liquidation, its account and its transaction. In the end
+    the contracts no longer call the account unsafe.
     """
-    await _liquidates(stage, stage.node, await _unsafe(stage), None)
+    account = await _unsafe(stage)
+    await _liquidates(stage, stage.node, account, None)
+    told = await stage.subject.told(account)
+    assert told is None or told.liquidatable is False, f"it is still unsafe: {told}"
 
 
 async def an_unsafe_account_is_liquidated_on_a_fork(stage: Stage) -> None:

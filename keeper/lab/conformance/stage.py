@@ -144,11 +144,6 @@ class Following:
         assert isinstance(health, Health), f"{key.account.hex()} is refused: {health}"
         return health
 
-    async def unsafe(self, marks: Marks) -> list[Health]:
-        """Every held position that may be liquidated."""
-        healths = [self.health(key, marks) for key in self.watch.book]
-        return [health for health in healths if health.liquidatable]
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
