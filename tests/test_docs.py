@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 import tomllib
@@ -13,11 +15,19 @@ import typer.main
 
 from keeper.assembly import PROTOCOLS, VENUES
 from keeper.cli import app
+from keeper.lab.conformance import CHECKS, Subject
+from keeper.seams import Adapter
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 SCRIPTS = ("scripts/demo", "scripts/test")
+# What runs the conformance suite: over a package that a reader writes, and over one protocol of the repository.
+SUITES = (
+    ".venv/bin/pytest examples/toy_perp",
+    ".venv/bin/pytest tests/protocols/test_conformance.py -k reference-perp",
+)
 _CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -47,6 +57,9 @@ def test_a_shown_command_is_understood(page: str, line: str) -> None:
     words = shlex.split(line, comments=True)
     if words[0] in ("touch", "rm"):
         assert words[1:] == ["keeper.halt"], line
+        return
+    if words[0] == ".venv/bin/pytest":
+        assert line in SUITES
         return
     if words[0] != "keeper":
         assert words[0] in SCRIPTS or words[0] in ("pip", "cp") or (ROOT / words[0]).is_file(), line
@@ -102,6 +115,24 @@ def test_supported_kinds_are_the_ones_built() -> None:
     text = (ROOT / "README.md").read_text()
     for kind in (*PROTOCOLS, *VENUES):
         assert f"`{kind}`" in text
+
+
+def test_adding_a_protocol_is_told_whole() -> None:
+    """The page names everything an adapter and a subject must have, and every check they are held to; what its Python
+    imports is there, and it parses.
+    """
+    text = (ROOT / "docs" / "adding-a-protocol.md").read_text()
+    wanted = [name for shape in (Adapter, Subject) for name in (*shape.__annotations__, *vars(shape))]
+    wanted += [check.__name__ for check in CHECKS]
+    for name in wanted:
+        assert name.startswith("_") or f"`{name}`" in text or f"`{name}(" in text, f"the page has no {name}"
+    blocks = _PYTHON.findall(text)
+    assert blocks
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
 
 
 def test_the_version_is_one() -> None:

@@ -17,7 +17,6 @@ from keeper.errors import ExecutionError
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
-from keeper.lab.node import Node
 from keeper.lab.perp_exchange import (
     PerpExchange,
     TraderSpec,
@@ -136,17 +135,10 @@ async def scene_on(lab: Lab, folder: Path) -> AsyncIterator[Scene]:
 
 
 @pytest.fixture
-async def scene(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
-    """A scene on the world itself, or where a test asks for it on a fork of it taken while it runs."""
-    if getattr(request, "param", "chain") == "chain":
-        async with scene_on(lab, tmp_path) as scene:
-            yield scene
-        return
-    with lab.anvil.fork() as anvil:
-        async with await Node.open(anvil.url) as node:
-            await node.steady_clock()
-            async with scene_on(Lab(anvil, node, lab.world), tmp_path) as scene:
-                yield scene
+async def scene(lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
+    """A scene on the world itself."""
+    async with scene_on(lab, tmp_path) as scene:
+        yield scene
 
 
 async def test_a_position_is_closed_for_cash(scene: Scene) -> None:
@@ -160,7 +152,6 @@ async def test_a_position_is_closed_for_cash(scene: Scene) -> None:
     assert await scene.healthy(number)
 
 
-@pytest.mark.parametrize("scene", ["chain", "fork"], indirect=True)
 async def test_a_position_is_taken_over_and_closed(scene: Scene) -> None:
     """Where the skew pays for it the position is inherited, closed and all withdrawn in one transaction; the second
     takeover uses the account that the first one opened.

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from keeper.abi import checksum, load
 from keeper.lab.actors import account
 from keeper.lab.artifacts import synthetix as synthetix_artifact
 from keeper.lab.chainlink import latest, set_prices
-from keeper.lab.node import Contract, Node
+from keeper.lab.node import Contract
 from keeper.lab.synthetix import (
     UNIT,
     PerpsMarket,
@@ -36,18 +33,6 @@ TRADER, WHALE = account(1), account(2)
 _E8 = 10**8
 
 
-@pytest.fixture(params=["chain", "fork"])
-async def place(request: pytest.FixtureRequest, lab: Lab) -> AsyncIterator[Lab]:
-    """The world itself, or a fork of it taken while it runs."""
-    if request.param == "chain":
-        yield lab
-        return
-    with lab.anvil.fork() as anvil:
-        async with await Node.open(anvil.url) as node:
-            await node.steady_clock()
-            yield Lab(anvil, node, lab.world)
-
-
 async def _fall(lab: Lab, synthetix: Synthetix, price_usd: int) -> None:
     """The market's rate falls; sUSD keeps its own."""
     feeds = {synthetix.markets["ETH"].feed: price_usd * _E8, synthetix.susd_feed: _E8}
@@ -58,9 +43,9 @@ async def _size(lab: Lab, market: PerpsMarket, who: bytes) -> int:
     return int((await market_of(lab.node, market).read("positions", who))[4])
 
 
-async def test_an_unsafe_position_is_flagged_and_liquidated_at_once(place: Lab, tmp_path: Path) -> None:
+async def test_an_unsafe_position_is_flagged_and_liquidated_at_once(lab: Lab, tmp_path: Path) -> None:
     """One transaction closes it; the treasury gains exactly what is booked, and what was expected is what came."""
-    lab, synthetix, rig = await rig_with_markets(place, tmp_path)
+    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
     market = synthetix.markets["ETH"]
     await open_perps(lab.node, lab.world.cast, synthetix, market, [PerpSpec(TRADER, 2_000 * UNIT, 20 * UNIT)])
     async with open_again(lab, rig) as line:

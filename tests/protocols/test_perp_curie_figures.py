@@ -3,6 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from keeper.errors import RpcError
 from keeper.fixed import WAD
 from keeper.lab.curie import deposit, house_of, part_of, trade
 from keeper.lab.world import Lab
@@ -10,7 +13,7 @@ from keeper.protocols.perp_curie.closing import read_closing
 from keeper.protocols.perp_curie.health import judge
 from keeper.protocols.perp_curie.pool import MAX_TICK, MIN_TICK, sqrt_ratio_at, tick_at
 from keeper.seams import Reads
-from keeper.types import Health, PositionKey
+from keeper.types import Health, PositionKey, Refusal
 from tests.protocols.perp_curie_lab import following
 from tests.protocols.perp_curie_takeover import ETHER, OTHER, TRADER, USDC, taking
 
@@ -43,6 +46,27 @@ async def test_the_liquidation_price_is_where_margin_ends(lab: Lab) -> None:
                 assert isinstance(judged, Health)
                 short.append(judged.liquidatable)
             assert short == [falls, not falls]
+
+
+async def test_a_feed_that_cannot_average_has_no_price(lab: Lab) -> None:
+    """A price that fell long after the feed was last touched makes its average revert: whoever is in that market is
+    judged by nobody, neither the exchange nor us, until somebody trades.
+    """
+    async with following(lab) as follower:
+        node, curie = follower.node, follower.curie
+        await follower.fund([TRADER], 1_000 * USDC)
+        await trade(node, curie, TRADER, "WETH", ETHER)
+        await node.advance(2_000)
+        await follower.set_price({"WETH": 0.9, "WBTC": 1.0})
+        await node.advance(50_000)
+        marks = await follower.marks(await follower.follow())
+        with pytest.raises(RpcError, match="subtraction overflow"):
+            await house_of(node, curie).read("getAccountValue", TRADER)
+        refused = Refusal("assess", "no_index_price", {"market": "vWETH"})
+        assert follower.assessed(TRADER, marks) == refused
+        await trade(node, curie, TRADER, "WETH", -ETHER // 100)
+        await node.mine()
+        assert isinstance(follower.assessed(TRADER, await follower.marks(await follower.follow())), Health)
 
 
 async def test_what_the_safe_and_the_breakers_are_told(lab: Lab, tmp_path: Path) -> None:

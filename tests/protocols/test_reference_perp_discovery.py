@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import astuple
 
 import pytest
@@ -28,8 +27,6 @@ from tests.protocols.reference_perp_lab import (
     following_exchange,
     units,
 )
-
-Act = Callable[[ExchangeFollower, int, int], Awaitable[object]]
 
 
 def test_the_adapter_fits_its_seam() -> None:
@@ -79,71 +76,18 @@ async def test_what_is_no_exchange_is_said_so(lab: Lab) -> None:
                 await follower.chain.read(adapter.load(), head.hash)
 
 
-async def _deposit(follower: ExchangeFollower, number: int, _: int) -> None:
-    await follower.govern("deposit", number, USDC)
-
-
-async def _withdraw(follower: ExchangeFollower, number: int, _: int) -> None:
-    await follower.send(TRADER, "withdraw", number, USDC, TRADER)
-
-
-async def _trade(follower: ExchangeFollower, number: int, _: int) -> None:
-    await follower.trade(TRADER, number, BTC, units(0.1))
-
-
-async def _close(follower: ExchangeFollower, number: int, _: int) -> None:
-    await follower.trade(TRADER, number, ETH, -units(10))
-
-
-async def _flag(follower: ExchangeFollower, number: int, _: int) -> None:
-    await follower.move(WETH=0.92)
-    await follower.follow()
-    await follower.send(OTHER, "flag", number)
-
-
-async def _unflag(follower: ExchangeFollower, number: int, _: int) -> None:
-    await _flag(follower, number, 0)
-    await follower.govern("deposit", number, 2_000 * USDC)
-    await follower.follow()
-    await follower.send(OTHER, "unflag", number)
-
-
-async def _liquidate(follower: ExchangeFollower, number: int, _: int) -> None:
-    await follower.move(WETH=0.92)
-    await follower.follow()
-    await follower.send(OTHER, "liquidate", number, ETH)
-
-
-async def _inherit(follower: ExchangeFollower, number: int, heir: int) -> None:
-    await follower.move(WETH=0.92)
-    await follower.follow()
-    await follower.send(OTHER, "inherit", number, ETH, units(1), heir)
-
-
-@pytest.mark.parametrize(
-    ("act", "both"),
-    [
-        (_deposit, False),
-        (_withdraw, False),
-        (_trade, False),
-        (_close, False),
-        (_flag, False),
-        (_unflag, False),
-        (_liquidate, False),
-        (_inherit, True),
-    ],
-)
-async def test_an_account_is_found_by_every_event(act: Act, both: bool, lab: Lab) -> None:
-    """Whatever changes an account names it, both where two have a part in it; what is read then is what it holds."""
+async def test_an_inheritance_names_both(lab: Lab) -> None:
+    """Who loses a position and who inherits it are both read again."""
     async with following_exchange(lab) as follower:
         number = await follower.open_one(TRADER, 2_000, (ETH, units(10)))
         heir = await follower.open_one(OTHER, 50_000, (BTC, units(1)))
         await follower.follow()
-        await act(follower, number, heir)
+        await follower.move(WETH=0.92)
+        await follower.follow()
+        await follower.send(OTHER, "inherit", number, ETH, units(1), heir)
         head = await follower.node.head()
         logs = await follower.chain.logs([follower.adapter.sources()], head.number, head.number)
-        wanted = {follower.key(number), *([follower.key(heir)] if both else [])}
-        assert follower.adapter.discover(logs).keys == wanted
+        assert follower.adapter.discover(logs).keys == {follower.key(number), follower.key(heir)}
         await follower.follow()
         await _is_what_is_held(follower, [number, heir])
 

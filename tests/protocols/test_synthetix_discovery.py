@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,6 @@ from tests.protocols.synthetix_lab import OTHER, TRADER, PerpsFollower, followin
 
 ABIS = Path(__file__).parents[2] / "abis"
 POSITION = PerpSpec(TRADER, 1_000 * UNIT, 10 * UNIT)
-WORST = 2**127
-Act = Callable[[PerpsFollower], Awaitable[object]]
 
 
 def test_the_adapter_fits_its_seam() -> None:
@@ -117,79 +114,6 @@ async def test_what_is_no_market_is_said_so(lab: Lab) -> None:
             )
             with pytest.raises(AdapterError):
                 await follower.chain.read(SynthetixV2Perps.made_of(config, None)[0].load(), head.hash)
-
-
-async def _deposit(follower: PerpsFollower) -> None:
-    await follower.send(TRADER, "transferMargin", -5 * UNIT)
-
-
-async def _trade(follower: PerpsFollower) -> None:
-    await follower.send(TRADER, "modifyPosition", -UNIT, 0)
-
-
-async def _close(follower: PerpsFollower) -> None:
-    await follower.send(TRADER, "closePosition", 0)
-
-
-async def _order(follower: PerpsFollower) -> None:
-    await follower.send(TRADER, "submitOffchainDelayedOrder", -UNIT, 0)
-
-
-async def _cancel(follower: PerpsFollower) -> None:
-    await _order(follower)
-    await follower.node.advance(3_600)
-    await follower.follow()
-    await follower.send(TRADER, "cancelOffchainDelayedOrder", TRADER)
-
-
-async def _executed(follower: PerpsFollower) -> None:
-    await follower.send(TRADER, "submitDelayedOrder", -UNIT, 60, 0)
-    await follower.node.advance(65)
-    await follower.follow()
-    await follower.send(OTHER, "executeDelayedOrder", TRADER)
-
-
-async def _flag(follower: PerpsFollower) -> None:
-    await follower.move(0.9)
-    await follower.follow()
-    await follower.send(OTHER, "flagPosition", TRADER)
-
-
-async def _liquidate(follower: PerpsFollower) -> None:
-    await _flag(follower)
-    await follower.follow()
-    await follower.send(OTHER, "liquidatePosition", TRADER)
-
-
-async def _force(follower: PerpsFollower) -> None:
-    await _flag(follower)
-    await follower.govern("FuturesMarketManager", "addEndorsedAddresses", [OTHER])
-    await follower.follow()
-    await follower.send(OTHER, "forceLiquidatePosition", TRADER)
-
-
-@pytest.mark.parametrize(
-    "act", [_deposit, _trade, _close, _order, _cancel, _executed, _flag, _liquidate, _force]
-)
-async def test_an_account_is_found_by_every_event(act: Act, lab: Lab) -> None:
-    """Whatever changes a position names its account, and what is read then is what the market holds."""
-    async with following_perps(lab) as follower:
-        await follower.open(POSITION)
-        await follower.node.set_balances([OTHER])
-        await follower.follow()
-        await act(follower)
-        head = await follower.node.head()
-        logs = await follower.chain.logs([follower.adapter.sources()], head.number, head.number)
-        assert follower.adapter.discover(logs).keys == {follower.key(TRADER)}
-        await follower.follow()
-        size = (await follower.contract.read("positions", TRADER))[4]
-        if size:
-            words = follower.book.position(follower.key(TRADER)).words
-            flagged = await follower.contract.read("isFlagged", TRADER)
-            assert words[0] == (await follower.contract.read("positions", TRADER))[2]
-            assert bool(words[4] or words[5]) == flagged
-        else:
-            assert follower.key(TRADER) not in set(follower.book)
 
 
 async def test_both_steps_count_as_liquidations_of_their_market(lab: Lab) -> None:

@@ -53,7 +53,7 @@ from keeper.protocols.perp_curie.system import (
     word,
 )
 from keeper.seams import Reads, each, together
-from keeper.types import ZERO_ADDRESS, Address, BlockTime, Call, Refusal, Result, Reverted, Weights
+from keeper.types import ZERO_ADDRESS, Address, BlockTime, Call, Refusal, Result, Reverted, Weights, hex_of
 
 _NOW: Final = Call(
     Address(bytes.fromhex("cA11bde05977b3631167028862bE2a173976CA11")),
@@ -269,7 +269,10 @@ def _market_twaps(
     results = yield [_OBSERVE.call(pool, ago)]
     if isinstance(results[0], Reverted):
         return None
-    sums = dict(zip(ago, answers(_OBSERVE, results[0])[0], strict=True))
+    told = answers(_OBSERVE, results[0])[0]
+    if len(told) != len(ago):
+        raise AdapterError(f"{hex_of(pool)} answers {len(told)} of {len(ago)} times: do not trust the node.")
+    sums = dict(zip(ago, told, strict=True))
     last = sums[0] + tick * ahead_s
     found = []
     for seconds in intervals:

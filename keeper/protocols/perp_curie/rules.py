@@ -112,6 +112,8 @@ def index_twap(
     then = _cumulative_at(observations, target_s)
     if then is None:
         return price
+    if now < then:  # it extrapolates its newest observation beyond an update to a lower price
+        return None
     return (now - then) // interval_s or price
 
 

@@ -18,6 +18,7 @@ ERC20: Final = abi.load("Erc20")
 
 HOUSE: Final = 0
 _MAX_DECIMALS: Final = 18
+_MAX_MARKETS: Final = 256  # the bits of an account's word
 
 Question = tuple[abi.Function, Address, Sequence[Any]]  # what is asked of whom, with which arguments
 
@@ -57,6 +58,8 @@ def load_exchange(address: Address, liquidator: Address | None) -> Reads[Exchang
     if liquidator is not None:
         asked.append((EXCHANGE.function("newestOf"), address, (liquidator,)))
     token, scale, count, *newest = yield from ask(asked)
+    if count > _MAX_MARKETS:
+        raise AdapterError(f"{hex_of(address)} tells of {count} markets: do not trust the node.")
     parameters_of = EXCHANGE.function("parametersOf")
     asked = [(ERC20.function("symbol"), token, ()), (ERC20.function("decimals"), token, ())]
     symbol, decimals, *parameters = yield from ask(
@@ -64,6 +67,8 @@ def load_exchange(address: Address, liquidator: Address | None) -> Reads[Exchang
     )
     sources = [MarketParameters(*each).feed for each in parameters]
     places = yield from ask([(FEED.function("decimals"), source, ()) for source in sources])
+    if any(place > _MAX_DECIMALS for place in places):
+        raise AdapterError(f"{hex_of(address)} names feeds finer than it can price: do not trust the node.")
     return Exchange(
         address=address,
         token=Token(token, symbol, decimals),
