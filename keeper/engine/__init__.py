@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -30,7 +31,7 @@ from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
-from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
+from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
 from keeper.trial import Attempt, describe, next_base_fee, try_stacked
 from keeper.types import (
     Address,
@@ -138,6 +139,7 @@ class Engine:
         if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
+        view = self._without_unread(view)
         if self._upgrades.suspects(logs, reloaded=reloaded):
             await self._upgrades.settle(head)
         self.breakers.saw(self._prices(view))
@@ -146,6 +148,7 @@ class Engine:
             report.settled = await self._sender.settle(head, view.native)
         if self._chain.quorum > 1:
             await self._watch.confirm(view.marks, head)
+            view = self._without_unread(view)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
@@ -187,11 +190,11 @@ class Engine:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
         marks = view.marks[health.key.protocol]
         if isinstance(view.native, Refusal):
-            return just(view.native)
+            return view.native
         if isinstance(view.profit, Refusal):
-            return just(view.profit)
+            return view.profit
         if isinstance(marks, Refusal):
-            return just(marks)
+            return marks
         policy = self._policy
         stage = self.stage(health.key.protocol)
         adapter = self._watch.adapters[health.key.protocol]
@@ -214,7 +217,7 @@ class Engine:
             thorough=thorough,
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
-        return self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address)
+        return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -263,6 +266,10 @@ class Engine:
             return fees
         refusal = self.breakers.admits(plan, new=stuck is None)
         return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+
+    def _without_unread(self, view: View) -> View:
+        """Why instead of marks for every protocol that the book is not true for: nothing of it is acted on."""
+        return replace(view, marks={**view.marks, **self._watch.unread})
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""
