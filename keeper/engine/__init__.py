@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -139,7 +138,7 @@ class Engine:
         if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
-        view = self._without_unread(view)
+        view = view.without(self._watch.unread)
         if self._upgrades.suspects(logs, reloaded=reloaded):
             await self._upgrades.settle(head)
         self.breakers.saw(self._prices(view))
@@ -148,7 +147,7 @@ class Engine:
             report.settled = await self._sender.settle(head, view.native)
         if self._chain.quorum > 1:
             await self._watch.confirm(view.marks, head)
-            view = self._without_unread(view)
+            view = view.without(self._watch.unread)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
@@ -266,10 +265,6 @@ class Engine:
             return fees
         refusal = self.breakers.admits(plan, new=stuck is None)
         return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
-
-    def _without_unread(self, view: View) -> View:
-        """Why instead of marks for every protocol that the book is not true for: nothing of it is acted on."""
-        return replace(view, marks={**view.marks, **self._watch.unread})
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""
