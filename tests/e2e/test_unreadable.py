@@ -170,6 +170,30 @@ async def test_what_was_not_understood_is_never_skipped(
     assert held(line.watch) == await place.truth()
 
 
+async def test_a_branch_that_begins_below_what_was_not_understood_is_read_from_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes in its first blocks is found, though logs were owed only from a later block on."""
+    node = place.lab.node
+    line = await place.start()
+    for _ in range(4):
+        await node.mine(5)
+        await line.step()
+    with monkeypatch.context() as breaking:
+        broken(line, "discover", breaking)
+        await node.mine()
+        failed = (await line.step()).head.number
+        await node.rpc.request("anvil_rollback", 20)
+        await place.open(BROKEN, NEW)
+        assert (await node.head()).number < failed
+        await node.mine(25)
+        await line.step()
+    await node.mine()
+    await line.step()
+    assert NEW in {key.account for key in line.watch.book}
+    assert held(line.watch) == await place.truth()
+
+
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
