@@ -290,8 +290,10 @@ def _stopped(
         [result] = yield [_OBSERVE.call(market.pool, (ago_s + funding_s, ago_s))]
         if isinstance(result, Reverted):
             return MarketState("market_not_ready", 0, 0, 0, told.sqrt_price_x96, told.tick)
-        before, after = answers(_OBSERVE, result)[0]
-        sqrt_twap_x96 = sqrt_ratio_at(div(after - before, funding_s))
+        sums = answers(_OBSERVE, result)[0]
+        if len(sums) != 2:
+            raise AdapterError(f"A pool answers {len(sums)} of 2 times: do not trust the node.")
+        sqrt_twap_x96 = sqrt_ratio_at(div(sums[1] - sums[0], funding_s))
     growth = premium_growth_x96(
         told.growth_x96,
         told.last_settled_s,
