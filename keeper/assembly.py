@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -111,28 +111,18 @@ def deployer_key(configured: Settings) -> DeployerKey:
 @asynccontextmanager
 async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
     """Connect to the chain and build what the settings name; everything is closed at the end."""
-    given = configured.chain
+    given, sources = configured.chain, _sources(configured)
     async with AsyncExitStack() as closing:
         chain = await Chain.open(
             given.rpc_urls, given.id, given.quorum, max_requests_per_s=given.max_requests_per_s or None
         )
         closing.push_async_callback(chain.close)
-        sources = [
-            Source(adapter, model.from_block)
-            for model in configured.protocols
-            for adapter in _adapters(model, configured.contracts)
-        ]
-        names = [source.adapter.name for source in sources]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(
-                f"More than one market is named {', '.join(twice)}; list each once, or rename a table."
-            )
         between = [configured.chain.wrapped_native, configured.profit.token]
         venues = [
             UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
         ]
         flash = [AaveFlash(source.adapter) for source in sources if isinstance(source.adapter, AaveV3)]
-        yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
+        yield Parts(configured, chain, sources, tuple(venues), tuple(flash), closing)
 
 
 def operator_key(configured: Settings, wall_clock: Callable[[], float] = time.time) -> OperatorKey:
@@ -394,9 +384,23 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     return shared
 
 
-def _adapters(model: Any, contracts: Contracts | None) -> Sequence[Adapter]:
-    adapters: Sequence[Adapter] = _protocols()[model.kind].made_of(model, contracts and contracts.liquidator)
-    return adapters
+def _sources(configured: Settings) -> tuple[Source, ...]:
+    """Every market that the tables name, each once: two names for one would act on every position twice."""
+    kinds, liquidator = _protocols(), configured.contracts and configured.contracts.liquidator
+    sources: list[Source] = []
+    named: dict[str, str] = {}
+    for model in configured.protocols:
+        for adapter in kinds[model.kind].made_of(model, liquidator):
+            if adapter.name in named.values():
+                raise ConfigError(
+                    f"More than one market is named {adapter.name}; list each once, or rename a table."
+                )
+            other = named.setdefault(adapter.market, adapter.name)
+            if other != adapter.name:
+                same = f"{other} and {adapter.name} are the same market, {adapter.market}"
+                raise ConfigError(f"{same}; remove one of them from [[protocols]].")
+            sources.append(Source(adapter, model.from_block))
+    return tuple(sources)
 
 
 def _protocols() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from keeper import abi
 from keeper.chain.client import Chain
-from keeper.chain.simulation import SimCall
+from keeper.chain.simulation import SimCall, SimResult
 from keeper.errors import AdapterError
 from keeper.prices import Price
 from keeper.types import (
@@ -32,6 +32,8 @@ from keeper.types import (
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
 _TRIAL_GAS: Final = Gas(8_000_000)
+# A call keeps a 64th of its gas for its caller, so what runs out a few calls deep leaves some of the whole.
+_ALL_BUT: Final = 8
 _ELASTICITY: Final = 2  # EIP-1559: the gas target is half the limit
 _CHANGE_DENOMINATOR: Final = 8
 
@@ -78,7 +80,7 @@ async def try_stacked(
     trials: list[Trial | Refusal] = []
     for attempt, result in zip(attempts, results, strict=True):
         if result.status != 1:
-            trials.append(Refusal("trial", "reverts", {"error": explain_revert(result.output)}))
+            trials.append(_refused(result))
             continue
         try:
             profit_raw = _EXECUTE.one(result.output)
@@ -100,6 +102,14 @@ async def try_stacked(
             )
         )
     return trials
+
+
+def _refused(result: SimResult) -> Refusal:
+    """Why a trial failed; one that used up its gas is too large for one transaction, whatever it says itself."""
+    numbers: dict[str, Any] = {"error": explain_revert(result.output)}
+    if result.gas_used < _TRIAL_GAS - _TRIAL_GAS // _ALL_BUT:
+        return Refusal("trial", "reverts", numbers)
+    return Refusal("trial", "out_of_gas", numbers | {"gas_used": result.gas_used, "gas_limit": _TRIAL_GAS})
 
 
 def explain_revert(data: bytes) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
@@ -17,8 +17,8 @@ import structlog
 
 from keeper.book import Book
 from keeper.chain.client import Chain
-from keeper.errors import ChainError
-from keeper.seams import Adapter
+from keeper.errors import AdapterError, ChainError
+from keeper.seams import Adapter, Touched, unreadable
 from keeper.store import Cursor, Store
 from keeper.types import BlockNumber, Filters, Hash, Head, Log, Marks, PositionKey, Refusal
 
@@ -46,11 +46,23 @@ class _Followed:
     touched: frozenset[PositionKey] | None
 
 
+@dataclass(slots=True)
+class _Owed:
+    """What is still to be read of a protocol: it was read at orphaned blocks, or not understood."""
+
+    keys: set[PositionKey] = field(default_factory=set)
+    load: bool = False  # before them, what everything else relies on
+    logs_from: BlockNumber | None = None  # and everybody, and the logs from this block on
+
+
 class Watch:
     """Follows the chain for every configured protocol and keeps the book true as of the last followed head.
 
     After a reorganisation logs are read again from the newest block that both branches share, and so is every position
     that was read above it: what only the orphaned blocks did to it no log of the new branch tells.
+
+    A protocol that cannot be understood does not hold up the others: it is `unread`, and its positions are not to be
+    used, until a later head has read all of it that is owed.
     """
 
     def __init__(
@@ -61,6 +73,7 @@ class Watch:
         self.orphaned = False  # whether blocks followed before are not below the head last fetched
         self.depth = 0  # at most so many blocks were replaced by others, as far as that was not absorbed
         self.common = BlockNumber(-1)  # the newest block that the head last fetched shares with those before
+        self.unread: Final[dict[str, Refusal]] = {}  # protocols that the book is not true for, and why
         self.adapters: Final[Mapping[str, Adapter]] = {
             source.adapter.name: source.adapter for source in sources
         }
@@ -70,19 +83,23 @@ class Watch:
         self._memory = store if remember else None
         self._cursor = BlockNumber(-1)  # logs up to here are in the book
         self._followed: Final[deque[_Followed]] = deque(maxlen=_REMEMBERED)
-        self._doubted: set[PositionKey] | None = None  # to be read again: they were read at orphaned blocks
+        self._owed: Final = {name: _Owed() for name in self.adapters}
+        self._doubted = False  # whether what was read at orphaned blocks is still to be read again
         self._unsaved: list[Cursor] = []
         self._saved: Cursor | None = None
         self._filters: list[Filters] = []
 
     async def load(self, head: Head) -> None:
         """Load every adapter as of `head`."""
-        await self._load(self.adapters.values(), head)
+        for adapter in self.adapters.values():
+            await self._chain.read(adapter.load(), head.hash)
+        self._listen()
 
     async def start(self, head: Head) -> None:
-        """Load every adapter, then bring accounts and book up to `head`."""
+        """Load every adapter, then bring accounts and book up to `head`. Raises `AdapterError` when one cannot load."""
         await self.load(head)
-        known = await self._known(head)
+        for name, owed in self._owed.items():
+            owed.keys |= await self._known(name, head)
         if self._store:
             self._followed.extend(_Followed(block, None) for block in self._store.blocks())
         self.common = await self._shared(head)
@@ -95,10 +112,10 @@ class Watch:
             followed = -1 if cursor is None else min(cursor.number, self.common)
             start = min(start, followed + 1 if followed >= 0 else source.from_block)
         logs = await self.logs(start, head.number)
+        self._cursor = BlockNumber(start - 1)
         await self._remember_before(head)
         self._remember(head, None)
-        await self._absorb(logs, head, known)
-        self._cursor = head.number
+        await self._absorb(logs, head)
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
         """Logs of every watched contract in a range of blocks, both ends included."""
@@ -112,31 +129,24 @@ class Watch:
         gone = self._above(self.common)
         if gone:
             await self._doubt(gone, head)
-        self.orphaned = self._doubted is not None  # also where a head was lost since: nobody was told then
-        first = self._cursor + 1
-        if self._cursor < 0:
-            first = min(source.from_block for source in self._sources)
+        self.orphaned = self._doubted  # also where a head was lost since: nobody was told then
+        first = self._first()
         if head.number == first:
             return await self._chain.logs_at(self._filters, head.hash)
         return await self.logs(first, head.number)
 
     async def absorb(self, logs: Sequence[Log], head: Head) -> bool:
         """Read again what `logs` touched, as of `head`; true when parameters or addresses were loaded again."""
-        doubted = self._doubted
-        if doubted is not None:
-            # what was loaded may have been decided in a block that is no longer there
-            await self.load(head)
-        reloaded = await self._absorb(logs, head, doubted or set())
-        self._doubted = None
+        loaded = await self._absorb(logs, head)
+        self._doubted = False
         self.depth = 0
-        self._cursor = head.number
-        return reloaded or doubted is not None
+        return loaded
 
     async def confirm(self, marks: Mapping[str, Marks | Refusal], head: Head) -> None:
         """Read every candidate again, as of `head`: with a quorum what is planned on is what it says now."""
         for name, each in marks.items():
-            if not isinstance(each, Refusal):
-                await self.refresh(name, self.book.candidates(each), head)
+            if not isinstance(each, Refusal) and name not in self.unread:
+                await self._read(name, self.book.candidates(each), head)
 
     async def _shared(self, head: Head) -> BlockNumber:
         """The newest followed block on the chain that `head` is on; -1 if there is none.
@@ -169,10 +179,19 @@ class Watch:
     async def _doubt(self, gone: Sequence[_Followed], head: Head) -> None:
         """Forget orphaned blocks, but for what was read at them."""
         _log.warning("reorganised", head=head.number, shared=self.common, orphaned=len(gone))
-        doubted = (self._doubted or set()).union(*(each.touched or () for each in gone))
-        if any(each.touched is None for each in gone):
-            doubted |= set(self.book) | await self._known(head)
-        self._doubted = doubted
+        for key in {key for each in gone for key in each.touched or ()}:
+            self._owed[key.protocol].keys.add(key)
+        everybody = any(each.touched is None for each in gone)
+        for name, owed in self._owed.items():
+            # what was loaded may have been decided in a block that is no longer there
+            owed.load = True
+            if everybody:
+                owed.keys |= self._held(name)
+                try:
+                    owed.keys |= await self._known(name, head)
+                except AdapterError as error:
+                    self._owe_all(name, error)
+        self._doubted = True
         self._measure(gone, head)
         self._forget(gone)
 
@@ -189,6 +208,15 @@ class Watch:
             self._followed.pop()
         self._unsaved = [block for block in self._unsaved if block.number <= self.common]
         self._cursor = min(self._cursor, self.common)
+        for owed in self._owed.values():
+            if owed.logs_from is not None:
+                owed.logs_from = min(owed.logs_from, self._first())
+
+    def _first(self) -> BlockNumber:
+        """The first block whose logs were not taken in yet."""
+        if self._cursor < 0:
+            return BlockNumber(min(source.from_block for source in self._sources))
+        return BlockNumber(self._cursor + 1)
 
     async def _remember_before(self, head: Head) -> None:
         """Know some blocks before the first head too: it may be orphaned as well.
@@ -212,45 +240,90 @@ class Watch:
         if self._memory:
             self._unsaved.append(block)
 
-    async def _known(self, head: Head) -> set[PositionKey]:
-        known: set[PositionKey] = set()
-        for name, adapter in self.adapters.items():
-            known |= await self._chain.read(adapter.enumerate(), head.hash)
-            if self._store:
-                known |= self._store.accounts(name)
-        return known
+    async def _known(self, name: str, head: Head) -> set[PositionKey]:
+        """Every account of a protocol that the chain lists or that was ever seen."""
+        listed = await self._chain.read(self.adapters[name].enumerate(), head.hash)
+        return listed | (self._store.accounts(name) if self._store else set())
 
-    async def _load(self, adapters: Iterable[Adapter], head: Head) -> None:
-        for adapter in adapters:
-            await self._chain.read(adapter.load(), head.hash)
+    def _held(self, name: str) -> set[PositionKey]:
+        return {key for key in self.book if key.protocol == name}
+
+    async def _load(self, adapter: Adapter, head: Head) -> None:
+        await self._chain.read(adapter.load(), head.hash)
+        self._listen()
+
+    def _listen(self) -> None:
         self._filters = [adapter.sources() for adapter in self.adapters.values()]
 
-    async def _absorb(self, logs: Sequence[Log], head: Head, extra: set[PositionKey]) -> bool:
-        reloaded = False
-        keys = {name: {key for key in extra if key.protocol == name} for name in self.adapters}
+    async def _absorb(self, logs: Sequence[Log], head: Head) -> bool:
+        loaded, everybody = False, bool(self.unread)
+        found: list[str] = []
         for name, adapter in self.adapters.items():
-            touched = adapter.discover(logs)
-            if touched.reload:
-                # new addresses or parameters change what the words of every position mean
-                await self._load([adapter], head)
-                keys[name] |= {key for key in self.book if key.protocol == name}
-                reloaded = True
-            keys[name] |= touched.keys
+            try:
+                touched = await self._find(adapter, logs, head)
+            except AdapterError as error:
+                self._owe_all(name, error)
+                continue
+            found.append(name)
+            loaded = loaded or touched.reload or self._owed[name].load
+            everybody = everybody or touched.reload
         # before anything is read: whatever is, even if the rest fails, was read at this block
-        self._remember(head, None if reloaded else frozenset().union(*keys.values()))
-        for name, touched_keys in keys.items():
-            await self.refresh(name, sorted(touched_keys, key=lambda key: key.account), head)
-        return reloaded
+        keys = None if everybody else frozenset().union(*(owed.keys for owed in self._owed.values()))
+        self._remember(head, keys)
+        for name in found:
+            await self._read(name, (), head)
+        for name in found:
+            # only now: if the head was lost before, the next one must tell again that it was loaded
+            self._owed[name].load, self._owed[name].logs_from = False, None
+        self._cursor = head.number
+        return loaded
+
+    async def _find(self, adapter: Adapter, logs: Sequence[Log], head: Head) -> Touched:
+        """Owe what the logs of a protocol touched, and load it where that is owed or they ask for it."""
+        name, owed = adapter.name, self._owed[adapter.name]
+        if owed.load:
+            await self._load(adapter, head)
+        if owed.logs_from is not None:
+            # by the addresses it names now: nobody listened to new ones meanwhile
+            logs = await self._chain.logs([adapter.sources()], owed.logs_from, head.number)
+            owed.keys |= self._held(name) | await self._known(name, head)
+        touched = adapter.discover(logs)
+        if touched.reload:
+            # new addresses or parameters change what the words of every position mean
+            await self._load(adapter, head)
+            owed.keys |= self._held(name)
+        owed.keys |= touched.keys
+        return touched
+
+    def _owe_all(self, name: str, error: AdapterError) -> None:
+        """A protocol itself was not understood: everything about it is to be read again, from these logs on."""
+        owed = self._owed[name]
+        owed.load = True
+        if owed.logs_from is None:
+            owed.logs_from = self._first()
+        self.unread[name] = unreadable("follow", error)
+
+    async def _read(self, name: str, keys: Collection[PositionKey], head: Head) -> None:
+        """Read positions; the protocol stays unread as long as some were not understood, and they are owed."""
+        owed = self._owed[name].keys
+        owed.update(keys)
+        try:
+            await self.refresh(name, sorted(owed, key=lambda key: key.account), head)
+        except AdapterError as error:
+            self.unread[name] = unreadable("follow", error)
+        else:
+            self.unread.pop(name, None)
 
     async def refresh(self, protocol: str, keys: Sequence[PositionKey], head: Head) -> None:
-        """Read positions exactly as of `head` into the book and remember their accounts."""
+        """Remember accounts and read their positions exactly as of `head` into the book."""
         adapter = self.adapters[protocol]
+        if self._memory and keys:
+            self._memory.add_accounts(keys)  # first: who cannot be read now is not forgotten by a restart
         for first in range(0, len(keys), _REFRESH_AT_ONCE):
             chunk = keys[first : first + _REFRESH_AT_ONCE]
             positions = await self._chain.read(adapter.refresh(chunk), head.hash)
             self.book.upsert(positions, adapter.rows(positions))
-        if self._memory and keys:
-            self._memory.add_accounts(keys)
+            self._owed[protocol].keys.difference_update(chunk)
 
     async def liquidations(self, key: PositionKey, from_block: int, to_block: int) -> list[Hash]:
         """The transactions that liquidated a position in a range of blocks, whoever sent them."""
@@ -268,8 +341,12 @@ class Watch:
             return
         self._memory.fold()  # before, because the first write into an emptied log waits for the disk
         with self._memory.transaction():
-            for name in self.adapters:
-                self._memory.set_cursor(name, last.number, last.hash)
+            for name, owed in self._owed.items():
+                # no further than was understood: a restart begins there
+                end = last.number + 1 if owed.logs_from is None else owed.logs_from
+                at = next((each.at for each in reversed(self._followed) if each.at.number < end), None)
+                if at is not None:
+                    self._memory.set_cursor(name, at.number, at.hash)
             self._memory.keep_blocks(self._unsaved, first.number, last.number)
         self._unsaved.clear()
         self._saved = last

@@ -29,7 +29,7 @@ from keeper.ledger import Ledger
 from keeper.log import plain
 from keeper.multisig.decode import Pins
 from keeper.preflight import Check, preflight, require
-from keeper.seams import Adapter
+from keeper.seams import Adapter, readable
 from keeper.store import Store, sqlite_path
 from keeper.types import Address, BlockTime, Head, Health, Marks, PositionKey, Refusal, hex_of
 from keeper.watch import Watch
@@ -71,7 +71,8 @@ async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any
         rows: list[tuple[int, dict[str, Any]]] = []
         refused: list[dict[str, Any]] = []
         for name, adapter in watch.adapters.items():
-            marks = await parts.chain.read(adapter.marks(at), head.hash)
+            marks: Marks | Refusal = await parts.chain.read(readable("marks", adapter.marks(at)), head.hash)
+            marks = watch.unread.get(name, marks)
             if isinstance(marks, Refusal):
                 refused.append({"protocol": name, **_refusal(marks)})
                 continue

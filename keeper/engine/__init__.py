@@ -30,7 +30,7 @@ from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
-from keeper.seams import FlashSource, Reads, Venue, just, readable, unreadable
+from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
 from keeper.trial import Attempt, describe, next_base_fee, try_stacked
 from keeper.types import (
     Address,
@@ -138,6 +138,7 @@ class Engine:
         if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
             self._warn()
+        view = view.without(self._watch.unread)
         if self._upgrades.suspects(logs, reloaded=reloaded):
             await self._upgrades.settle(head)
         self.breakers.saw(self._prices(view))
@@ -146,6 +147,7 @@ class Engine:
             report.settled = await self._sender.settle(head, view.native)
         if self._chain.quorum > 1:
             await self._watch.confirm(view.marks, head)
+            view = view.without(self._watch.unread)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
         plans = await self._plan(unsafe, view, head, report)
@@ -187,11 +189,11 @@ class Engine:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
         marks = view.marks[health.key.protocol]
         if isinstance(view.native, Refusal):
-            return just(view.native)
+            return view.native
         if isinstance(view.profit, Refusal):
-            return just(view.profit)
+            return view.profit
         if isinstance(marks, Refusal):
-            return just(marks)
+            return marks
         policy = self._policy
         stage = self.stage(health.key.protocol)
         adapter = self._watch.adapters[health.key.protocol]
@@ -214,7 +216,7 @@ class Engine:
             thorough=thorough,
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
-        return self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address)
+        return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keeper.guard import PauseState
@@ -49,6 +49,10 @@ class View:
     native: Price | Refusal
     profit: Price | Refusal
     marks: Mapping[str, Marks | Refusal]
+
+    def without(self, unread: Mapping[str, Refusal]) -> View:
+        """The same with reasons instead of some protocols' marks, so that nothing of them is acted on."""
+        return replace(self, marks={**self.marks, **unread})
 
 
 @dataclass(slots=True)

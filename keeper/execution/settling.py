@@ -15,7 +15,7 @@ import structlog
 from keeper import abi
 from keeper.chain.client import Chain, Receipt
 from keeper.chain.simulation import SimCall
-from keeper.errors import ChainError, ExecutionError, NoQuorum, RpcError
+from keeper.errors import AdapterError, ChainError, ExecutionError, NoQuorum, RpcError
 from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
 from keeper.prices import Price
@@ -170,7 +170,7 @@ class Settling:
             return "reverted", {"error": error}
         try:
             rival = await self._rival(flight, attempt, receipt)
-        except ChainError as failure:
+        except (ChainError, AdapterError) as failure:
             # the loss is certain without knowing to whom, and must not wait for nodes that forget
             return "reverted", {"error": error, "rival_unknown": str(failure)}
         if rival is None:

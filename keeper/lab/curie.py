@@ -21,6 +21,7 @@ from keeper.lab.world import World
 from keeper.types import Address, Token
 
 DEADLINE_S = 2**40
+_ORDER_GAS = 14_000_000  # each order that an account has makes its next one dearer
 NO_REFERRAL = bytes(32)
 LIQUIDITY_PROVIDER = account(9_000_001)
 WAD = 10**18
@@ -306,7 +307,8 @@ async def provide(
     spacing = await pool_of(node, curie, symbol).read("tickSpacing")
     ticks = [math.floor(math.log(price, _TICK_BASE) / spacing) * spacing for price in prices]
     order = (curie.markets[symbol].base_token, *depth_wad, *ticks, 0, 0, False, DEADLINE_S)
-    return await house_of(node, curie).send(who, "addLiquidity", order)
+    house = house_of(node, curie)
+    return await node.send(house.tx(who, "addLiquidity", order, gas=_ORDER_GAS), house.abi)
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

@@ -167,6 +167,27 @@ async def test_a_position_is_taken_over_and_closed(scene: Scene) -> None:
     assert await scene.healthy(first) and await scene.healthy(second)
 
 
+async def test_a_strangers_account_before_ours_changes_nothing(scene: Scene) -> None:
+    """The first takeover opens an account, and somebody opens one right before it in the same block."""
+    number = await scene.open(TRADER, 30_000, (ETH, units(150)))
+    await scene.move({ETH: 1_850})
+    contract, node = exchange_of(scene.lab.node, scene.exchange), scene.lab.node
+    await node.mine_on_demand()
+    report = await scene.line.step()
+    assert len(report.sent) == 1
+    await node.set_balances([WHALE])
+    await scene.line.pend(contract.tx(WHALE, "createAccount", False, gas=200_000))
+    await node.mine()
+    [settled] = (await scene.line.step()).settled
+    assert settled.status == 1
+    assert await scene.done() == ["takeover"]
+    assert await contract.read("newestOf", WHALE) == number + 1
+    assert await contract.read("newestOf", scene.line.rig.liquidator) == number + 2
+    assert await contract.read("accountCount") == number + 3
+    [booked] = scene.line.booked("settled")
+    assert int(booked.body["profit_raw"]) == int(booked.body["expected_profit_raw"]) > 0
+
+
 async def test_parts_are_taken_until_the_account_is_healthy(scene: Scene) -> None:
     """A tenth at a time by the exchange's tiers, one transaction a head, and no more than it takes."""
     await scene.set(partial_ratio=WAD // 10, critical_ratio=0)

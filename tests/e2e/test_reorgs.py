@@ -314,7 +314,7 @@ async def test_a_failure_while_a_reorg_is_followed_loses_nothing(
     async def failing(*_: object) -> None:
         raise ChainError("The node is gone.")
 
-    for stage in ("_shared", "logs", "load", "refresh"):
+    for stage in ("_shared", "logs", "_load", "refresh"):
         with monkeypatch.context() as broken:
             broken.setattr(Watch, stage, failing)
             with pytest.raises(ChainError):

@@ -104,6 +104,19 @@ class Scene:
         min_profit_raw: int = 0,
     ) -> bytes:
         """`Liquidator.execute` of an option's calls with a flash loan of the settlement token."""
+        plan = self.plan(option, head, calls=calls, repay_raw=repay_raw, min_profit_raw=min_profit_raw)
+        return encode_execute(plan, 0, 0, plan.at.number + 50)
+
+    def plan(
+        self,
+        option: Option,
+        head: BlockTime,
+        *,
+        calls: Sequence[ProtocolCall] | None = None,
+        repay_raw: int | None = None,
+        min_profit_raw: int = 0,
+    ) -> Plan:
+        """An option's calls with a flash loan of the settlement token."""
         world = self.lab.world
         amount = option.max_repay_raw if repay_raw is None else repay_raw
         if calls is None:
@@ -111,7 +124,7 @@ class Scene:
         lender = world.aave["3.6"].pool
         usdc = world.tokens["USDC"]
         tokens = tuple(dict.fromkeys([option.repay_token.address, option.seize_token.address]))
-        plan = Plan(
+        return Plan(
             plan_id=Hash(b"\x07" * 32),
             key=option.key,
             option=option,
@@ -131,7 +144,6 @@ class Scene:
             health_factor_wad=0,
             at=head,
         )
-        return encode_execute(plan, 0, 0, plan.at.number + 50)
 
     async def tried(
         self,

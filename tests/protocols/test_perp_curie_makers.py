@@ -6,12 +6,15 @@ from pathlib import Path
 from keeper.fixed import BPS, mul_div_up
 from keeper.lab.curie import house_of, part_of, provide, trade
 from keeper.lab.world import Lab
+from keeper.planner import encode_execute
 from keeper.protocols.perp_curie.takeover import CANCEL
-from keeper.types import BlockTime, Health, Outcome, Refusal
+from keeper.trial import Attempt, try_stacked
+from keeper.types import BlockNumber, BlockTime, Health, Outcome, Refusal
 from tests.protocols.perp_curie_lab import move_market
 from tests.protocols.perp_curie_takeover import ETHER, TRADER, USDC, Scene, taking
 
 FLASH_BPS = 5
+ORDERS = 36  # some 200 000 gas each to cancel
 
 
 async def _maker_falls(scene: Scene) -> None:
@@ -104,3 +107,34 @@ async def test_orders_that_were_not_read_refuse(lab: Lab, tmp_path: Path) -> Non
         await scene.follower.follow()
         found = scene.follower.assessed(TRADER, marks)
         assert isinstance(found, Refusal) and found.reason == "orders_not_read"
+
+
+async def test_more_orders_than_one_transaction_can_cancel_are_refused_with_their_gas(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """The trial has no word for it but what it used: it is refused as that; tried with enough it would have paid."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie = scene.follower.node, scene.follower.curie
+        await scene.follower.fund([TRADER], 500 * USDC)
+        await trade(node, curie, TRADER, "WETH", 2 * ETHER)
+        for place in range(ORDERS):
+            prices = (30_000.0 - 400 * place, 60_000.0 + 400 * place)
+            await provide(node, curie, TRADER, "WBTC", (ETHER // 100_000, ETHER // 2), prices)
+        for _ in range(3):
+            await move_market(scene.follower, "WETH", -0.04)
+        _, marks, health = await scene.look(TRADER)
+        assert health.liquidatable
+        [option, *_] = scene.options(health, marks)
+        head = await scene.follower.chain.block(marks.at.hash)
+        plan = scene.plan(option, marks.at)
+        last = BlockNumber(head.number + 50)
+        attempt = Attempt(plan, encode_execute(plan, 0, 0, last), 0, 0, last)
+        operator = scene.lab.world.cast.operator.address
+        [refusal] = await try_stacked(
+            scene.follower.chain, [attempt], head, marks.at.timestamp_s, operator, scene.rig.liquidator
+        )
+        assert isinstance(refusal, Refusal), refusal
+        assert (refusal.stage, refusal.reason) == ("trial", "out_of_gas")
+        assert 7_000_000 < refusal.numbers["gas_used"] <= refusal.numbers["gas_limit"] == 8_000_000
+        gained = await scene.tried(option, marks)
+        assert isinstance(gained, int) and gained > 0, gained

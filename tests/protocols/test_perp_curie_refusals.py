@@ -63,33 +63,6 @@ async def test_the_exchange_s_own_pause_ends_every_option(lab: Lab, tmp_path: Pa
         assert isinstance(await scene.outcome(option, marks), Outcome)
 
 
-async def test_a_paused_or_closed_market_refuses_its_accounts_only(lab: Lab, tmp_path: Path) -> None:
-    """An account in a base token that is paused, then closed, is refused with that reason; one in another market is
-    judged; without any open market there are no marks.
-    """
-    async with taking(lab, tmp_path) as scene:
-        await scene.fall(TRADER, 2 * ETHER, 500)
-        await scene.follower.fund([OTHER], 500 * USDC)
-        await trade(lab.node, scene.follower.curie, OTHER, "WBTC", ETHER // 40)
-        node, deployer = scene.follower.node, lab.world.cast.deployer.address
-        token = Contract(node, _base(scene), perp_curie("BaseToken").abi)
-        for function, arguments, reason in (
-            ("pause", (), "market_paused"),
-            ("close", (10**21,), "market_closed"),
-        ):
-            await token.send(deployer, f"{function}({'uint256' if arguments else ''})", *arguments)
-            marks = await scene.follower.marks(await scene.follower.follow())
-            refusal = scene.follower.assessed(TRADER, marks)
-            assert refusal == Refusal("assess", reason, {"market": "vWETH"})
-            assert isinstance(scene.follower.assessed(OTHER, marks), Health)
-            assert scene.follower.key(TRADER) in scene.follower.book.candidates(marks)
-        await Contract(node, _base(scene, "WBTC"), token.abi).send(deployer, "pause")
-        head = await node.head()
-        answer = await scene.follower.chain.read(scene.follower.adapter.marks(head), head.hash)
-        assert isinstance(answer, Refusal) and answer.reason == "no_market"
-        assert answer.numbers == {"vWETH": "market_closed", "vWBTC": "market_paused"}
-
-
 async def test_a_stale_feed_refuses(lab: Lab, tmp_path: Path) -> None:
     """A market whose Chainlink answer is older than allowed has no mark price, to the second."""
     async with taking(lab, tmp_path) as scene:

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+from keeper import abi
+from keeper.protocols.reference_perp import ReferencePerp, ReferencePerpConfig
+from keeper.types import Address
+
 ROOT = Path(__file__).parent.parent.parent
 WAD = 10**18
 _ROW = re.compile(r"^\| (?!figure)([^|]+?) \| (−?[\d.,]+) \|$", re.MULTILINE)
@@ -301,3 +305,14 @@ def test_the_parameters_are_the_same() -> None:
     for name, value in PARAMETERS.items():
         found = re.search(rf"{name}: ([\d._]+)e18", source)
         assert found is not None and wad(found[1]) == value, name
+
+
+def test_the_page_names_every_call_of_a_takeover() -> None:
+    """Whatever a keeper calls, and how it finds its own account, stands on the page by its name in the contract."""
+    page = (ROOT / "docs" / "perps.md").read_text()
+    config = ReferencePerpConfig(name="reference", exchange=Address(bytes(20)))
+    called = {selector for _, selector in ReferencePerp(config).targets()}
+    interface = abi.load("PerpExchange")
+    names = ("inherit", "liquidate", "newestOf", "NEWEST", "payIn", "trade", "withdrawAll")
+    assert called <= {interface.function(name).selector for name in names}
+    assert [name for name in names if f"`{name}`" not in page] == []

@@ -388,6 +388,10 @@ interface IPerpExchange {
     /// @notice The house's account number, 0.
     function HOUSE() external view returns (uint256);
 
+    /// @notice Stands for the caller's newest account wherever it must be the caller's own. Who opens an account and goes
+    /// on in the same transaction cannot know its number: somebody else may open one first.
+    function NEWEST() external view returns (uint256);
+
     /// @notice The collateral.
     function TOKEN() external view returns (address);
 

@@ -56,6 +56,9 @@ contract PerpExchange is IPerpExchange {
     /// @inheritdoc IPerpExchange
     uint256 public constant HOUSE = 0;
 
+    /// @inheritdoc IPerpExchange
+    uint256 public constant NEWEST = type(uint256).max;
+
     /* IMMUTABLES */
 
     /// @inheritdoc IPerpExchange
@@ -179,7 +182,7 @@ contract PerpExchange is IPerpExchange {
 
     /// @inheritdoc IPerpExchange
     function withdraw(uint256 account, uint256 amount, address to) external nonReentrant {
-        _requireMine(account);
+        account = _mine(account);
         _requireUngated();
         Assessment memory a = _assess(account);
         // Unrealized gains are not paid out: whoever owes them has not paid them in.
@@ -194,7 +197,7 @@ contract PerpExchange is IPerpExchange {
 
     /// @inheritdoc IPerpExchange
     function withdrawAll(uint256 account) external nonReentrant returns (uint256 amount) {
-        _requireMine(account);
+        account = _mine(account);
         _requireUngated();
         Account storage holder = _accounts[account];
         if (holder.markets != 0) revert PositionsOpen(account, holder.markets);
@@ -227,7 +230,7 @@ contract PerpExchange is IPerpExchange {
         nonReentrant
         returns (uint256 fill)
     {
-        _requireMine(account);
+        account = _mine(account);
         if (sizeDelta == 0) revert AmountZero();
         uint256 price = _accrue(market).price;
         int256 skew = _skew(market);
@@ -495,7 +498,7 @@ contract PerpExchange is IPerpExchange {
         nonReentrant
         returns (Quote memory quote)
     {
-        _requireMine(heir);
+        heir = _mine(heir);
         if (heir == HOUSE || heir == account) revert InvalidHeir(heir);
         if (size == 0) revert AmountZero();
         quote = _liquidate(account, market, size, heir);
@@ -832,9 +835,11 @@ contract PerpExchange is IPerpExchange {
 
     /* CHECKS */
 
-    function _requireMine(uint256 account) internal view {
+    function _mine(uint256 account) internal view returns (uint256) {
+        if (account == NEWEST) account = newestOf[msg.sender];
         if (_accounts[account].owner != msg.sender) revert NotAccountOwner(account, msg.sender);
         if (_accounts[account].flagged) revert AccountIsFlagged(account);
+        return account;
     }
 
     function _requireUngated() internal view {

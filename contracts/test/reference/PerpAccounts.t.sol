@@ -65,6 +65,42 @@ contract PerpAccountsTest is PerpSetup {
         assertTrue(collateralOf(account) == 3e18 && collateralOf(other) == 0, "not where it belongs");
     }
 
+    /// @dev Trading, inheriting and withdrawing go by `NEWEST` as by the number, whatever others opened meanwhile.
+    function test_NEWEST_is_the_callers_newest_account() public {
+        uint256 newest = exchange.NEWEST();
+        uint256 broke = open(bob, 6800e6);
+        trade(broke, BTC, 1e18);
+        open(alice, 0);
+        uint256 account = open(alice, 50_000e6);
+        open(bob, 0);
+        setBtc(57_000);
+        vm.prank(alice);
+        exchange.trade(newest, ETH, 1e18, type(uint256).max);
+        assertTrue(exchange.holding(account, ETH).size == 1e18, "not traded");
+        vm.prank(alice);
+        exchange.inherit(broke, BTC, 1e17, newest);
+        assertTrue(exchange.holding(account, BTC).size == 1e17, "not inherited");
+        vm.prank(alice);
+        exchange.withdraw(newest, 1e6, alice);
+        vm.prank(alice);
+        exchange.trade(newest, ETH, -1e18, 0);
+        vm.prank(alice);
+        exchange.trade(newest, BTC, -1e17, 0);
+        vm.prank(alice);
+        uint256 amount = exchange.withdrawAll(newest);
+        assertTrue(token.balanceOf(alice) == amount + 1e6 && collateralOf(account) < int256(RAW), "not withdrawn");
+        assertSolvent(RAW);
+    }
+
+    /// @dev It is nobody's for who never opened one: neither the house nor the last that was opened.
+    function test_NEWEST_is_no_account_before_the_first() public {
+        open(bob, 1000e6);
+        uint256 newest = exchange.NEWEST();
+        vm.expectRevert(abi.encodeWithSelector(IPerpExchange.NotAccountOwner.selector, 0, alice));
+        vm.prank(alice);
+        exchange.withdrawAll(newest);
+    }
+
     /// @dev Zero before the first, then the last one that somebody opened, whoever opens more.
     function test_newestOf_is_the_last_that_somebody_opened() public {
         assertTrue(exchange.newestOf(alice) == 0, "one before the first");

@@ -301,7 +301,7 @@ class PerpCurie:
     def prices(self, marks: Marks) -> Mapping[Address, int]:
         """Every base token's mark price and every collateral's price in 10⁻¹⁸ dollars, 0 where there is none."""
         exact = marks.exact
-        found = {base: state.mark_wad for base, state in exact.markets.items()}
+        found = {base: 0 if state.stopped else state.mark_wad for base, state in exact.markets.items()}
         for entry in exact.entries:
             if isinstance(entry, Collateral):
                 state = exact.collaterals[entry.token.address]

@@ -60,6 +60,9 @@ _NOW: Final = Call(
     abi.load("Multicall3").function("getCurrentBlockTimestamp").encode(),
 )
 _OPEN, _PAUSED, _FEED_OF = (BASE.function(name) for name in ("isOpen", "isPaused", "getPriceFeed"))
+_STOPPED_AT, _LAST_INDEX, _LAST_PRICE = (
+    BASE.function(name) for name in ("getPausedTimestamp", "getPausedIndexPrice", "getClosedPrice")
+)
 _SLOT0, _OBSERVE = POOL.function("slot0"), POOL.function("observe")
 _LATEST, _INDEX = FEED.function("getLatestOrCachedPrice"), FEED.function("currentObservationIndex")
 _OBSERVATION, _ELSEWHERE = FEED.function("observations"), FEED.function("isToUseUniswapV3PriceFeed")
@@ -76,7 +79,10 @@ _UNPRICED: Final = 1e200
 
 @dataclass(frozen=True, slots=True)
 class MarketState:
-    """A market as of one timestamp; `unusable` says why it has no mark price, and its figures are then 0."""
+    """A market as of one timestamp; `unusable` says why it has no mark price, and its figures are then 0.
+
+    `stopped` says why nothing in it can be taken over: it is not open, but what accounts hold of it has a price.
+    """
 
     unusable: str | None
     mark_wad: int
@@ -84,6 +90,7 @@ class MarketState:
     growth_x96: int
     sqrt_price_x96: int
     tick: int
+    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +210,10 @@ def _market_state(system: System, market: Market, now_s: int, max_price_age_s: i
     both: list[Any] = yield from together(
         [_traded(system, market, now_s), _feed_state(system, market.feed, now_s, max_price_age_s)]
     )
-    traded: _Traded = both[0]
+    traded: _Traded | MarketState = both[0]
     feed: _FeedState = both[1]
+    if isinstance(traded, MarketState):
+        return traded
 
     def unusable(why: str) -> MarketState:
         return MarketState(why, 0, 0, 0, traded.sqrt_price_x96, traded.tick)
@@ -232,7 +241,8 @@ def _market_state(system: System, market: Market, now_s: int, max_price_age_s: i
     return MarketState(None, mark_wad, index_wad, growth, traded.sqrt_price_x96, traded.tick)
 
 
-def _traded(system: System, market: Market, now_s: int) -> Reads[_Traded]:
+def _traded(system: System, market: Market, now_s: int) -> Reads[_Traded | MarketState]:
+    """An open market, whose feed is still to be asked; one that is not open has its last price already."""
     base, parameters = market.base, system.parameters
     results = yield [
         _NOW,
@@ -244,20 +254,58 @@ def _traded(system: System, market: Market, now_s: int) -> Reads[_Traded]:
     if now_s < block_s:
         raise AdapterError(f"The block's time is {block_s}, after the timestamp {now_s} asked for.")
     sqrt_price_x96, tick, *_ = answers(_SLOT0, results[5])
+    first_traded_s, last_settled_s, growth_x96 = (word(result) for result in results[6:])
     if not answered(_OPEN, results[1]):
         why = "market_paused" if answered(_PAUSED, results[2]) else "market_closed"
-        return _Traded(why, sqrt_price_x96, tick)
+        told = _Traded(why, sqrt_price_x96, tick, (), (), last_settled_s, signed(growth_x96))
+        return (yield from _stopped(system, market, told, first_traded_s, block_s))
     if answered(_FEED_OF, results[3]) != market.dispatcher:
         return _Traded(FEED_CHANGED, sqrt_price_x96, tick)
     if isinstance(results[4], Reverted) or _ELSEWHERE.one(results[4]):
         return _Traded("index_not_from_chainlink", sqrt_price_x96, tick)
-    first_traded_s, last_settled_s, growth_x96 = (word(result) for result in results[6:])
     funding_s = min(parameters.twap_interval_s, now_s - first_traded_s) if first_traded_s else 0
     intervals = (MARKET_PRICE_S, parameters.mark_twap_s, parameters.premium_interval_s, funding_s)
     twaps = yield from _market_twaps(market.pool, sqrt_price_x96, tick, intervals, block_s, now_s)
     if twaps is None:
         return _Traded("market_not_ready", sqrt_price_x96, tick)
     return _Traded(None, sqrt_price_x96, tick, intervals, tuple(twaps), last_settled_s, signed(growth_x96))
+
+
+def _stopped(
+    system: System, market: Market, told: _Traded, first_traded_s: int, block_s: int
+) -> Reads[MarketState]:
+    """A market that is not open: positions are worth its last index price, or the price it was closed at, and funding
+    is what it had come to when it was paused.
+    """
+    base, parameters = market.base, system.parameters
+    asked = [_STOPPED_AT, _LAST_INDEX]
+    if told.unusable == "market_closed":
+        asked.append(_LAST_PRICE)
+    results = yield [function.call(base) for function in asked]
+    stopped_s, index_wad, *closed_wad = map(answered, asked, results)
+    funding_s = min(parameters.twap_interval_s, stopped_s - first_traded_s) if first_traded_s else 0
+    sqrt_twap_x96 = told.sqrt_price_x96
+    if funding_s >= MIN_TWAP_S:
+        ago_s = block_s - stopped_s
+        [result] = yield [_OBSERVE.call(market.pool, (ago_s + funding_s, ago_s))]
+        if isinstance(result, Reverted):
+            return MarketState("market_not_ready", 0, 0, 0, told.sqrt_price_x96, told.tick)
+        sums = answers(_OBSERVE, result)[0]
+        if len(sums) != 2:
+            raise AdapterError(f"A pool answers {len(sums)} of 2 times: do not trust the node.")
+        sqrt_twap_x96 = sqrt_ratio_at(div(sums[1] - sums[0], funding_s))
+    growth = premium_growth_x96(
+        told.growth_x96,
+        told.last_settled_s,
+        stopped_s,
+        price_x96(sqrt_twap_x96),
+        index_wad,
+        parameters.max_funding_ppm,
+    )
+    mark_wad = closed_wad[0] if closed_wad else index_wad
+    return MarketState(
+        None, mark_wad, index_wad, growth, told.sqrt_price_x96, told.tick, stopped=told.unusable
+    )
 
 
 def _market_twaps(

@@ -82,14 +82,19 @@ class Takeover:
 
 
 def takeovers(health: Health, marks: CurieMarks) -> list[Option | Refusal]:
-    """Every market of a liquidatable account in sizes from the largest down to dust."""
+    """Every market of a liquidatable account in sizes from the largest down to dust; why not, where it is not open."""
     account: Account = health.detail
     ordered: tuple[Address, ...] = ()
     if account.with_orders:
-        ordered = marks.makers[health.key.account].ordered
+        # in markets that are not open the exchange overlooks orders, and lets nobody cancel them
+        bases = marks.makers[health.key.account].ordered
+        ordered = tuple(base for base in bases if not marks.markets[base].stopped)
     found: list[Option | Refusal] = []
     for stake in account.stakes:
-        if stake.liquidatable:
+        stopped = marks.markets[stake.market.base].stopped
+        if stopped and stake.liquidatable:
+            found.append(Refusal("options", stopped, {"market": stake.market.symbol}))
+        elif stake.liquidatable:
             found += [_option(health, marks, stake, size, ordered) for size in _sizes(stake, marks)]
     return found or [Refusal("options", "no_position", {"value_wad": str(account.value_wad)})]
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from keeper import abi
 from keeper.errors import AdapterError
+from keeper.fixed import MAX_UINT256
 from keeper.protocols.reference_perp.rules import MarketParameters
 from keeper.seams import Reads
 from keeper.types import Address, Call, Result, Reverted, Token, hex_of
@@ -17,6 +18,7 @@ FEED: Final = abi.load("ChainlinkFeed")
 ERC20: Final = abi.load("Erc20")
 
 HOUSE: Final = 0
+NEWEST: Final = MAX_UINT256  # stands for the caller's newest account, whatever its number turns out to be
 _MAX_DECIMALS: Final = 18
 _MAX_MARKETS: Final = 256  # the bits of an account's word
 

@@ -52,10 +52,9 @@ _NOTHING: Final = Live(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Heir:
-    """The liquidator's account: one it has, or the one that it would open next; `collateral` is what lies there."""
+    """The liquidator's newest account, number 0 where it is still to be opened; `collateral` is what lies there."""
 
     number: int
-    exists: bool
     collateral: int
     in_markets: bool
 
@@ -124,7 +123,6 @@ class MarksReader:
         }
         asked["house"] = (ACCOUNT_OF, at, (HOUSE,))
         if liquidator is not None:
-            asked["accountCount"] = (EXCHANGE.function("accountCount"), at, ())
             asked["newestOf"] = (EXCHANGE.function("newestOf"), at, (liquidator,))
             asked["heir"] = (ACCOUNT_OF, at, (heir,))
         for number, feed in enumerate(exchange.feeds):
@@ -177,9 +175,9 @@ class MarksReader:
 
 def _heir(exchange: Exchange, told: Mapping[str, Any]) -> Heir:
     if not exchange.heir:
-        return Heir(told["accountCount"], False, 0, False)
+        return Heir(0, 0, False)
     _, _, _, _, collateral, markets = told["heir"]
-    return Heir(exchange.heir, True, collateral, bool(markets))
+    return Heir(exchange.heir, collateral, bool(markets))
 
 
 def _market(

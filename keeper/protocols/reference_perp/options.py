@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keeper.fixed import BPS, MAX_UINT256, WAD, mul_div_up
-from keeper.protocols.reference_perp.exchange import EXCHANGE, account_key, number_of
+from keeper.protocols.reference_perp.exchange import EXCHANGE, NEWEST, account_key, number_of
 from keeper.protocols.reference_perp.health import Account
 from keeper.protocols.reference_perp.marks import ExchangeMarks, Heir
 from keeper.protocols.reference_perp.rules import (
@@ -115,19 +115,20 @@ def outcome_of(option: Option, margin_raw: int) -> Outcome | Refusal:
 def calls_of(option: Option, margin_raw: int) -> Sequence[ProtocolCall]:
     """Liquidate; or pay a margin in, which opens an account where there is none, inherit, close, withdraw everything.
 
-    The last refuses to pay while the account holds any position, so nothing can be left over.
+    None names that account by its number: whoever opens one before it in the same block would shift it. The last
+    refuses to pay while the account holds any position, so nothing can be left over.
     """
     choice, account = option.detail, number_of(option.key.account)
     exchange, market = choice.marks.exchange, choice.market.number
     if isinstance(choice, Cash):
         return [_call(exchange.address, LIQUIDATE.encode(account, market))]
-    heir, token = choice.heir.number, exchange.token.address
+    token = exchange.token.address
     limit = 0 if choice.size > 0 else MAX_UINT256  # what is left in the end is what counts
     return [
         ProtocolCall(exchange.address, token, margin_raw, PAY_IN.encode(margin_raw)),
-        _call(exchange.address, INHERIT.encode(account, market, abs(choice.size), heir)),
-        _call(exchange.address, TRADE.encode(heir, market, -choice.size, limit)),
-        _call(exchange.address, WITHDRAW.encode(heir)),
+        _call(exchange.address, INHERIT.encode(account, market, abs(choice.size), NEWEST)),
+        _call(exchange.address, TRADE.encode(NEWEST, market, -choice.size, limit)),
+        _call(exchange.address, WITHDRAW.encode(NEWEST)),
     ]
 
 
