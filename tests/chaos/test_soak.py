@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keeper.lab.chaos.soak import EXPECTED, soak
+from keeper.lab.chaos.soak import soak
 
 DEEP = os.environ.get("KEEPER_DEEP") == "1"
 SEED = int(os.environ.get("KEEPER_SEED", "1"))
@@ -23,6 +23,5 @@ async def test_a_long_run_holds_on_to_nothing(tmp_path: Path) -> None:
     assert len(soaked.samples) >= BLOCKS // 10 - 1
     assert soaked.outcomes["settled"] > BLOCKS // 50, "the run was not busy"
     assert soaked.injected.total() > BLOCKS // 20, "too little went wrong"
-    assert soaked.refusals.keys() <= EXPECTED.keys()
     assert not soaked.breaches, "\n".join(map(str, soaked.breaches))
     assert not soaked.endings and not soaked.verdict["left"]

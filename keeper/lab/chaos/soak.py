@@ -158,11 +158,14 @@ async def _befall(run: Run, daemon: Daemon) -> None:
 
 
 def _refusals(run: Run, result: Soaked) -> None:
+    last: dict[tuple[str, str], Any] = {}
     for entry in read_record(run.witness.record):
         if entry.kind == "refusal":
-            result.refusals[str(entry.body["stage"]), str(entry.body["reason"])] += 1
+            reason = str(entry.body["stage"]), str(entry.body["reason"])
+            result.refusals[reason] += 1
+            last[reason] = entry.body
     for reason in sorted(result.refusals.keys() - EXPECTED.keys()):
-        text = f"refused {result.refusals[reason]} times: {reason[0]} {reason[1]}"
+        text = f"refused {result.refusals[reason]} times, last as {last[reason]}"
         run.witness.breaches.append(Breach("explained", text))
 
 
