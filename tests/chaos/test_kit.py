@@ -202,6 +202,17 @@ async def test_nothing_passes_while_the_front_is_held(proxy: Proxy) -> None:
     assert await asked == "0x7a69"
 
 
+async def test_whoever_was_let_go_is_held_again(proxy: Proxy) -> None:
+    """Where the front is held again in the moment it was let go, a question that waited goes on waiting."""
+    async with proxy.held():
+        asked = asyncio.create_task(_asked(proxy, "ws"))
+        await asyncio.sleep(0.1)
+    async with proxy.held():
+        await asyncio.sleep(0.1)
+        assert not asked.done()
+    assert await asked == "0x7a69"
+
+
 def test_a_script_is_its_seed_and_its_json() -> None:
     """The same seed gives the same script, its JSON gives it back, and all faults between node and keeper end."""
     kinds: set[str] = set()

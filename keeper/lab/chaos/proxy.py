@@ -209,7 +209,8 @@ class Proxy:
             raise _Status(bites["server_error"][1].amount)
 
     async def _result(self, method: str, params: list[Any], bites: dict[Kind, tuple[int, Fault]]) -> Any:
-        await self._passable.wait()
+        while not self._passable.is_set():  # who holds it next may be sooner than whoever was let go
+            await self._passable.wait()
         self._passing += 1
         self._idle.clear()
         try:
