@@ -284,7 +284,7 @@ async def test_nothing_is_left_after_random_crashes(scene: Scene, seed: int, cou
             for feed in feeds_of(lab.world, exchange)
         }
         await set_prices(lab.node, moved)
-        settled += len(await scene.work(60))
+        settled += len(await scene.work(100))
         crashes += 1
         in_vain += await judged(scene.line, f"seed {seed}, crash {crashes}")
         await lab.node.advance(chance.choice((20, 700)))
@@ -301,7 +301,7 @@ async def _govern(scene: Scene, chance: random.Random) -> None:
     """Other rewards, tiers and windows."""
     await scene.set(
         gate_s=chance.choice((0, 600)),
-        partial_ratio=chance.choice((WAD // 10, WAD // 2, WAD)),
+        partial_ratio=chance.choice((WAD // 4, WAD // 2, WAD)),
         critical_ratio=chance.choice((0, WAD // 2)),
         keeper_share=chance.choice((0, WAD // 50, WAD // 2, WAD)),
         max_reward=chance.choice((20, 5_000)) * WAD,
