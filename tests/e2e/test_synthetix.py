@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from keeper.abi import checksum, load
+from keeper.errors import ExecutionError
 from keeper.lab.actors import account
 from keeper.lab.artifacts import synthetix as synthetix_artifact
 from keeper.lab.chainlink import latest, set_prices
@@ -37,6 +39,7 @@ from tests.protocols.synthetix_lab import named, rig_with_markets
 TRADER, WHALE = account(1), account(2)
 _E8 = 10**8
 _CRASHES = 2  # of each seed
+_GATING = {"ETH": 1_300 * UNIT, "BTC": 130 * UNIT}  # a skew at which the second step is gated
 _MOVES = (0.85, 0.93, 0.97, 1.03, 1.07, 1.15)
 
 
@@ -183,15 +186,18 @@ async def test_a_flag_that_others_complete_is_paid_all_the_same(lab: Lab, tmp_pa
 async def test_nothing_is_left_after_random_crashes(
     lab: Lab, tmp_path: Path, seed: int, count: Count
 ) -> None:
-    """Longs and shorts of two markets whose rates fall or rise: the treasury gains what is booked, every booked profit
-    is what was expected, whoever is left liquidatable was refused with numbers, and the judge finds nothing that would
-    have paid and no figure that differs.
+    """Longs and shorts of two markets whose rates fall or rise, gated by a whale's skew or not: the treasury gains what
+    is booked, every booked profit is what was expected, whoever is left liquidatable was refused with numbers, and the
+    judge finds nothing that would have paid and no figure that differs.
     """
     lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
     chance, owners = random.Random(seed), {}
+    skews = {asset: chance.choice((-1, 0, 1)) * size for asset, size in _GATING.items()}
     for place, market in enumerate(synthetix.markets.values()):
         price_usd = (await latest(lab.node, market.feed)).price_raw / _E8
         specs = random_perps(chance, price_usd, 3_000 + 100 * place, 12)
+        if skews[market.asset]:
+            specs.append(PerpSpec(WHALE, 3_000_000 * UNIT, skews[market.asset]))
         await open_perps(lab.node, lab.world.cast, synthetix, market, specs)
         owners[market.asset] = [spec.account for spec in specs]
     async with open_again(lab, rig) as line:
@@ -218,9 +224,15 @@ async def test_nothing_is_left_after_random_crashes(
             crashes += 1
             in_vain += await judged(line, f"seed {seed}, crash {crashes}")
             await lab.node.advance(chance.choice((20, 700)))
+            for asset, size in (each for each in skews.items() if each[1]):
+                contract = market_of(lab.node, synthetix.markets[asset])
+                with suppress(ExecutionError):  # its margin may be short by now
+                    await lab.node.send(trade_tx(contract, WHALE, -size // 4), contract.abi)
+        flags = [entry for entry in line.booked("settled") if not int(entry.body["profit_raw"])]
         count("random crashes on Synthetix that the judge found nothing left of", crashes)
         count("unhealthy accounts on Synthetix that the judge tried in vain", in_vain)
         count("Synthetix liquidations by the daemon, as expected to the unit", len(line.booked("settled")))
+        count("of them flags alone, for a gated second step", len(flags))
 
 
 async def _unsafe(
