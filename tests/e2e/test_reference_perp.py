@@ -263,6 +263,29 @@ async def test_a_loss_the_fund_cannot_cover_is_left_alone(scene: Scene) -> None:
     assert scene.line.refusals(report, account_key(number)) == [("options", "insurance_fund_short")]
 
 
+async def test_a_way_that_takes_more_gas_than_it_pays_is_passed_over(scene: Scene) -> None:
+    """A takeover that looks better than cash and is too dear once it was tried does not keep cash from being taken."""
+    node = scene.lab.node
+    await scene.set(partial_ratio=WAD)
+    await scene.open(WHALE, 500_000, (ETH, units(500)))  # whoever closes a long is paid for it
+    number = await scene.open(TRADER, 60, (ETH, units(0.4)))
+    await scene.move({ETH: 1_945})
+    await node.mine_on_demand()
+    refused = []
+    for _ in range(4):
+        await node.set_base_fee(11 * 10**9)
+        await node.mine()
+        report = await scene.line.step()
+        refused += scene.line.refusals(report, account_key(number))
+        if report.sent:
+            break
+    await node.mine()
+    await scene.line.step()
+    await node.mine_each_transaction()
+    assert refused == [("clear", "unprofitable")]
+    assert await scene.done() == ["cash"] and await scene.healthy(number)
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", seeds(sample=5))
 async def test_nothing_is_left_after_random_crashes(scene: Scene, seed: int, count: Count) -> None:
