@@ -356,12 +356,13 @@ class Engine:
         untouched = True
         for one, trial in zip(chosen, trials, strict=True):
             untouched = untouched and isinstance(trial, Refusal)
-            # a trial may have reverted only because of those before it
-            self._turns.turned_down(one, reverted=untouched)
             old = replacing.get(one.plan_id)
             besides = spent.without(old.worst_case_wei) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
+            # a trial may have reverted only because of those before it
+            too_dear = isinstance(answer, Refusal) and answer.reason == "unprofitable"
+            self._turns.turned_down(one, futile=untouched or too_dear)
             if isinstance(answer, Refusal):
                 report.refuse(one.key, answer)
                 if self._sender and old:

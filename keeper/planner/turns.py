@@ -1,7 +1,7 @@
 """Whose turn it is: an order in which nobody starves, however many accounts fall at once and whatever keeps failing.
 
 Positions left out at one head come first at the next; those whose trial was refused are tried last; a way that
-reverted is passed over for another; and who was left alone gets a look by every route from time to time.
+came to nothing is passed over for another; and who was left alone gets a look by every route from time to time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Turns:
     def __init__(self) -> None:
         self._planned_at: dict[PositionKey, int] = {}
         self._turned_down: set[PositionKey] = set()
-        self._reverted: dict[PositionKey, set[_Way]] = {}
+        self._futile: dict[PositionKey, set[_Way]] = {}
         self._offered: dict[PositionKey, list[tuple[_Way, Option]]] = {}
 
     def ordered(self, unsafe: Iterable[Health]) -> list[Health]:
@@ -35,7 +35,7 @@ class Turns:
         wanted = sorted(unsafe, key=lambda health: self._planned_at.get(health.key, _NEVER))
         self._planned_at = {health.key: self._planned_at.get(health.key, _NEVER) for health in wanted}
         self._turned_down &= self._planned_at.keys()
-        self._reverted = {key: ways for key, ways in self._reverted.items() if key in self._planned_at}
+        self._futile = {key: ways for key, ways in self._futile.items() if key in self._planned_at}
         self._offered.clear()
         return wanted
 
@@ -46,17 +46,17 @@ class Turns:
         return again or head % _THOROUGH_EVERY == 0
 
     def untried(self, key: PositionKey, options: Sequence[Option | Refusal]) -> Sequence[Option | Refusal]:
-        """The options without the ways that reverted in trials, until none of the others makes a plan."""
+        """The options without the ways that came to nothing, until none of the others makes a plan."""
         offered = self._offered[key] = _ways(options)
-        reverted = self._reverted.get(key, ())
-        left = [option for way, option in offered if way not in reverted]
+        futile = self._futile.get(key, ())
+        left = [option for way, option in offered if way not in futile]
         return left or options
 
     def planned(self, key: PositionKey, answer: Plan | Refusal, head: BlockNumber) -> None:
         """Note what planning a position came to."""
         self._planned_at[key] = head
         if isinstance(answer, Refusal):
-            self._reverted.pop(key, None)
+            self._futile.pop(key, None)
             self._turned_down.discard(key)
 
     def best_first(self, plans: Iterable[Plan]) -> list[Plan]:
@@ -65,13 +65,16 @@ class Turns:
             plans, key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw)
         )
 
-    def turned_down(self, plan: Plan, *, reverted: bool) -> None:
-        """A plan was tried and is not sent; `reverted` where its trial did, and nothing before it could be why."""
+    def turned_down(self, plan: Plan, *, futile: bool) -> None:
+        """A plan was tried and is not sent.
+
+        `futile` where its trial reverted, and nothing before it could be why, or took more gas than the plan pays.
+        """
         self._turned_down.add(plan.key)
-        if reverted:
+        if futile:
             offered = self._offered.get(plan.key, ())
             ways = {way for way, option in offered if option is plan.option}
-            self._reverted.setdefault(plan.key, set()).update(ways)
+            self._futile.setdefault(plan.key, set()).update(ways)
 
     def sent(self, plan: Plan) -> None:
         """A plan is on its way."""

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+
+import pytest
 
 from keeper import assembly, commands
 from keeper.abi import checksum
 from keeper.installation import setup_calls
-from keeper.lab.curie import part_of
+from keeper.lab.curie import MARKETS, MarketSpec, part_of, table
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.safe import execute
 from keeper.lab.world import Lab
 from keeper.ledger import copies
 from keeper.multisig.safe import InnerCall
 from keeper.types import Address
-from tests.e2e.line import open_again
-from tests.protocols.perp_curie_lab import following
+from tests.conftest import Count
+from tests.e2e.crashes import judged, seeds
+from tests.e2e.line import Line, open_again
+from tests.protocols.perp_curie_lab import SYMBOLS, following, random_accounts, to_index
 from tests.protocols.perp_curie_takeover import ETHER, TRADER, USDC, Scene
 
+THIN = (MarketSpec("WETH", 30_000, 2.0), MarketSpec("WBTC", 60_000, 1.5, pool_fee=10_000, fee_ratio=9_000))
+_CRASHES = 2  # of each seed
+_TRADERS = 6
+_PATIENCE = 20
 _LONG_AGO_S = 121  # so that nothing that was signed before can be mined any more
 
 
@@ -102,3 +111,54 @@ async def test_a_lost_takeover_is_found_again(lab: Lab, tmp_path: Path) -> None:
             profit = lab.world.tokens["USDC"].address
             assert line.ledger.gross_profit_raw(profit) == await line.treasury_raw() - before_raw
             assert line.ledger.verify() is None
+
+
+async def _rest(line: Line) -> int:
+    """Let the keeper work until averages have followed its own trades and there still is nothing to do; the treasury
+    gains exactly what is booked. How many liquidations there were.
+    """
+    before_raw, known = await line.treasury_raw(), len(line.booked("settled"))
+    await line.lab.node.mine_on_demand()  # all that a head sends is in one block
+    quiet = 0
+    for _ in range(_PATIENCE):
+        await line.lab.node.advance(120)
+        quiet = 0 if any(report.sent for report in await line.steps(40)) else quiet + 1
+        if quiet == 2:  # at the first head that knows of a maker it is not judged yet
+            break
+    else:
+        raise AssertionError("still busy")
+    await line.lab.node.mine_each_transaction()
+    settled = line.booked("settled")[known:]
+    assert await line.treasury_raw() - before_raw == sum(int(each.body["profit_raw"]) for each in settled)
+    return len(settled)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", seeds(sample=3))
+async def test_nothing_is_left_after_random_crashes(
+    lab: Lab, tmp_path: Path, seed: int, count: Count
+) -> None:
+    """Takers and makers of either side, some with other collateral, on deep and thin pools that fall or rise: the
+    treasury gains what is booked, nothing stays on the exchange in the Liquidator's name, and the judge finds nothing
+    that would have paid and no figure that differs.
+    """
+    chance = random.Random(seed)
+    async with following(lab, chance.choice((MARKETS, THIN))) as follower:
+        rig = await make_rig(lab, tmp_path, tables=table(follower.curie))
+        scene = Scene(follower, rig, lab)
+        async with open_again(lab, rig) as line:
+            await line.step()
+            crashes = settled = in_vain = 0
+            while crashes < _CRASHES or not settled:
+                await random_accounts(chance, follower, 100 * (crashes + 1), _TRADERS)
+                moves = {symbol: chance.choice((1, -1)) * chance.uniform(0.05, 0.3) for symbol in SYMBOLS}
+                await follower.set_price({symbol: 1 + move for symbol, move in moves.items()})
+                for symbol in SYMBOLS:
+                    await to_index(follower, symbol)
+                settled += await _rest(line)
+                crashes += 1
+                in_vain += await judged(line, f"seed {seed}, crash {crashes}")
+                assert await scene.left_over() == ([], 0)
+            count("random crashes on Perp Curie that the judge found nothing left of", crashes)
+            count("unhealthy accounts on Perp Curie that the judge tried in vain", in_vain)
+            count("Perp Curie liquidations by the daemon", settled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -32,6 +31,7 @@ from keeper.ledger import Booked
 from keeper.protocols.reference_perp.exchange import account_key
 from keeper.types import Address
 from tests.conftest import Count
+from tests.e2e.crashes import judged, seeds
 from tests.e2e.line import Line, open_again
 from tests.protocols.reference_perp_lab import (
     BTC,
@@ -46,8 +46,7 @@ from tests.protocols.reference_perp_lab import (
     units,
 )
 
-DEEP = os.environ.get("KEEPER_DEEP") == "1"
-CRASHES = 20 if DEEP else 3
+_CRASHES = 2  # of each seed
 TRADER, WHALE = account(1), account(2)
 EXCHANGE = load("PerpExchange")
 
@@ -276,31 +275,71 @@ async def test_a_loss_the_fund_cannot_cover_is_left_alone(scene: Scene) -> None:
     assert scene.line.refusals(report, account_key(number)) == [("options", "insurance_fund_short")]
 
 
+async def test_a_way_that_takes_more_gas_than_it_pays_is_passed_over(scene: Scene) -> None:
+    """A takeover that looks better than cash and is too dear once it was tried does not keep cash from being taken."""
+    node = scene.lab.node
+    await scene.set(partial_ratio=WAD)
+    await scene.open(WHALE, 500_000, (ETH, units(500)))  # whoever closes a long is paid for it
+    number = await scene.open(TRADER, 60, (ETH, units(0.4)))
+    await scene.move({ETH: 1_945})
+    await node.mine_on_demand()
+    refused = []
+    for _ in range(4):
+        await node.set_base_fee(11 * 10**9)
+        await node.mine()
+        report = await scene.line.step()
+        refused += scene.line.refusals(report, account_key(number))
+        if report.sent:
+            break
+    await node.mine()
+    await scene.line.step()
+    await node.mine_each_transaction()
+    assert refused == [("clear", "unprofitable")]
+    assert await scene.done() == ["cash"] and await scene.healthy(number)
+
+
 @pytest.mark.deep
-async def test_crashes_of_random_traders(scene: Scene, count: Count) -> None:
-    """Isolated and cross accounts over all markets, and prices that fall or rise together: every liquidation brings
-    what was expected to the unit, whatever else its block did.
+@pytest.mark.parametrize("seed", seeds(sample=5))
+async def test_nothing_is_left_after_random_crashes(scene: Scene, seed: int, count: Count) -> None:
+    """Isolated and cross accounts over all markets, random rewards, tiers and windows, and prices that fall or rise
+    together: every liquidation brings what was expected to the unit, whatever else its block did, and then the judge
+    finds nothing that would have paid and no figure that differs.
     """
-    chance, seen = random.Random("crash 2026"), Counter[str]()
-    lab, exchange = scene.lab, scene.exchange
-    for crash in range(CRASHES):
-        await scene.set(gate_s=600 * (crash % 2))
+    chance, lab, exchange = random.Random(seed), scene.lab, scene.exchange
+    await _govern(scene, chance)
+    crashes = settled = in_vain = 0
+    while crashes < _CRASHES or not settled:
         prices_e8 = {symbol: await scene.mark_e8(market) for market, symbol in enumerate(exchange.markets)}
-        specs = random_traders(chance, exchange, prices_e8, 12, MARKETS)
-        for spec in specs:
+        for spec in random_traders(chance, exchange, prices_e8, 12, MARKETS):
             with suppress(ExecutionError):  # the skew of those before took the rest of its margin
                 await open_accounts(lab.node, lab.world.cast, exchange, [spec])
-                seen["opened"] += 1
-        all_of = chance.choice((0.88, 0.95, 1.05, 1.12))
+        all_of = chance.choice((0.8, 0.88, 0.95, 1.05, 1.12))
         moved = {
             feed: int(prices_e8[feed.symbol] * all_of * chance.uniform(0.97, 1.03))
             for feed in feeds_of(lab.world, exchange)
         }
         await set_prices(lab.node, moved)
-        seen["settled"] += len(await scene.work(60))
-        await lab.node.advance(700)
+        settled += len(await scene.work(100))
+        crashes += 1
+        in_vain += await judged(scene.line, f"seed {seed}, crash {crashes}")
+        await lab.node.advance(chance.choice((20, 700)))
         await set_prices(lab.node, moved)
     payouts = Counter(await scene.done())
-    assert min(payouts["cash"], payouts["takeover"]) > 0, (seen, payouts)
-    assert seen["opened"] > 10 * CRASHES
-    count("reference exchange liquidations by the daemon, as expected to the unit", seen["settled"])
+    assert payouts.total() == settled
+    count("random crashes on the reference exchange that the judge found nothing left of", crashes)
+    count("unhealthy accounts on the reference exchange that the judge tried in vain", in_vain)
+    count("reference exchange liquidations by the daemon, as expected to the unit", settled)
+    count("of them takeovers", payouts["takeover"])
+
+
+async def _govern(scene: Scene, chance: random.Random) -> None:
+    """Other rewards, tiers and windows."""
+    await scene.set(
+        gate_s=chance.choice((0, 600)),
+        partial_ratio=chance.choice((WAD // 4, WAD // 2, WAD)),
+        critical_ratio=chance.choice((0, WAD // 2)),
+        keeper_share=chance.choice((0, WAD // 50, WAD // 2, WAD)),
+        max_reward=chance.choice((20, 5_000)) * WAD,
+        max_reward_ratio=chance.choice((WAD // 50, WAD // 2)),
+    )
+    await scene.set(ETH, window_multiplier=chance.choice((0, WAD // 400, WAD // 5)))

@@ -7,7 +7,7 @@ import pytest
 
 from keeper.chain.client import SimCall
 from keeper.fixed import MAX_UINT256
-from keeper.lab.curie import close, deposit, part_of, trade
+from keeper.lab.curie import close, deposit, part_of, provide, trade
 from keeper.lab.tokens import approve_txs, erc20, mint
 from keeper.lab.world import Lab
 from keeper.protocols.perp_curie.collateral import Sale
@@ -104,6 +104,28 @@ async def test_each_condition_sells_collateral(
             assert await _sold(scene, option, repay_raw, marks) == (outcome.repay_raw, outcome.seize_raw)
         over = await _sold(scene, option, option.max_repay_raw * 1_002 // 1_000, marks)
         assert isinstance(over, str) and b"V_MSAE".hex() in over
+
+
+async def test_a_maker_s_collateral_is_sold_beside_its_orders(lab: Lab, tmp_path: Path) -> None:
+    """Nothing is cancelled for it; what is offered is the vault's own figure, and moves what its outcome says."""
+    async with taking(lab, tmp_path) as scene:
+        node, curie, cast = scene.follower.node, scene.follower.curie, lab.world.cast
+        await deposit(node, cast, curie, curie.collaterals["WETH"], {TRADER: ETHER // 20})
+        await scene.follower.fund([TRADER], 100 * USDC)
+        await provide(node, curie, TRADER, "WBTC", (ETHER // 200, 200 * ETHER), (30_000, 50_000))
+        await scene.fall(TRADER, 2 * ETHER, 330)
+        buyer, usdc = cast.liquidator.address, lab.world.tokens["USDC"]
+        await mint(node, cast, usdc, buyer, 10**12)
+        await node.send_all(await approve_txs(node, usdc, buyer, curie.vault, MAX_UINT256))
+        _, marks, health = await scene.look(TRADER)
+        assert health.detail.with_orders
+        [option] = [each for each in scene.options(health, marks) if isinstance(each.detail, Sale)]
+        outcome = await scene.outcome(option, marks)
+        assert isinstance(outcome, Outcome)
+        assert await _sold(scene, option, option.max_repay_raw, marks) == (
+            outcome.repay_raw,
+            outcome.seize_raw,
+        )
 
 
 async def test_an_account_that_may_not_be_sold_is_not(lab: Lab, tmp_path: Path) -> None:

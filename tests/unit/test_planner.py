@@ -1014,6 +1014,6 @@ def test_of_ways_paid_in_one_token_only_those_that_reverted_are_passed_over() ->
         answer, _ = drive(plan(HEALTH, turns.untried(HEALTH.key, again), context))
         assert isinstance(answer, Plan)
         turns.planned(HEALTH.key, answer, BlockNumber(head))
-        turns.turned_down(answer, reverted=True)
+        turns.turned_down(answer, futile=True)
         tried.append(again.index(answer.option))
     assert tried == [0, 1, 2]

@@ -31,6 +31,7 @@ from keeper.lab.judge.curie import read_curie
 from keeper.lab.judge.evidence import Evidence
 from keeper.lab.judge.perps import Perps, Trader, judge_traders
 from keeper.lab.judge.point import stand_ins
+from keeper.lab.judge.reference import read_reference
 from keeper.lab.judge.routes import survey
 from keeper.lab.judge.scene import JUDGE, Scene, read_prices
 from keeper.lab.judge.search import Searcher
@@ -142,6 +143,7 @@ async def _perps(chain: Evidence, terms: Terms) -> list[Perps]:
     return [
         *[await read_curie(chain, listed) for listed in terms.curies],
         *[await read_synthetix(chain, listed) for listed in terms.synthetix],
+        *[await read_reference(chain, listed) for listed in terms.references],
     ]
 
 

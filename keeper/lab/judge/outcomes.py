@@ -28,6 +28,7 @@ _LIQUIDATIONS: Final = (
     (load("CurieVault").event("CollateralLiquidated"), "trader"),
     (_MARKET.event("PositionFlagged"), "account"),
     (_MARKET.event("PositionLiquidated"), "account"),
+    (load("PerpExchange").event("Liquidated"), "account"),
 )
 _ABIS: Final = tuple(load(name) for name in ("Liquidator", "PauseGuard", "AavePool"))
 
@@ -152,7 +153,7 @@ def _raced(
         (one.integer("block") or 0 for one in case.of_kind("intent") if one.plan_id == entry.plan_id), 0
     )
     logs = receipts[rival_hash].logs
-    liquidated = {hex_of(one[whom]) for event, whom in _LIQUIDATIONS for one in decoded(logs, event)}
+    liquidated = {_account(one[whom]) for event, whom in _LIQUIDATIONS for one in decoded(logs, event)}
     between = (planned, -1) < (rival.block_number, 0) and (
         (rival.block_number, rival.index) < (ours.block_number, ours.index)
     )
@@ -161,6 +162,11 @@ def _raced(
             about(entry, "rival", "the rival it names did not liquidate the account between plan and receipt")
         ]
     return []
+
+
+def _account(named: bytes | int) -> str:
+    """As the ledger writes it: an account that goes by a number is the address that the number makes."""
+    return hex_of(named.to_bytes(20) if isinstance(named, int) else named)
 
 
 def _taken(case: Case, entry: Entry) -> list[Difference]:

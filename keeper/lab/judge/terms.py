@@ -27,7 +27,8 @@ _NAMED_BY: Final = 4  # bytes of a market's address
 class Listed:
     """One configured market: its name, which is its pause scope, and the address it is known by.
 
-    That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy.
+    That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy, a
+    reference exchange itself.
     `max_price_age_s` is how old a price may be that no feed of the Liquidator tells.
     """
 
@@ -66,13 +67,15 @@ class Terms:
     markets: tuple[Listed, ...]
     curies: tuple[Listed, ...]
     synthetix: tuple[Listed, ...]
+    references: tuple[Listed, ...]
     exchanges: tuple[Exchange, ...]
     record: Path
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all markets."""
-        return tuple(listed.name for listed in (*self.markets, *self.curies, *self.synthetix))
+        every = (*self.markets, *self.curies, *self.synthetix, *self.references)
+        return tuple(listed.name for listed in every)
 
 
 def read_terms(path: Path) -> Terms:
@@ -116,6 +119,10 @@ def read_terms(path: Path) -> Terms:
         ),
         synthetix=tuple(
             listed for table in top.tables("protocols", "synthetix-v2-perps") for listed in _listed(table)
+        ),
+        references=tuple(
+            Listed(table.text("name"), table.address("exchange"))
+            for table in top.tables("protocols", "reference-perp")
         ),
         exchanges=tuple(
             Exchange(

@@ -178,7 +178,10 @@ def _why_sellable(
 
 
 def _maker(account: Address, found: Holdings, marks: CurieMarks) -> Account | Refusal:
-    """The exchange's own figures; what a takeover would leave is known once the orders are cancelled."""
+    """The exchange's own figures; what a takeover would leave is known once the orders are cancelled.
+
+    Other collateral is sold without cancelling any.
+    """
     state = marks.makers.get(account)
     if state is None:
         return Refusal("assess", "orders_not_read", {"account": account})
@@ -189,15 +192,16 @@ def _maker(account: Address, found: Holdings, marks: CurieMarks) -> Account | Re
     }
     total = sum(abs(value) for value in values.values())
     stocks, counted = _stocks(found, marks)
+    settlement = state.value_wad - counted
     markets = {entry.base: entry for entry in marks.entries if isinstance(entry, Market)}
     return Account(
         value_wad=state.value_wad,
         requirement_wad=state.requirement_wad,
-        settlement_wad=state.value_wad - counted,
+        settlement_wad=settlement,
         collateral_wad=counted,
-        debt_value_wad=0,
+        debt_value_wad=state.debt_value_wad,
         takeover=state.value_wad < state.requirement_wad,
-        sellable=None,
+        sellable=_why_sellable(found, state.value_wad, settlement, counted, total, marks) if stocks else None,
         stakes=tuple(
             Stake(
                 markets[base],

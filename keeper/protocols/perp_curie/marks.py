@@ -69,7 +69,7 @@ _OBSERVATION, _ELSEWHERE = FEED.function("observations"), FEED.function("isToUse
 _HOUSE_PAUSED, _VAULT_PAUSED = HOUSE.function("paused"), VAULT.function("paused")
 _ACCOUNT_VALUE = HOUSE.function("getAccountValue")
 _REQUIREMENT = BALANCE.function("getMarginRequirementForLiquidation")
-_TOTAL_SIZE = BALANCE.function("getTotalPositionSize")
+_DEBT_VALUE, _TOTAL_SIZE = (BALANCE.function(name) for name in ("getTotalDebtValue", "getTotalPositionSize"))
 
 FEED_CHANGED: Final = "price_feed_changed"
 _FIRST_LOOK: Final = 8
@@ -108,6 +108,7 @@ class MakerState:
     unusable: str | None
     value_wad: int
     requirement_wad: int
+    debt_value_wad: int
     sizes: Mapping[Address, int]
     ordered: tuple[Address, ...]
 
@@ -392,15 +393,17 @@ def _maker_state(system: System, account: Address, orders: Orders) -> Reads[Make
     results = yield [
         _ACCOUNT_VALUE.call(system.house, account),
         _REQUIREMENT.call(system.balance, account),
+        _DEBT_VALUE.call(system.balance, account),
         *(_TOTAL_SIZE.call(system.balance, account, base) for base in orders.bases),
     ]
     if any(isinstance(result, Reverted) for result in results):
-        return MakerState("market_not_ready", 0, 0, {}, orders.ordered)
-    sizes = [answered(_TOTAL_SIZE, result) for result in results[2:]]
+        return MakerState("market_not_ready", 0, 0, 0, {}, orders.ordered)
+    sizes = [answered(_TOTAL_SIZE, result) for result in results[3:]]
     return MakerState(
         unusable=None,
         value_wad=answered(_ACCOUNT_VALUE, results[0]),
         requirement_wad=answered(_REQUIREMENT, results[1]),
+        debt_value_wad=answered(_DEBT_VALUE, results[2]),
         sizes=dict(zip(orders.bases, sizes, strict=True)),
         ordered=orders.ordered,
     )
