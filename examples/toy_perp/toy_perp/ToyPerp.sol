@@ -12,7 +12,7 @@ interface IFeed {
 
 /// @title ToyPerp
 /// @notice One perp market with isolated margin and no funding, against a vault that pays every winner.
-/// @dev Money has 6 decimals, prices 8, sizes 18. An example, not a product: whoever wins more than the vault holds waits.
+/// @dev Money has 6 decimals, prices 8, sizes 18. An example: whoever wins more than the vault holds waits.
 contract ToyPerp {
     struct Position {
         uint128 margin;
