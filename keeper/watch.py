@@ -235,6 +235,10 @@ class Watch:
     def _remember(self, head: Head, touched: frozenset[PositionKey] | None) -> None:
         block = Cursor(head.number, head.hash)
         if self._followed and self._followed[-1].at == block:
+            # handled before: what was read at it then is still to be doubted with it
+            before = self._followed.pop().touched
+            both = None if before is None or touched is None else before | touched
+            self._followed.append(_Followed(block, both))
             return
         self._followed.append(_Followed(block, touched))
         if self._memory:

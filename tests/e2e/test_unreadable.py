@@ -16,6 +16,7 @@ from keeper.commands import scan
 from keeper.engine.head import StepReport
 from keeper.errors import AdapterError
 from keeper.fixed import WAD
+from keeper.lab.aave import pool_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.positions import PositionSpec, open_positions
@@ -192,6 +193,27 @@ async def test_a_branch_that_begins_below_what_was_not_understood_is_read_from_t
     await line.step()
     assert NEW in {key.account for key in line.watch.book}
     assert held(line.watch) == await place.truth()
+
+
+async def test_a_head_that_is_handled_twice_is_doubted_for_both(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the second time read goes with the block too, when that is orphaned."""
+    world, node = place.lab.world, place.lab.node
+    line = await place.start()
+    await line.step()
+    before = held(line.watch)
+    usdc, rate = world.tokens["USDC"].address, 2
+    await pool_of(node, world.aave[MARKETS[BROKEN]]).send(OLD, "borrow", usdc, 10**8, rate, 0, OLD)
+    with monkeypatch.context() as breaking:
+        broken(line, "discover", breaking)
+        await line.step()
+    await line.step()
+    assert held(line.watch) != before
+    await node.rpc.request("anvil_reorg", 1, [])
+    await node.mine()
+    await line.step()
+    assert held(line.watch) == await place.truth() == before
 
 
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(
