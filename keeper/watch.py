@@ -351,6 +351,8 @@ class Watch:
                 at = next((each.at for each in reversed(self._followed) if each.at.number < end), None)
                 if at is not None:
                     self._memory.set_cursor(name, at.number, at.hash)
+                else:
+                    self._memory.cut_cursor(name, end)
             self._memory.keep_blocks(self._unsaved, first.number, last.number)
         self._unsaved.clear()
         self._saved = last

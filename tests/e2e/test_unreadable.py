@@ -216,6 +216,30 @@ async def test_a_head_that_is_handled_twice_is_doubted_for_both(
     assert held(line.watch) == await place.truth() == before
 
 
+async def test_a_restart_begins_where_a_deep_reorganisation_led_to(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block is shared any more and a protocol is not understood: the next run reads what it is owed from the start."""
+    monkeypatch.setattr("keeper.watch._REMEMBERED", 3)
+    node = place.lab.node
+    line = await place.start()
+    with monkeypatch.context() as breaking:
+        for _ in range(4):
+            await node.mine(5)
+            await line.step()
+        broken(line, "discover", breaking)
+        await node.rpc.request("anvil_rollback", 20)
+        await place.open(BROKEN, NEW)
+        await node.mine(25)
+        await line.step()
+        assert line.watch.common == -1
+    await place.running.aclose()
+    line = await place.start()
+    await line.step()
+    assert NEW in {key.account for key in line.watch.book}
+    assert held(line.watch) == await place.truth()
+
+
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
