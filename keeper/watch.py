@@ -269,7 +269,7 @@ class Watch:
                 self._owe_all(name, error)
                 continue
             found.append(name)
-            loaded = loaded or touched.reload or self._owed[name].load
+            loaded = loaded or self._owed[name].load
             everybody = everybody or touched.reload
         # before anything is read: whatever is, even if the rest fails, was read at this block
         keys = None if everybody else frozenset().union(*(owed.keys for owed in self._owed.values()))
@@ -294,6 +294,7 @@ class Watch:
         touched = adapter.discover(logs)
         if touched.reload:
             # new addresses or parameters change what the words of every position mean
+            owed.load = True  # once more, should this head be lost: nobody would hear that it is orphaned
             await self._load(adapter, head)
             owed.keys |= self._held(name)
         owed.keys |= touched.keys

@@ -14,9 +14,9 @@ from keeper import assembly
 from keeper.abi import checksum
 from keeper.commands import scan
 from keeper.engine.head import StepReport
-from keeper.errors import AdapterError
+from keeper.errors import AdapterError, ChainError
 from keeper.fixed import WAD
-from keeper.lab.aave import pool_of
+from keeper.lab.aave import oracle_of, pool_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.positions import PositionSpec, open_positions
@@ -24,7 +24,7 @@ from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveV3
 from keeper.seams import Adapter, Touched
-from keeper.types import Address, Log, PositionKey
+from keeper.types import Address, Head, Log, PositionKey
 from keeper.watch import Watch
 from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again
@@ -238,6 +238,33 @@ async def test_a_restart_begins_where_a_deep_reorganisation_led_to(
     await line.step()
     assert NEW in {key.account for key in line.watch.book}
     assert held(line.watch) == await place.truth()
+
+
+async def test_what_a_lost_head_loaded_is_loaded_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oracle's new source goes with its block, though that head was lost before anything else was read at it."""
+    world, node = place.lab.world, place.lab.node
+    line = await place.start()
+    await line.step()
+    before = [dict(adapter.feeds()) for adapter in line.watch.adapters.values()]
+    for market in MARKETS.values():
+        oracle = oracle_of(node, world.aave[market])
+        changed = [world.tokens["USDC"].address], [world.feeds["WETH"].proxy]
+        await oracle.send(world.cast.deployer.address, "setAssetSources", *changed)
+    load = Watch._load
+
+    async def failing(watch: Watch, adapter: Adapter, head: Head) -> None:
+        if adapter.name == WELL:
+            raise ChainError("The node is gone.")
+        await load(watch, adapter, head)
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Watch, "_load", failing)
+        with pytest.raises(ChainError):
+            await line.step()
+    await node.rpc.request("anvil_reorg", 2, [])
+    await node.mine()
+    await line.step()
+    assert [dict(adapter.feeds()) for adapter in line.watch.adapters.values()] == before
 
 
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(
