@@ -269,7 +269,6 @@ class Watch:
                 self._owe_all(name, error)
                 continue
             found.append(name)
-            loaded = loaded or self._owed[name].load
             everybody = everybody or touched.reload
         # before anything is read: whatever is, even if the rest fails, was read at this block
         keys = None if everybody else frozenset().union(*(owed.keys for owed in self._owed.values()))
@@ -277,8 +276,11 @@ class Watch:
         for name in found:
             await self._read(name, (), head)
         for name in found:
+            owed, waits = self._owed[name], name in self.unread
             # only now: if the head was lost before, the next one must tell again that it was loaded
-            self._owed[name].load, self._owed[name].logs_from = False, None
+            loaded = loaded or (owed.load and not waits)
+            # whose positions are not understood may have been loaded wrongly
+            owed.load, owed.logs_from = waits, None
         self._cursor = head.number
         return loaded
 

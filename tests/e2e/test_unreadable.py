@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,23 @@ async def test_what_a_lost_head_loaded_is_loaded_again(place: Place, monkeypatch
     await node.mine()
     await line.step()
     assert [dict(adapter.feeds()) for adapter in line.watch.adapters.values()] == before
+
+
+async def test_positions_that_are_not_understood_have_their_protocol_loaded_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was loaded wrongly, no event ever asks for another load."""
+    line = await place.start()
+    await line.step()
+    adapter = line.watch.adapters[BROKEN]
+    assert isinstance(adapter, AaveV3)
+    monkeypatch.setattr(adapter, "_market", replace(adapter.loaded, reserves=()))
+    await place.open(BROKEN, NEW)
+    await line.step()
+    await place.lab.node.mine()
+    await line.steps()
+    assert not line.watch.unread
+    assert held(line.watch) == await place.truth()
 
 
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(
