@@ -26,6 +26,7 @@ _REFRESH_AT_ONCE: Final = 2_000
 _REMEMBERED: Final = (
     512  # followed blocks: a reorganisation that reaches below them is read from the beginning
 )
+_WAITED_PARTS: Final = 16  # a protocol is tried again once it has waited such a part longer
 
 _log = structlog.get_logger("keeper.watch")
 
@@ -53,6 +54,7 @@ class _Owed:
     keys: set[PositionKey] = field(default_factory=set)
     load: bool = False  # before them, what everything else relies on
     logs_from: BlockNumber | None = None  # and everybody, and the logs from this block on
+    again: int = 0  # and not before this one: all others wait while it is read
 
 
 class Watch:
@@ -190,7 +192,7 @@ class Watch:
                 try:
                     owed.keys |= await self._known(name, head)
                 except AdapterError as error:
-                    self._owe_all(name, error)
+                    self._owe_all(name, error, head)
         self._doubted = True
         self._measure(gone, head)
         self._forget(gone)
@@ -211,6 +213,7 @@ class Watch:
         for owed in self._owed.values():
             if owed.logs_from is not None:
                 owed.logs_from = min(owed.logs_from, self._first())
+                owed.again = min(owed.again, self._first())
 
     def _first(self) -> BlockNumber:
         """The first block whose logs were not taken in yet."""
@@ -263,10 +266,12 @@ class Watch:
         loaded, everybody = False, bool(self.unread)
         found: list[str] = []
         for name, adapter in self.adapters.items():
+            if head.number < self._owed[name].again:
+                continue
             try:
                 touched = await self._find(adapter, logs, head)
             except AdapterError as error:
-                self._owe_all(name, error)
+                self._owe_all(name, error, head)
                 continue
             found.append(name)
             everybody = everybody or touched.reload
@@ -302,12 +307,13 @@ class Watch:
         owed.keys |= touched.keys
         return touched
 
-    def _owe_all(self, name: str, error: AdapterError) -> None:
+    def _owe_all(self, name: str, error: AdapterError, head: Head) -> None:
         """A protocol itself was not understood: everything about it is to be read again, from these logs on."""
         owed = self._owed[name]
         owed.load = True
         if owed.logs_from is None:
             owed.logs_from = self._first()
+        owed.again = head.number + max(head.number - owed.logs_from, 0) // _WAITED_PARTS
         self.unread[name] = unreadable("follow", error)
 
     async def _read(self, name: str, keys: Collection[PositionKey], head: Head) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from keeper import assembly
 from keeper.abi import checksum
+from keeper.chain.client import Chain
 from keeper.commands import scan
 from keeper.engine.head import StepReport
 from keeper.errors import AdapterError, ChainError
@@ -24,7 +25,7 @@ from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveV3
 from keeper.seams import Adapter, Touched
-from keeper.types import Address, Head, Log, PositionKey
+from keeper.types import Address, Filters, Head, Log, PositionKey
 from keeper.watch import Watch
 from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again
@@ -219,7 +220,7 @@ async def test_a_head_that_is_handled_twice_is_doubted_for_both(
 async def test_a_restart_begins_where_a_deep_reorganisation_led_to(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No block is shared any more and a protocol is not understood: the next run reads what it is owed from the start."""
+    """No block is shared any more and a protocol is not understood: the next run reads it from the start."""
     monkeypatch.setattr("keeper.watch._REMEMBERED", 3)
     node = place.lab.node
     line = await place.start()
@@ -281,6 +282,33 @@ async def test_positions_that_are_not_understood_have_their_protocol_loaded_agai
     await place.lab.node.mine()
     await line.steps()
     assert not line.watch.unread
+    assert held(line.watch) == await place.truth()
+
+
+async def test_the_longer_it_waits_the_less_often_its_logs_are_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it is owed is not read again at every head, however long that is, since the others wait meanwhile."""
+    line = await place.start()
+    await line.step()
+    asked: list[int] = []
+    logs = Chain.logs
+
+    async def counted(chain: Chain, filters: Sequence[Filters], first: int, last: int) -> list[Log]:
+        if filters == [line.watch.adapters[BROKEN].sources()]:
+            asked.append(last - first + 1)
+        return await logs(chain, filters, first, last)
+
+    with monkeypatch.context() as breaking:
+        broken(line, "discover", breaking)
+        breaking.setattr(Chain, "logs", counted)
+        for blocks in (1, 1, 30, 30, 1, 1):
+            await place.lab.node.mine(blocks)
+            assert UNREADABLE in refused(await line.step())
+    assert asked == [2, 32, 62]
+    await place.open(BROKEN, NEW)
+    await place.lab.node.mine()
+    assert UNREADABLE not in refused(await line.step())
     assert held(line.watch) == await place.truth()
 
 
