@@ -293,7 +293,10 @@ class Watch:
         """Owe what the logs of a protocol touched, and load it where that is owed or they ask for it."""
         name, owed = adapter.name, self._owed[adapter.name]
         if owed.load:
+            before = adapter.contracts()
             await self._load(adapter, head)
+            if adapter.contracts() != before:
+                owed.keys |= self._held(name)  # what the others were read by was wrong
         if owed.logs_from is not None:
             # by the addresses it names now: nobody listened to new ones meanwhile
             logs = await self._chain.logs([adapter.sources()], owed.logs_from, head.number)

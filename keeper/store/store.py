@@ -115,7 +115,7 @@ class Store(Database):
             insert = _insert(connection, cursors).values(protocol=protocol, **place)
             connection.execute(insert.on_conflict_do_update(index_elements=["protocol"], set_=place))
 
-    def cut_cursor(self, protocol: str, number: BlockNumber) -> None:
+    def cut_cursor(self, protocol: str, number: int) -> None:
         """Forget where logs were left off, unless it was below this block."""
         with self.transaction() as connection:
             above = cursors.c.block_number >= number

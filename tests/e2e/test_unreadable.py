@@ -271,16 +271,26 @@ async def test_what_a_lost_head_loaded_is_loaded_again(place: Place, monkeypatch
 async def test_positions_that_are_not_understood_have_their_protocol_loaded_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it was loaded wrongly, no event ever asks for another load."""
+    """Where it was loaded wrongly no event ever asks for another load, and whoever was read by that is read again."""
+    world, node = place.lab.world, place.lab.node
     line = await place.start()
     await line.step()
     adapter = line.watch.adapters[BROKEN]
     assert isinstance(adapter, AaveV3)
-    monkeypatch.setattr(adapter, "_market", replace(adapter.loaded, reserves=()))
-    await place.open(BROKEN, NEW)
+    first, second, *_ = adapter.loaded.listed()
+    wrong = replace(adapter.loaded, reserves=(replace(first, a_token=second.a_token), second))
+    monkeypatch.setattr(adapter, "_market", wrong)
+    await pool_of(node, world.aave[MARKETS[BROKEN]]).send(
+        OLD, "borrow", world.tokens["USDC"].address, 10**8, 2, 0, OLD
+    )
     await line.step()
-    await place.lab.node.mine()
-    await line.steps()
+    assert not line.watch.unread and held(line.watch) != await place.truth()
+    spec = PositionSpec(NEW, {"WETH": 10 * ETHER}, {"WBTC": 1}, 110 * WAD // 100)
+    await open_positions(node, world.cast, world.aave[MARKETS[BROKEN]], [spec])
+    await line.step()
+    assert BROKEN in line.watch.unread
+    await node.mine()
+    await line.step()
     assert not line.watch.unread
     assert held(line.watch) == await place.truth()
 
