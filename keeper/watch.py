@@ -54,6 +54,7 @@ class _Owed:
     keys: set[PositionKey] = field(default_factory=set)
     load: bool = False  # before them, what everything else relies on
     logs_from: BlockNumber | None = None  # and everybody, and the logs from this block on
+    since: int = 0  # the head at which it was first not understood
     again: int = 0  # and not before this one: all others wait while it is read
 
 
@@ -100,8 +101,6 @@ class Watch:
     async def start(self, head: Head) -> None:
         """Load every adapter, then bring accounts and book up to `head`. Raises `AdapterError` when one cannot load."""
         await self.load(head)
-        for name, owed in self._owed.items():
-            owed.keys |= await self._known(name, head)
         if self._store:
             self._followed.extend(_Followed(block, None) for block in self._store.blocks())
         self.common = await self._shared(head)
@@ -117,6 +116,8 @@ class Watch:
         self._cursor = BlockNumber(start - 1)
         await self._remember_before(head)
         self._remember(head, None)
+        for name, owed in self._owed.items():
+            owed.keys |= await self._known(name, head)
         await self._absorb(logs, head)
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
@@ -315,8 +316,8 @@ class Watch:
         owed = self._owed[name]
         owed.load = True
         if owed.logs_from is None:
-            owed.logs_from = self._first()
-        owed.again = head.number + max(head.number - owed.logs_from, 0) // _WAITED_PARTS
+            owed.logs_from, owed.since = self._first(), head.number
+        owed.again = head.number + max(head.number - owed.since, 0) // _WAITED_PARTS
         self.unread[name] = unreadable("follow", error)
 
     async def _read(self, name: str, keys: Collection[PositionKey], head: Head) -> None:

@@ -322,6 +322,30 @@ async def test_the_longer_it_waits_the_less_often_its_logs_are_read(
     assert held(line.watch) == await place.truth()
 
 
+@pytest.mark.parametrize("door", ["discover"])
+async def test_a_keeper_starts_beside_a_protocol_that_waits(
+    place: Place, door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has never followed a block: the other is liquidated, and the next head has it all, however long its past."""
+    works = getattr(AaveV3, door)
+
+    def fails(adapter: AaveV3, *arguments: Any) -> Any:
+        if adapter.name == BROKEN:
+            raise AdapterError("It answered nonsense.")
+        return works(adapter, *arguments)
+
+    await place.fall()
+    with monkeypatch.context() as breaking:
+        breaking.setattr(AaveV3, door, fails)
+        line = await place.start()
+        assert UNREADABLE in refused(await line.step())
+        assert sent(line) == [SERVED]
+    await place.lab.node.mine()
+    await line.step()
+    assert sent(line) == [WAITS, SERVED]
+    assert not line.watch.unread
+
+
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
