@@ -117,7 +117,10 @@ class Watch:
         await self._remember_before(head)
         self._remember(head, None)
         for name, owed in self._owed.items():
-            owed.keys |= await self._known(name, head)
+            try:
+                owed.keys |= await self._known(name, head)
+            except AdapterError as error:
+                self._owe_all(name, error, head)
         await self._absorb(logs, head)
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:

@@ -322,7 +322,7 @@ async def test_the_longer_it_waits_the_less_often_its_logs_are_read(
     assert held(line.watch) == await place.truth()
 
 
-@pytest.mark.parametrize("door", ["discover"])
+@pytest.mark.parametrize("door", ["discover", "enumerate"])
 async def test_a_keeper_starts_beside_a_protocol_that_waits(
     place: Place, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
