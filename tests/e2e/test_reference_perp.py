@@ -30,7 +30,7 @@ from keeper.lab.world import Lab
 from keeper.ledger import Booked
 from keeper.protocols.reference_perp.exchange import account_key
 from keeper.types import Address
-from tests.conftest import Count, OpenLab
+from tests.conftest import Count
 from tests.e2e.crashes import judged, seeds
 from tests.e2e.line import Line, open_again
 from tests.protocols.reference_perp_lab import (
@@ -299,9 +299,9 @@ async def test_a_way_that_takes_more_gas_than_it_pays_is_passed_over(scene: Scen
 
 
 @pytest.fixture
-async def fresh_scene(fresh_lab: OpenLab, tmp_path: Path) -> AsyncIterator[Scene]:
-    """A scene in a process of its own: one alone would have to remember more blocks than it does."""
-    async with scene_on(await fresh_lab(clock="steady"), tmp_path) as scene:
+async def fresh_scene(own_lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
+    """A scene in a process of its own."""
+    async with scene_on(own_lab, tmp_path) as scene:
         yield scene
 
 
