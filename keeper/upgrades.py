@@ -152,7 +152,7 @@ class Upgrades:
             for part, (facts, code) in zip(batch, answers, strict=True):
                 if part in self._known:
                     await self._judge(part, facts, head, since)
-                else:
+                elif code:  # nothing can rely on what has none: its address was misread, and is read again
                     unknown.setdefault(part.protocol, {})[part.role] = facts.body()
                 if facts.runs not in self._read:
                     waiting += await self._find_libraries(part, code, head)
