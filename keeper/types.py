@@ -245,12 +245,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolCall:
-    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it."""
+    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it.
+
+    With a `gas_limit` it may fail, and the plan goes on without it; 0 for a call that must succeed. `paid_after`: the
+    protocol calls back between paying out and taking its payment (Morpho's `liquidate`), so the plan borrows nothing;
+    it must be the plan's only call, and the data it passes on empty.
+    """
 
     target: Address
     approve_token: Address
     approve_raw: int
     data: bytes
+    gas_limit: int = 0
+    paid_after: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -952,7 +952,7 @@ def test_calldata_says_what_the_plan_says() -> None:
         answer.flash.source,
         DAI.address,
         answer.outcome.repay_raw,
-        [(call.target, call.approve_token, call.approve_raw, call.data)],
+        [(call.target, call.approve_token, call.approve_raw, call.data, 0)],
         [(leg.router, leg.path, leg.exact_out, leg.amount_raw, leg.limit_raw) for leg in answer.legs],
         list(answer.tokens),
         USDC.address,
