@@ -304,7 +304,9 @@ def size_of(
         available_raw = max((loan.available_raw for loan in loans[repay]), default=0)
         numbers |= {"needed_raw": needed_raw, "available_raw": available_raw}
         return DeadEnd(_BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
-    flash = min(offers, key=lambda loan: loan.premium_bps)
+    flash = min(
+        offers, key=lambda loan: (_is_in_the_way(loan, terms), loan.premium_bps, loan.locked is not None)
+    )
     owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
 
     size = Size(terms, amount_raw, outcome, calls, flash, owed_raw, terms.later_raw(outcome))
@@ -330,6 +332,12 @@ def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Addres
         if isinstance(answer, FlashQuote):
             loans[token].append(answer)
     return loans
+
+
+def _is_in_the_way(loan: FlashQuote, terms: Terms) -> bool:
+    """Whether the loan locks a pool of the very tokens to be swapped; then it is the last to be taken."""
+    swapped = {*terms.prices, terms.ctx.profit_token.address}
+    return loan.locked is not None and swapped.issuperset(loan.locked.tokens)
 
 
 def borrowed_raw(option: Option, outcome: Outcome, calls: Sequence[ProtocolCall]) -> int:
