@@ -214,7 +214,7 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver, IMorphoCallbacks, IUni
         Plan memory plan = _answer(params);
         uint256 premium = fee0 + fee1;
         _profit = _run(plan, premium);
-        _send(plan.flashToken, msg.sender, plan.flashAmount + premium);
+        _return(plan.flashToken, plan.flashAmount + premium);
     }
 
     /// @notice The callback of Morpho's flash loan.
@@ -238,6 +238,13 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver, IMorphoCallbacks, IUni
         uint256 required = _settle(plan.tokens, books, before, _balances(plan.tokens));
         _profit = _realize(plan, books, required);
         _approve(plan.flashToken, msg.sender, repaidAssets);
+    }
+
+    /// @dev Gives the awaited source, which is calling, what it does not pull itself.
+    function _return(address token, uint256 amount) internal {
+        if (!_ask(token, abi.encodeCall(IERC20.transfer, (msg.sender, amount)))) {
+            revert TransferFailed(token, msg.sender, amount);
+        }
     }
 
     /* PLAN */
@@ -282,7 +289,7 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver, IMorphoCallbacks, IUni
     function _callProtocol(Plan memory plan, Books memory books) internal returns (uint256 required) {
         bool jointly = settledJointly[protocolOf[plan.calls[0].target][bytes4(plan.calls[0].data)]];
         uint256[] memory before = _balances(plan.tokens);
-        bool anything;
+        bool anything = false;
         for (uint256 i; i < plan.calls.length; ++i) {
             if (_call(plan, i)) anything = true;
             if (jointly && i != plan.calls.length - 1) continue;
@@ -450,7 +457,7 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver, IMorphoCallbacks, IUni
             uint256 amount = _minus(token, _balance(token), books.owed[i]);
             if (amount == 0) continue;
             uint256 treasuryBefore = IERC20(token).balanceOf(TREASURY);
-            _send(token, TREASURY, amount);
+            _send(token, amount);
             earned = _min(earned, IERC20(token).balanceOf(TREASURY) - treasuryBefore);
             value += earned * books.prices[i];
             if (token == plan.profitToken) profit = earned;
@@ -463,18 +470,18 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver, IMorphoCallbacks, IUni
             address token = tokens[i];
             uint256 amount = token == address(0) ? address(this).balance : _balance(token);
             if (amount == 0) continue;
-            _send(token, TREASURY, amount);
+            _send(token, amount);
             emit Swept(token, amount);
         }
     }
 
-    /// @dev The only place anything leaves from, but for approvals: to the treasury, or back to who lent it.
-    function _send(address token, address to, uint256 amount) internal {
+    /// @dev The only place anything leaves from, but for approvals and `_return`: to the treasury.
+    function _send(address token, uint256 amount) internal {
         if (amount == 0) return;
         bool success;
-        if (token == address(0)) (success,) = to.call{value: amount}("");
-        else success = _ask(token, abi.encodeCall(IERC20.transfer, (to, amount)));
-        if (!success) revert TransferFailed(token, to, amount);
+        if (token == address(0)) (success,) = TREASURY.call{value: amount}("");
+        else success = _ask(token, abi.encodeCall(IERC20.transfer, (TREASURY, amount)));
+        if (!success) revert TransferFailed(token, TREASURY, amount);
     }
 
     /* CHECKS */

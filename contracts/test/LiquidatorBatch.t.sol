@@ -106,10 +106,13 @@ contract LiquidatorBatchTest is LiquidatorSetup {
     function testFuzz_neverStarved(uint256 gas_) public {
         ILiquidator.Plan memory plan = batch(2);
         plan.calls[1].approveToken = address(0);
-        // Just below its promise, less what the callee takes before it looks.
-        fails(plan, 1, abi.encodeCall(LendingPool.want, (CALL_GAS - 1500)));
+        // So much that the 64th part that is held back exceeds any other margin.
+        uint256 promised = 64 * 100_000;
+        plan.calls[1].gasLimit = promised;
+        // Less what the callee takes before it looks.
+        fails(plan, 1, abi.encodeCall(LendingPool.want, (promised - 1500)));
         bytes memory request = abi.encodeCall(ILiquidator.execute, (plan));
-        gas_ = bound(gas_, 100_000, 900_000);
+        gas_ = bound(gas_, promised, promised + 700_000);
         vm.recordLogs();
         vm.prank(operator);
         (bool success,) = address(liquidator).call{gas: gas_}(request);
@@ -147,7 +150,8 @@ contract LiquidatorBatchTest is LiquidatorSetup {
     /// @notice What failed left no approval, so that nobody spends it later.
     function test_approvalOfTheFailed() public {
         ILiquidator.Plan memory plan = batch(2);
-        fails(plan, 0, abi.encodeCall(LendingPool.refuse, (stranger)));
+        // The last one, after which no other approval takes its place.
+        fails(plan, 1, abi.encodeCall(LendingPool.refuse, (stranger)));
         execute(plan);
         assertNothingLeft();
     }

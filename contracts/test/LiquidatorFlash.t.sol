@@ -31,6 +31,7 @@ contract LiquidatorFlashTest is LiquidatorSetup {
     /// @notice Without a lie the same source works, so the refusals below are due to the lies.
     function test_honestSource() public {
         assertEq(execute(planWith(LyingFlashSource.Lie.NONE)), PROFIT + 0.5e6, "no premium");
+        assertEq(liar.approved(), REPAY, "approved to the unit");
         assertNothingLeft();
     }
 

@@ -153,10 +153,12 @@ contract LiquidatorFundingTest is LiquidatorSetup {
         for (uint256 i; i < 2; ++i) {
             LyingFlashSource.Way way = ways()[i * 2];
             assertEq(execute(lyingPlan(way, LyingFlashSource.Lie.NONE)), PROFIT + 0.5e6, "no premium");
+            assertEq(liar.approved(), REPAY, "approved to the unit");
         }
         assertEq(
             execute(lyingPlan(LyingFlashSource.Way.UNISWAP_V3, LyingFlashSource.Lie.NONE)), PROFIT + 0.5e6, "no fee"
         );
+        assertEq(liar.approved(), 0, "repaid by transfer");
         assertEq(usdc.balanceOf(address(liar)), 1e15 + REPAY, "all paid back, and the liquidation paid for");
         assertNothingLeft();
     }
@@ -285,9 +287,9 @@ contract LiquidatorFundingTest is LiquidatorSetup {
         (plan.calls[0], plan.calls[1]) = (morphoPlan().calls[0], morphoPlan().calls[0]);
         refused(plan, reason);
 
-        // A call of another contract of the protocol.
+        // The same call of another contract, which the Safe listed for it; the source itself it did not.
         plan = morphoPlan();
-        plan.calls[0] = seizing(address(usdc), 0, address(weth), SEIZE);
+        plan.calls[0].target = address(liar);
         refused(plan, reason);
 
         // Another listed function of Morpho: the Safe's word is for a selector.

@@ -249,7 +249,8 @@ interface ILiquidator {
 
     /// @notice Allows calls of a selector on a target on behalf of a protocol; zero protocol removes; only the Safe.
     /// @dev Never allow a selector that sends anything this contract owns, in tokens or inside the protocol, to an
-    /// address taken from its arguments, nor one that carries further calls in its arguments (a multicall).
+    /// address taken from its arguments, nor one that carries further calls in its arguments (a multicall), nor one
+    /// that goes on where a call of its own fails that matters to us: a plan can give it so little gas that it does.
     function setTarget(address target, bytes4 selector, bytes32 protocol) external;
 
     /// @notice Declares whether a protocol's calls pay in one call and gain in another (margin deposited and withdrawn
@@ -259,6 +260,8 @@ interface ILiquidator {
     function setSettledJointly(bytes32 protocol, bool jointly) external;
 
     /// @notice Allows a flash source, or removes it with kind NONE; only the Safe.
+    /// @dev What it says of its premium is believed and comes out of the slippage. Of Uniswap v3 only a pool that the
+    /// factory made; Morpho's liquidations can be paid afterwards if it is listed and so is its `liquidate`.
     function setFlashSource(address source, FlashKind kind) external;
 
     /// @notice Allows a swap router, or removes it with kind NONE; only the Safe.

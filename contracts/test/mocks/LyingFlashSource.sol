@@ -41,6 +41,9 @@ contract LyingFlashSource is IMorpho, IUniswapV3FlashSource {
 
     Lie public lie;
 
+    /// @notice What it might have pulled last, by the approval it was given.
+    uint256 public approved;
+
     /// @notice The token it lends as a Uniswap v3 pool.
     address public token0;
 
@@ -91,6 +94,7 @@ contract LyingFlashSource is IMorpho, IUniswapV3FlashSource {
         }
         Passing.on(loan.receiver, request);
         if (lie == Lie.TWICE) Passing.on(loan.receiver, request);
+        approved = Token(loan.asset).allowance(loan.receiver, address(this));
         if (loan.way == Way.UNISWAP_V3) return;
         if (lie != Lie.PULLS_NOTHING) Moving.pull(loan.asset, loan.receiver, loan.amount + loan.premium);
         if (lie == Lie.PULLS_TWICE) Moving.pull(loan.asset, loan.receiver, 1);
