@@ -15,7 +15,7 @@ contract LiquidatorSwapTest is LiquidatorSetup {
 
     /// @notice Only allow-listed routers swap, a removed one no more.
     function testFuzz_routers(address other) public {
-        vm.assume(other != address(router));
+        vm.assume(liquidator.venueKindOf(other) == ILiquidator.VenueKind.NONE);
         ILiquidator.Plan memory plan = usualPlan();
         plan.swaps[0].router = other;
         refused(plan, abi.encodeWithSelector(ILiquidator.RouterNotAllowed.selector, other));
@@ -233,6 +233,34 @@ contract LiquidatorSwapTest is LiquidatorSetup {
         leg.router = address(liar);
         leg.limit = exactOut ? SEIZE : 1;
         refused(planWith(leg), abi.encodeWithSelector(ILiquidator.SwapLimit.selector, 0, 0, exactOut ? 1e6 : 1));
+    }
+
+    /// @notice What a router took in secret is spent, whatever it says: a reward of the same size, paid out in a later
+    /// leg, does not take its place in the books.
+    function test_takenInSecret() public {
+        uint256 cost = (uint256(1001.5e6) * 1e18 + 1994e6 - 1) / 1994e6;
+        LyingRouter liar = new LyingRouter();
+        liar.setGiving(true);
+        liar.setClaim(cost);
+        router.setRate(address(usdc), FEE, address(usdt), 1e18);
+        router.setHook(address(weth), abi.encodeCall(Token.mint, (address(liquidator), SEIZE - cost)));
+        for (uint256 i; i < 2; ++i) {
+            ILiquidator.VenueKind kind = i == 0 ? ILiquidator.VenueKind.UNISWAP_V3 : ILiquidator.VenueKind.UNISWAP_V2;
+            asSafe(abi.encodeCall(ILiquidator.setVenue, (address(liar), kind)));
+            ILiquidator.Swap memory leg = buying(address(weth), address(usdc), 1001.5e6, SEIZE);
+            if (i == 1) leg = buying2(address(weth), address(usdc), 1001.5e6, SEIZE);
+            leg.router = address(liar);
+            ILiquidator.Plan memory plan = planWith(leg);
+            plan.swaps = new ILiquidator.Swap[](2);
+            (plan.swaps[0], plan.swaps[1]) = (leg, selling(address(usdc), address(usdt), ALL));
+            plan.tokens = list(address(usdc), address(weth), address(usdt));
+            refused(
+                plan,
+                abi.encodeWithSelector(
+                    ILiquidator.SlippageExceeded.selector, 1e6 * uint256(1e30), 39.5e6 * uint256(1e30)
+                )
+            );
+        }
     }
 
     /// @notice What others give during a v2 swap counts for nothing: the router's own word is the smaller.

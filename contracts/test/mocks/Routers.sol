@@ -118,12 +118,17 @@ contract Router is IUniswapV2Router, IUniswapV3Router {
     }
 }
 
-/// @notice Takes all it may, gives nothing, and claims whatever it is told to.
+/// @notice Takes all it may, gives nothing, or an exact output if it is told to, and claims whatever it is told to.
 contract LyingRouter is IUniswapV2Router, IUniswapV3Router {
     uint256 public claim;
+    bool public giving;
 
     function setClaim(uint256 claim_) external {
         claim = claim_;
+    }
+
+    function setGiving(bool giving_) external {
+        giving = giving_;
     }
 
     function exactInput(ExactInputParams calldata params) external payable returns (uint256) {
@@ -133,6 +138,7 @@ contract LyingRouter is IUniswapV2Router, IUniswapV3Router {
 
     function exactOutput(ExactOutputParams calldata params) external payable returns (uint256) {
         Moving.pull(address(bytes20(params.path[params.path.length - 20:])), msg.sender, params.amountInMaximum);
+        if (giving) Token(address(bytes20(params.path[:20]))).mint(params.recipient, params.amountOut);
         return claim;
     }
 
@@ -145,11 +151,15 @@ contract LyingRouter is IUniswapV2Router, IUniswapV3Router {
         amounts[path.length - 1] = claim;
     }
 
-    function swapTokensForExactTokens(uint256, uint256 amountInMax, address[] calldata path, address, uint256)
-        external
-        returns (uint256[] memory amounts)
-    {
+    function swapTokensForExactTokens(
+        uint256 amountOut,
+        uint256 amountInMax,
+        address[] calldata path,
+        address to,
+        uint256
+    ) external returns (uint256[] memory amounts) {
         Moving.pull(path[0], msg.sender, amountInMax);
+        if (giving) Token(path[path.length - 1]).mint(to, amountOut);
         amounts = new uint256[](path.length);
         amounts[0] = claim;
     }
