@@ -8,12 +8,15 @@ import {LendingPool, MarginExchange} from "./mocks/Protocols.sol";
 /// @notice Several accounts in one plan, of which some may fail.
 contract LiquidatorBatchTest is LiquidatorSetup {
     uint256 internal constant CALL_GAS = 200_000;
+    LendingPool internal cold;
 
     function setUp() public override {
         super.setUp();
         allow(address(pool), LendingPool.burn.selector, LENDING);
         allow(address(pool), LendingPool.shout.selector, LENDING);
         allow(address(pool), LendingPool.want.selector, LENDING);
+        cold = new LendingPool();
+        allow(address(cold), LendingPool.want.selector, LENDING);
     }
 
     /// @dev Usual liquidations, all of which may fail, with the loan for all of them.
@@ -120,6 +123,38 @@ contract LiquidatorBatchTest is LiquidatorSetup {
         assertEq(countOf(ILiquidator.CallSkipped.selector), 0, "a call starved");
     }
 
+    /// @notice Nor at the very edge, where the call to a cold target itself must be paid for.
+    function test_notStarvedAtTheEdge() public {
+        ILiquidator.Plan memory plan = batch(2);
+        plan.calls[1] = ILiquidator.Call(
+            address(cold), address(0), 0, abi.encodeCall(LendingPool.want, (CALL_GAS - 400)), CALL_GAS
+        );
+        (uint256 least, uint256 most) = (CALL_GAS, 10 * CALL_GAS);
+        while (most - least > 1) {
+            uint256 middle = (least + most) / 2;
+            (bool success,) = tried(plan, middle);
+            if (success) most = middle;
+            else least = middle;
+        }
+        for (uint256 i; i < 100; ++i) {
+            (bool success, uint256 skipped) = tried(plan, most + 50 * i);
+            assertTrue(success, "more gas is enough too");
+            assertEq(skipped, 0, "a call starved");
+        }
+    }
+
+    /// @dev Whether a plan passes with so much gas, and how many calls it skipped; taken back.
+    function tried(ILiquidator.Plan memory plan, uint256 gas_) internal returns (bool success, uint256 skipped) {
+        bytes memory request = abi.encodeCall(ILiquidator.execute, (plan));
+        uint256 id = vm.snapshotState();
+        vm.cool(address(cold));
+        vm.recordLogs();
+        vm.prank(operator);
+        (success,) = address(liquidator).call{gas: gas_}(request);
+        skipped = countOf(ILiquidator.CallSkipped.selector);
+        vm.revertToState(id);
+    }
+
     /// @notice With too little gas for the promise the plan says so.
     function test_gasTooLow() public {
         ILiquidator.Plan memory plan = batch(2);
@@ -150,7 +185,8 @@ contract LiquidatorBatchTest is LiquidatorSetup {
     /// @notice What failed left no approval, so that nobody spends it later.
     function test_approvalOfTheFailed() public {
         ILiquidator.Plan memory plan = batch(2);
-        // The last one, after which no other approval takes its place.
+        // The last one, and another lender: no later approval of the pool takes its place.
+        plan.flashSource = address(morpho);
         fails(plan, 1, abi.encodeCall(LendingPool.refuse, (stranger)));
         execute(plan);
         assertNothingLeft();

@@ -4,9 +4,10 @@ pragma solidity 0.8.37;
 import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
 import {IMorpho} from "../src/interfaces/IMorpho.sol";
 import {LiquidatorSetup} from "./LiquidatorSetup.sol";
+import {Feed} from "./mocks/Feed.sol";
 import {FlashPool} from "./mocks/Funding.sol";
 import {LyingFlashSource} from "./mocks/LyingFlashSource.sol";
-import {Token} from "./mocks/Tokens.sol";
+import {RefusingToken, Token} from "./mocks/Tokens.sol";
 
 /// @notice Loans of Morpho Blue and of Uniswap v3 pools, and Morpho's liquidation that is paid afterwards.
 contract LiquidatorFundingTest is LiquidatorSetup {
@@ -91,6 +92,33 @@ contract LiquidatorFundingTest is LiquidatorSetup {
         assertEq(execute(plan), PROFIT, "profit");
         assertEq(usdt.balanceOf(address(lender)), 1e15 + POOL_FEE, "repaid with the fee");
         assertNothingLeft();
+    }
+
+    /// @notice A token that answers false instead of going back to the pool fails the plan, whoever else would notice.
+    function test_loanNotReturned() public {
+        RefusingToken token = new RefusingToken();
+        token.setRefused(address(1)); // nobody yet
+        asSafe(abi.encodeCall(ILiquidator.setFeed, (address(token), address(new Feed(8, 1e8)), MAX_AGE_S)));
+        ILiquidator.Plan memory plan = lyingPlan(LyingFlashSource.Way.UNISWAP_V3, LyingFlashSource.Lie.NONE);
+        liar.setToken0(address(token));
+        token.mint(address(liar), 1000e18);
+        plan.flashToken = address(token);
+        plan.flashAmount = 1000e18;
+        plan.tokens = list(address(usdc), address(weth), address(token));
+        plan.calls[0] = seizing(address(token), 1000e18, address(weth), SEIZE);
+        plan.swaps = new ILiquidator.Swap[](2);
+        plan.swaps[0] = buying(address(weth), address(token), ALL, SEIZE);
+        plan.swaps[1] = selling(address(weth), address(usdc), ALL);
+        router.setRate(address(weth), FEE, address(token), 1994e18);
+        assertGe(execute(plan), 46e6, "profit");
+        token.mint(address(liar), 1000e18);
+        pool.setHook(address(token), abi.encodeCall(RefusingToken.setRefused, (address(liar))));
+        refused(
+            plan,
+            abi.encodeWithSelector(
+                ILiquidator.TransferFailed.selector, address(token), address(liar), uint256(1000e18)
+            )
+        );
     }
 
     /// @notice A token that is none of the pool's cannot be borrowed there.
