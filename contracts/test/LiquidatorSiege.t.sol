@@ -153,13 +153,15 @@ contract Besieger is SiegeSetup {
         drawSwaps(plan);
     }
 
-    function atBlue(uint256 repay, uint256 approved) internal view returns (ILiquidator.Call memory) {
+    /// @dev Half of them let the evil token strike in the middle of the call.
+    function atBlue(uint256 repay, uint256 approved) internal returns (ILiquidator.Call memory) {
         IMorpho.MarketParams memory market;
+        if (draw(2) == 0) market.collateralToken = address(evil);
         bytes memory data = abi.encodeCall(IMorpho.liquidate, (market, address(this), 0, repay, ""));
         return ILiquidator.Call(address(blue), address(usdc), approved, data, 0);
     }
 
-    function failing() internal view returns (ILiquidator.Call memory call) {
+    function failing() internal returns (ILiquidator.Call memory call) {
         call = atBlue(ALL, ALL);
         call.gasLimit = 100_000;
     }

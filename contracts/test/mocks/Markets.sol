@@ -76,13 +76,18 @@ contract MorphoLender is Lender, IMorpho {
         Moving.pull(token, msg.sender, assets);
     }
 
-    /// @notice Whatever market is named, it is the one there is.
-    function liquidate(MarketParams calldata, address, uint256, uint256 repaidShares, bytes calldata data)
-        external
-        returns (uint256 seized, uint256)
-    {
+    /// @notice Whatever market is named, it is the one there is; but the token that is named as collateral gets the word,
+    /// as it does where anybody opens a market.
+    function liquidate(
+        MarketParams calldata market,
+        address,
+        uint256,
+        uint256 repaidShares,
+        bytes calldata data
+    ) external returns (uint256 seized, uint256) {
         seized = _book(repaidShares);
         Moving.push(address(weth), msg.sender, seized);
+        if (market.collateralToken != address(0)) Moving.push(market.collateralToken, msg.sender, 0);
         if (data.length != 0) IMorphoCallbacks(msg.sender).onMorphoLiquidate(repaidShares, data);
         Moving.pull(address(usdc), msg.sender, repaidShares);
         return (seized, repaidShares);
