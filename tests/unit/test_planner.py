@@ -474,7 +474,7 @@ def _lending(one: Token, other: Token, fee: int, premium_bps: int) -> _Flash:
 def test_a_pool_that_lends_is_swapped_through_by_no_leg() -> None:
     """Nor by a hop of a longer route, in either direction; without another route there is none."""
     venue = _Venue(_everywhere(), middles=(WETH.address, DAI.address))
-    for recipe in ((USDC, WETH, USDC), (USDC, WETH, DAI), (USDC, WETH, WETH)):
+    for recipe in ((USDC, WETH, USDC), (USDC, WETH, DAI), (USDC, WETH, WETH), (WETH, USDC, USDC)):
         repay, seize, profit = recipe
         ctx = _context(venue, profit, flash_sources=(_lending(WETH, USDC, 500, 1),), thorough=True)
         answer, _ = drive(plan(HEALTH, [_option(repay, seize)], ctx))
