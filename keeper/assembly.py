@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -32,6 +32,7 @@ from keeper.execution.reconcile import reconcile
 from keeper.execution.relay import Refund, Relay
 from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
+from keeper.flash import MorphoFlash, UniswapV3Flash
 from keeper.guard import Gate, Guard, Limits, Ramp
 from keeper.guard.door import door_of
 from keeper.installation import Needs
@@ -121,7 +122,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
         venues = [
             UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
         ]
-        flash = [AaveFlash(source.adapter) for source in sources if isinstance(source.adapter, AaveV3)]
+        flash = _flash_sources(configured, [source.adapter for source in sources])
         yield Parts(configured, chain, sources, tuple(venues), tuple(flash), closing)
 
 
@@ -317,6 +318,7 @@ def decisive_settings(configured: Settings) -> dict[str, Any]:
     sections = {
         "limits": limits,
         "breakers": configured.breakers.model_dump(),
+        "flash": configured.flash.model_dump(),
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
         "resume": configured.resume.model_dump(),
@@ -381,7 +383,17 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     shared = {"Liquidator": contracts.liquidator, "PauseGuard": contracts.pause_guard}
     for venue in parts.venues:
         shared |= {f"{role} {abi.checksum(at)}": at for role, at in venue.contracts().items()}
-    return shared
+    flash = parts.settings.flash
+    shared |= {f"flash source {abi.checksum(pool)}": pool for pool in flash.uniswap_v3_pools}
+    return shared | ({"Morpho": flash.morpho} if flash.morpho else {})
+
+
+def _flash_sources(configured: Settings, adapters: Sequence[Adapter]) -> list[FlashSource]:
+    """The Aave pools among the protocols, and what `[flash]` names."""
+    given = configured.flash
+    sources: list[FlashSource] = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
+    sources += [MorphoFlash(given.morpho)] if given.morpho else []
+    return sources + [UniswapV3Flash(pool) for pool in given.uniswap_v3_pools]
 
 
 def _sources(configured: Settings) -> tuple[Source, ...]:

@@ -119,6 +119,22 @@ class Profit(Section):
         return scaled(self.min_profit_usd, 8)
 
 
+class Flash(Section):
+    """`[flash]`: where the repayment may be borrowed, beside the Aave pools of [[protocols]]."""
+
+    morpho: Address | None = Field(None, description="Morpho Blue, which lends without a premium.")
+    uniswap_v3_pools: tuple[Address, ...] = Field(
+        (), description="Uniswap V3 pools that lend for their fee; while one lends, nothing is swapped there."
+    )
+
+    @field_validator("uniswap_v3_pools")
+    @classmethod
+    def _different(cls, pools: tuple[Address, ...]) -> tuple[Address, ...]:
+        if len(set(pools)) != len(pools):
+            raise ValueError("a pool is listed twice; list each once.")
+        return pools
+
+
 class Send(Section):
     """`[send]`: how transactions reach a block."""
 
@@ -218,6 +234,7 @@ class Settings(Section):
     contracts: Contracts | None
     signer: AnySigner
     profit: Profit
+    flash: Flash
     limits: Limits
     breakers: Breakers
     send: Send
@@ -264,6 +281,7 @@ class Settings(Section):
 _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "chain": Chain,
     "profit": Profit,
+    "flash": Flash,
     "limits": Limits,
     "breakers": Breakers,
     "send": Send,

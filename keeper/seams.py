@@ -66,6 +66,7 @@ class VenueKind(IntEnum):
 
     NONE = 0
     UNISWAP_V3 = 1
+    UNISWAP_V2 = 2
 
 
 class FlashKind(IntEnum):
@@ -73,6 +74,8 @@ class FlashKind(IntEnum):
 
     NONE = 0
     AAVE_V3 = 1
+    MORPHO = 2
+    UNISWAP_V3 = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -245,12 +245,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolCall:
-    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it."""
+    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it.
+
+    With a `gas_limit` it may fail, and the plan goes on without it; 0 for a call that must succeed. `paid_after`: the
+    protocol calls back between paying out and taking its payment (Morpho's `liquidate`), so the plan borrows nothing;
+    it must be the plan's only call, and the data it passes on empty.
+    """
 
     target: Address
     approve_token: Address
     approve_raw: int
     data: bytes
+    gas_limit: int = 0
+    paid_after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,14 +290,31 @@ class SwapLeg:
     limit_raw: int
 
 
+class PoolId(NamedTuple):
+    """A Uniswap V3 pool: its tokens, the lower address first, and its fee in millionths."""
+
+    token0: Address
+    token1: Address
+    fee: int
+
+    @property
+    def tokens(self) -> tuple[Address, Address]:
+        """Both tokens."""
+        return self.token0, self.token1
+
+
 @dataclass(frozen=True, slots=True)
 class FlashQuote:
-    """What it costs to borrow `token` for one transaction, and how much there is."""
+    """What it costs to borrow `token` for one transaction, and how much there is.
+
+    `locked` is the pool that lends, which swaps for nobody meanwhile.
+    """
 
     source: Address
     token: Address
     premium_bps: int
     available_raw: int
+    locked: PoolId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,7 +261,7 @@ class _Search:
         try:
             [plan] = _EXECUTE.decode_input(sent.data)
             plan_id, _, _, _, calls, _, _, profit_token, min_profit_raw, *epochs, last_block = plan
-            target, _, _, data = calls[0]
+            target, _, _, data, _ = calls[0]
         except (AdapterError, IndexError) as error:
             raise self._refused("unreadable", f"its calldata is no plan: {error}.", tx=sent.hash) from error
         scope, decimals = await self._chain.read(

@@ -128,7 +128,10 @@ def encode_execute(plan: Plan, global_epoch: int, protocol_epoch: int, last_bloc
         plan.flash.source,
         plan.flash.token,
         borrowed_raw(plan.option, plan.outcome, plan.calls),
-        [(call.target, call.approve_token, call.approve_raw, call.data) for call in plan.calls],
+        [
+            (call.target, call.approve_token, call.approve_raw, call.data, call.gas_limit)
+            for call in plan.calls
+        ],
         [(leg.router, leg.path, leg.exact_out, leg.amount_raw, leg.limit_raw) for leg in plan.legs],
         plan.tokens,
         plan.profit_token.address,

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 from keeper.fixed import BPS, mul_div_down, mul_div_up
 from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
-from keeper.seams import Reads, Venue, together
-from keeper.types import Address, Path, Quote, Refusal, SwapLeg
+from keeper.seams import Reads, Venue, VenueKind, together
+from keeper.types import Address, Path, PoolId, Quote, Refusal, SwapLeg
 
 _LEG_GAS: Final = (
     90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
@@ -139,7 +139,8 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     """Price a recipe leg by leg, each by its best route.
 
     A route may not use a pool in the direction an earlier leg used it: both quotes are for the pool as it is now, so
-    the second would promise too much. The opposite direction only gets better by the earlier leg.
+    the second would promise too much. The opposite direction only gets better by the earlier leg. The pool that lends
+    is locked in both.
     """
     terms, ctx, option = size.terms, size.terms.ctx, size.terms.option
     repay, seize, profit = option.repay_token.address, option.seize_token.address, ctx.profit_token.address
@@ -158,7 +159,11 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
             continue  # nothing is missing, or nothing came
         if amount_raw <= 0:
             return _shortfall(size, token_in, -amount_raw, gas)
-        open_routes = [route for route in routes(token_in, token_out) if used.isdisjoint(_hops(route))]
+        open_routes = [
+            route
+            for route in routes(token_in, token_out)
+            if used.isdisjoint(_hops(route)) and not _is_locked(route, size.flash.locked)
+        ]
         answers = yield from together(
             [venue.quote(path, amount_raw, exact_out=step.buy) for venue, path in open_routes]
         )
@@ -212,6 +217,15 @@ def _hops(route: Route) -> set[tuple[int, Address, int, Address]]:
     venue, path = route
     hops = zip(path.tokens[:-1], path.fees, path.tokens[1:], strict=True)
     return {(id(venue), token_in, fee, token_out) for token_in, fee, token_out in hops}
+
+
+def _is_locked(route: Route, pool: PoolId | None) -> bool:
+    """Whether the route passes the pool; one of another deployment that is named alike counts as well."""
+    venue, path = route
+    if pool is None or venue.kind is not VenueKind.UNISWAP_V3:
+        return False
+    hops = zip(path.tokens[:-1], path.tokens[1:], path.fees, strict=True)
+    return any({one, other} == set(pool.tokens) and fee == pool.fee for one, other, fee in hops)
 
 
 def _leg_gas(quote: Quote) -> int:

@@ -5,7 +5,7 @@ No market is asked here: what survives can pay for itself at oracle prices, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -298,12 +298,15 @@ def size_of(
     needed_raw = borrowed_raw(option, outcome, calls)
     offers = [loan for loan in loans[repay] if loan.available_raw >= needed_raw]
     if not needed_raw:
-        offers = [FlashQuote(ZERO_ADDRESS, repay, 0, 0)]
+        paid_after = [call.target for call in calls if call.paid_after]
+        offers = [FlashQuote(paid_after[0] if paid_after else ZERO_ADDRESS, repay, 0, 0)]
     if not offers:
         available_raw = max((loan.available_raw for loan in loans[repay]), default=0)
         numbers |= {"needed_raw": needed_raw, "available_raw": available_raw}
         return DeadEnd(_BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
-    flash = min(offers, key=lambda loan: loan.premium_bps)
+    flash = min(
+        offers, key=lambda loan: (_is_in_the_way(loan, terms), loan.premium_bps, loan.locked is not None)
+    )
     owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
 
     size = Size(terms, amount_raw, outcome, calls, flash, owed_raw, terms.later_raw(outcome))
@@ -331,7 +334,18 @@ def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Addres
     return loans
 
 
-def borrowed_raw(option: Option, outcome: Outcome, calls: Iterable[ProtocolCall]) -> int:
-    """The flash loan: what is repaid, or what the calls approve where that is more (debt grows until inclusion)."""
+def _is_in_the_way(loan: FlashQuote, terms: Terms) -> bool:
+    """Whether the loan locks a pool of the very tokens to be swapped; then it is the last to be taken."""
+    swapped = {*terms.prices, terms.ctx.profit_token.address}
+    return loan.locked is not None and swapped.issuperset(loan.locked.tokens)
+
+
+def borrowed_raw(option: Option, outcome: Outcome, calls: Sequence[ProtocolCall]) -> int:
+    """The flash loan: what is repaid, or what the calls approve where that is more (debt grows until inclusion).
+
+    Nothing where the seized collateral is sold before it is paid for.
+    """
+    if any(call.paid_after for call in calls):
+        return 0
     approved_raw = sum(call.approve_raw for call in calls if call.approve_token == option.repay_token.address)
     return max(outcome.repay_raw, approved_raw)

@@ -65,6 +65,10 @@ def _configured_addresses(settings: Settings) -> Iterable[tuple[str, Address]]:
     yield "chain.wrapped_native", settings.chain.wrapped_native
     yield "profit.token", settings.profit.token
     yield "profit.native_usd_feed", settings.profit.native_usd_feed
+    if settings.flash.morpho is not None:
+        yield "flash.morpho", settings.flash.morpho
+    for index, pool in enumerate(settings.flash.uniswap_v3_pools):
+        yield f"flash.uniswap_v3_pools[{index}]", pool
     for section, entries in (("protocols", settings.protocols), ("venues", settings.venues)):
         for index, entry in enumerate(entries):
             for name in type(entry).model_fields:

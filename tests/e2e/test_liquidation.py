@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from keeper.abi import checksum
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.node import Node
 from keeper.lab.positions import PositionSpec, open_position
+from keeper.lab.rig import Terms, make_rig
 from keeper.lab.world import Lab
-from tests.e2e.line import open_line
+from tests.e2e.line import open_again, open_line
 
 ETHER = 10**18
 _E8 = 10**8
@@ -54,3 +56,23 @@ async def test_an_unsafe_account_is_liquidated(place: Lab, tmp_path: Path, marke
         assert await line.health(market, who) >= WAD
         assert later[-1].liquidatable == 0
         assert line.ledger.verify() is None
+
+
+async def test_it_borrows_where_it_costs_least(lab: Lab, tmp_path: Path) -> None:
+    """A pool named in [flash] is listed by the set-up, lends where it is cheaper than Aave, and is booked as it was."""
+    world = lab.world
+    pool = world.uniswap_v3.pool(world.tokens["DAI"], world.tokens["USDC"], 100).address
+    tables = f'\n[flash]\nuniswap_v3_pools = ["{checksum(pool)}"]\n'
+    rig = await make_rig(lab, tmp_path, Terms(), tables=tables)
+    spec = PositionSpec(account(1), {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100)
+    await open_position(lab.node, world.cast, world.aave["3.6"], spec)
+    async with open_again(lab, rig) as line:
+        await set_price(lab.node, world.feeds["WETH"], 1_750 * _E8)
+        before_raw = await line.treasury_raw()
+        await line.steps()
+        [settled] = line.booked("settled")
+        assert await line.treasury_raw() - before_raw == int(settled.body["profit_raw"]) > 0
+        assert settled.body["profit_raw"] == settled.body["expected_profit_raw"]
+        [intent] = line.booked("intent")
+        assert bytes.fromhex(intent.body["flash_source"][2:]) == pool
+        assert intent.body["flash_premium_bps"] == 1

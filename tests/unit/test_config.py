@@ -111,6 +111,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert read.limits.max_consecutive_reverts == 3
     assert read.limits.max_repay_usd_e8 == 10**14
     assert read.limits.deny_accounts == frozenset()
+    assert (read.flash.morpho, read.flash.uniswap_v3_pools) == (None, ())
     assert (read.signer.kind, read.send.route, read.venues, read.contracts) == ("env", "public", (), None)
     assert read.guard.halt_file == tmp_path / "keeper.halt"
     assert read.store.url == f"sqlite:///{tmp_path / 'keeper.db'}"
@@ -410,6 +411,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
             "venues[0].fee_tiers[0]",
         ),
         ("[[protocols]]", "venues = 5\n[[protocols]]", "profit.venues: this key is unknown"),
+        ("[profit]", '[flash]\nmorpho = "0x1"\n[profit]', 'flash.morpho: "0x1" is not an address'),
+        (
+            "[profit]",
+            f'[flash]\nuniswap_v3_pools = ["{"0x" + "44" * 20}", "{"0x" + "44" * 20}"]\n[profit]',
+            "flash.uniswap_v3_pools: a pool is listed twice",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:

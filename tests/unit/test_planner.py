@@ -38,6 +38,7 @@ from keeper.types import (
     Outcome,
     Path,
     Plan,
+    PoolId,
     PositionKey,
     ProtocolCall,
     Quote,
@@ -200,13 +201,14 @@ class _Flash:
     available_raw: int = 10**40
     lender: Address = LENDER
     kind: FlashKind = FlashKind.AAVE_V3
+    locked: PoolId | None = None
 
     def source(self) -> Address:
         return self.lender
 
     def flash(self, token: Address, at: BlockTime) -> Reads[FlashQuote | Refusal]:
         yield [Call(self.lender, token)]
-        return FlashQuote(self.lender, token, self.premium_bps, self.available_raw)
+        return FlashQuote(self.lender, token, self.premium_bps, self.available_raw, self.locked)
 
 
 def drive(reads: Reads[Any]) -> tuple[Any, list[int]]:
@@ -461,6 +463,67 @@ def test_the_cheapest_loan_that_suffices_is_taken() -> None:
     answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
     assert isinstance(answer, Plan)
     assert answer.flash.source == fair.lender
+
+
+def _lending(one: Token, other: Token, fee: int, premium_bps: int) -> _Flash:
+    """A pool of the toy's that lends."""
+    token0, token1 = sorted((one.address, other.address))
+    return _Flash(premium_bps, lender=Address(b"\xd4" * 20), locked=PoolId(token0, token1, fee))
+
+
+def test_a_pool_that_lends_is_swapped_through_by_no_leg() -> None:
+    """Nor by a hop of a longer route, in either direction; without another route there is none."""
+    venue = _Venue(_everywhere(), middles=(WETH.address, DAI.address))
+    for recipe in ((USDC, WETH, USDC), (USDC, WETH, DAI), (USDC, WETH, WETH), (WETH, USDC, USDC)):
+        repay, seize, profit = recipe
+        ctx = _context(venue, profit, flash_sources=(_lending(WETH, USDC, 500, 1),), thorough=True)
+        answer, _ = drive(plan(HEALTH, [_option(repay, seize)], ctx))
+        assert isinstance(answer, Plan)
+        hops = [
+            (frozenset(pair), fee)
+            for leg in answer.legs
+            for *pair, fee in zip(
+                path_of(leg).tokens, path_of(leg).tokens[1:], path_of(leg).fees, strict=False
+            )
+        ]
+        assert hops and (frozenset((WETH.address, USDC.address)), 500) not in hops
+    alone = _Venue(dict([pool(WETH, USDC, 500, 50_000_000)]))
+    answer, _ = drive(
+        plan(HEALTH, [_option(USDC, WETH)], _context(alone, flash_sources=(_lending(WETH, USDC, 500, 1),)))
+    )
+    assert isinstance(answer, Refusal) and answer.reason == "no_route"
+
+
+def test_a_pool_that_would_be_in_the_way_lends_last() -> None:
+    """A dearer lender is taken before a pool of the very pair; a pool of other tokens lends if it is the cheapest."""
+    fair = _Flash(5, lender=Address(b"\xd3" * 20))
+    for pools, lender in (
+        ((_lending(WETH, USDC, 500, 1),), fair.lender),
+        ((_lending(DAI, USDC, 500, 1),), Address(b"\xd4" * 20)),
+        ((_lending(DAI, USDC, 500, 5),), fair.lender),
+    ):
+        ctx = _context(_Venue(_everywhere()), flash_sources=(*pools, fair))
+        answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+        assert isinstance(answer, Plan) and answer.flash.source == lender
+
+
+def test_what_is_paid_after_needs_no_loan() -> None:
+    """A call that is paid from what it seized borrows nothing and owes the bare repayment; it is its own source."""
+
+    class PaidAfter(_Adapter):
+        def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+            [call] = _Adapter.liquidation_calls(self, option, repay_raw)
+            return [replace(call, paid_after=True)]
+
+    ctx = _context(_Venue(_everywhere()), flash_sources=(), adapter=PaidAfter())
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    lent, _ = drive(
+        plan(HEALTH, [_option(USDC, WETH)], replace(ctx, flash_sources=(_Flash(0),), adapter=_Adapter()))
+    )
+    assert isinstance(answer, Plan) and isinstance(lent, Plan)
+    assert answer.expected_profit_raw == lent.expected_profit_raw
+    (content,) = abi.load("Liquidator").function("execute").decode_input(encode_execute(answer, 0, 0, 0))
+    assert content[1:4] == (POOL, USDC.address, 0)
 
 
 def test_what_is_lent_bounds_the_amount() -> None:
@@ -947,12 +1010,16 @@ def test_calldata_says_what_the_plan_says() -> None:
     calldata = encode_execute(answer, global_epoch=3, protocol_epoch=4, last_block=99)
     (content,) = abi.load("Liquidator").function("execute").decode_input(calldata)
     (call,) = answer.calls
+    batch = replace(answer, calls=(replace(call, gas_limit=700_000), call))
+    (of_batch,) = abi.load("Liquidator").function("execute").decode_input(encode_execute(batch, 3, 4, 99))
+    assert [each[4] for each in of_batch[4]] == [700_000, 0]
+    assert of_batch[3] == 2 * call.approve_raw
     assert content == (
         answer.plan_id,
         answer.flash.source,
         DAI.address,
         answer.outcome.repay_raw,
-        [(call.target, call.approve_token, call.approve_raw, call.data)],
+        [(call.target, call.approve_token, call.approve_raw, call.data, 0)],
         [(leg.router, leg.path, leg.exact_out, leg.amount_raw, leg.limit_raw) for leg in answer.legs],
         list(answer.tokens),
         USDC.address,
