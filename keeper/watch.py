@@ -26,6 +26,7 @@ _REFRESH_AT_ONCE: Final = 2_000
 _REMEMBERED: Final = (
     512  # followed blocks: a reorganisation that reaches below them is read from the beginning
 )
+_WAITED_PARTS: Final = 16  # a protocol is tried again once it has waited such a part longer
 
 _log = structlog.get_logger("keeper.watch")
 
@@ -53,6 +54,8 @@ class _Owed:
     keys: set[PositionKey] = field(default_factory=set)
     load: bool = False  # before them, what everything else relies on
     logs_from: BlockNumber | None = None  # and everybody, and the logs from this block on
+    since: int = 0  # the head at which it was first not understood
+    again: int = 0  # and not before this one: all others wait while it is read
 
 
 class Watch:
@@ -98,8 +101,6 @@ class Watch:
     async def start(self, head: Head) -> None:
         """Load every adapter, then bring accounts and book up to `head`. Raises `AdapterError` when one cannot load."""
         await self.load(head)
-        for name, owed in self._owed.items():
-            owed.keys |= await self._known(name, head)
         if self._store:
             self._followed.extend(_Followed(block, None) for block in self._store.blocks())
         self.common = await self._shared(head)
@@ -115,6 +116,11 @@ class Watch:
         self._cursor = BlockNumber(start - 1)
         await self._remember_before(head)
         self._remember(head, None)
+        for name, owed in self._owed.items():
+            try:
+                owed.keys |= await self._known(name, head)
+            except AdapterError as error:
+                self._owe_all(name, error, head)
         await self._absorb(logs, head)
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
@@ -190,7 +196,7 @@ class Watch:
                 try:
                     owed.keys |= await self._known(name, head)
                 except AdapterError as error:
-                    self._owe_all(name, error)
+                    self._owe_all(name, error, head)
         self._doubted = True
         self._measure(gone, head)
         self._forget(gone)
@@ -211,6 +217,7 @@ class Watch:
         for owed in self._owed.values():
             if owed.logs_from is not None:
                 owed.logs_from = min(owed.logs_from, self._first())
+                owed.again = min(owed.again, self._first())
 
     def _first(self) -> BlockNumber:
         """The first block whose logs were not taken in yet."""
@@ -235,6 +242,10 @@ class Watch:
     def _remember(self, head: Head, touched: frozenset[PositionKey] | None) -> None:
         block = Cursor(head.number, head.hash)
         if self._followed and self._followed[-1].at == block:
+            # handled before: what was read at it then is still to be doubted with it
+            before = self._followed.pop().touched
+            both = None if before is None or touched is None else before | touched
+            self._followed.append(_Followed(block, both))
             return
         self._followed.append(_Followed(block, touched))
         if self._memory:
@@ -259,13 +270,14 @@ class Watch:
         loaded, everybody = False, bool(self.unread)
         found: list[str] = []
         for name, adapter in self.adapters.items():
+            if head.number < self._owed[name].again:
+                continue
             try:
                 touched = await self._find(adapter, logs, head)
             except AdapterError as error:
-                self._owe_all(name, error)
+                self._owe_all(name, error, head)
                 continue
             found.append(name)
-            loaded = loaded or touched.reload or self._owed[name].load
             everybody = everybody or touched.reload
         # before anything is read: whatever is, even if the rest fails, was read at this block
         keys = None if everybody else frozenset().union(*(owed.keys for owed in self._owed.values()))
@@ -273,8 +285,11 @@ class Watch:
         for name in found:
             await self._read(name, (), head)
         for name in found:
+            owed, waits = self._owed[name], name in self.unread
             # only now: if the head was lost before, the next one must tell again that it was loaded
-            self._owed[name].load, self._owed[name].logs_from = False, None
+            loaded = loaded or (owed.load and not waits)
+            # whose positions are not understood may have been loaded wrongly
+            owed.load, owed.logs_from = waits, None
         self._cursor = head.number
         return loaded
 
@@ -282,7 +297,10 @@ class Watch:
         """Owe what the logs of a protocol touched, and load it where that is owed or they ask for it."""
         name, owed = adapter.name, self._owed[adapter.name]
         if owed.load:
+            before = adapter.contracts()
             await self._load(adapter, head)
+            if adapter.contracts() != before:
+                owed.keys |= self._held(name)  # what the others were read by was wrong
         if owed.logs_from is not None:
             # by the addresses it names now: nobody listened to new ones meanwhile
             logs = await self._chain.logs([adapter.sources()], owed.logs_from, head.number)
@@ -290,17 +308,19 @@ class Watch:
         touched = adapter.discover(logs)
         if touched.reload:
             # new addresses or parameters change what the words of every position mean
+            owed.load = True  # once more, should this head be lost: nobody would hear that it is orphaned
             await self._load(adapter, head)
             owed.keys |= self._held(name)
         owed.keys |= touched.keys
         return touched
 
-    def _owe_all(self, name: str, error: AdapterError) -> None:
+    def _owe_all(self, name: str, error: AdapterError, head: Head) -> None:
         """A protocol itself was not understood: everything about it is to be read again, from these logs on."""
         owed = self._owed[name]
         owed.load = True
         if owed.logs_from is None:
-            owed.logs_from = self._first()
+            owed.logs_from, owed.since = self._first(), head.number
+        owed.again = head.number + max(head.number - owed.since, 0) // _WAITED_PARTS
         self.unread[name] = unreadable("follow", error)
 
     async def _read(self, name: str, keys: Collection[PositionKey], head: Head) -> None:
@@ -347,6 +367,8 @@ class Watch:
                 at = next((each.at for each in reversed(self._followed) if each.at.number < end), None)
                 if at is not None:
                     self._memory.set_cursor(name, at.number, at.hash)
+                else:
+                    self._memory.cut_cursor(name, end)
             self._memory.keep_blocks(self._unsaved, first.number, last.number)
         self._unsaved.clear()
         self._saved = last

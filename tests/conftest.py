@@ -78,3 +78,9 @@ async def fresh_lab() -> AsyncIterator[OpenLab]:
             return await stack.enter_async_context(await open_lab(*arguments, **options))
 
         yield opened
+
+
+@pytest.fixture
+async def own_lab(fresh_lab: OpenLab) -> Lab:
+    """A world in a process of its own, for many tests that mine much: one for all would forget its first blocks."""
+    return await fresh_lab(clock="steady")

@@ -119,13 +119,21 @@ def test_supported_kinds_are_the_ones_built() -> None:
 
 def test_adding_a_protocol_is_told_whole() -> None:
     """The page names everything an adapter and a subject must have, and every check they are held to; what its Python
-    imports is there, and it parses.
+    imports is there, and it parses; the example's files are those it lists.
     """
     text = (ROOT / "docs" / "adding-a-protocol.md").read_text()
     wanted = [name for shape in (Adapter, Subject) for name in (*shape.__annotations__, *vars(shape))]
     wanted += [check.__name__ for check in CHECKS]
     for name in wanted:
         assert name.startswith("_") or f"`{name}`" in text or f"`{name}(" in text, f"the page has no {name}"
+    example = ROOT / "examples" / "toy_perp"
+    assert (example / "pyproject.toml").read_text() in text
+    listed = re.findall(r"^    (\S+)", text.split("```")[1], re.MULTILINE)
+    assert set(listed) == {
+        str(path.relative_to(example))
+        for path in example.rglob("*")
+        if path.suffix in {".toml", ".json", ".sol", ".py"}
+    }
     blocks = _PYTHON.findall(text)
     assert blocks
     for block in blocks:

@@ -115,6 +115,12 @@ class Store(Database):
             insert = _insert(connection, cursors).values(protocol=protocol, **place)
             connection.execute(insert.on_conflict_do_update(index_elements=["protocol"], set_=place))
 
+    def cut_cursor(self, protocol: str, number: int) -> None:
+        """Forget where logs were left off, unless it was below this block."""
+        with self.transaction() as connection:
+            above = cursors.c.block_number >= number
+            connection.execute(cursors.delete().where(cursors.c.protocol == protocol, above))
+
     def blocks(self) -> list[Cursor]:
         """The followed blocks that are remembered, oldest first."""
         with self.transaction() as connection:

@@ -136,13 +136,13 @@ async def _rest(line: Line) -> int:
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", seeds(sample=3))
 async def test_nothing_is_left_after_random_crashes(
-    lab: Lab, tmp_path: Path, seed: int, count: Count
+    own_lab: Lab, tmp_path: Path, seed: int, count: Count
 ) -> None:
     """Takers and makers of either side, some with other collateral, on deep and thin pools that fall or rise: the
     treasury gains what is booked, nothing stays on the exchange in the Liquidator's name, and the judge finds nothing
     that would have paid and no figure that differs.
     """
-    chance = random.Random(seed)
+    lab, chance = own_lab, random.Random(seed)
     async with following(lab, chance.choice((MARKETS, THIN))) as follower:
         rig = await make_rig(lab, tmp_path, tables=table(follower.curie))
         scene = Scene(follower, rig, lab)

@@ -298,14 +298,22 @@ async def test_a_way_that_takes_more_gas_than_it_pays_is_passed_over(scene: Scen
     assert await scene.done() == ["cash"] and await scene.healthy(number)
 
 
+@pytest.fixture
+async def fresh_scene(own_lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
+    """A scene in a process of its own."""
+    async with scene_on(own_lab, tmp_path) as scene:
+        yield scene
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", seeds(sample=5))
-async def test_nothing_is_left_after_random_crashes(scene: Scene, seed: int, count: Count) -> None:
+async def test_nothing_is_left_after_random_crashes(fresh_scene: Scene, seed: int, count: Count) -> None:
     """Isolated and cross accounts over all markets, random rewards, tiers and windows, and prices that fall or rise
     together: every liquidation brings what was expected to the unit, whatever else its block did, and then the judge
     finds nothing that would have paid and no figure that differs.
     """
-    chance, lab, exchange = random.Random(seed), scene.lab, scene.exchange
+    scene, chance = fresh_scene, random.Random(seed)
+    lab, exchange = scene.lab, scene.exchange
     await _govern(scene, chance)
     crashes = settled = in_vain = 0
     while crashes < _CRASHES or not settled:

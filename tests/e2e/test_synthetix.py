@@ -172,13 +172,13 @@ async def test_a_flag_that_others_complete_is_paid_all_the_same(lab: Lab, tmp_pa
 @pytest.mark.deep
 @pytest.mark.parametrize("seed", seeds(sample=4))
 async def test_nothing_is_left_after_random_crashes(
-    lab: Lab, tmp_path: Path, seed: int, count: Count
+    own_lab: Lab, tmp_path: Path, seed: int, count: Count
 ) -> None:
     """Longs and shorts of two markets whose rates fall or rise, gated by a whale's skew or not: the treasury gains what
     is booked, every booked profit is what was expected, whoever is left liquidatable was refused with numbers, and the
     judge finds nothing that would have paid and no figure that differs.
     """
-    lab, synthetix, rig = await rig_with_markets(lab, tmp_path)
+    lab, synthetix, rig = await rig_with_markets(own_lab, tmp_path)
     chance, owners = random.Random(seed), {}
     skews = {asset: chance.choice((-1, 0, 1)) * size for asset, size in _GATING.items()}
     for place, market in enumerate(synthetix.markets.values()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import pytest
 
 from keeper import assembly
 from keeper.abi import checksum
+from keeper.chain.client import Chain
 from keeper.commands import scan
 from keeper.engine.head import StepReport
-from keeper.errors import AdapterError
+from keeper.errors import AdapterError, ChainError
 from keeper.fixed import WAD
+from keeper.lab.aave import oracle_of, pool_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
 from keeper.lab.positions import PositionSpec, open_positions
@@ -23,7 +25,7 @@ from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveV3
 from keeper.seams import Adapter, Touched
-from keeper.types import Address, Log, PositionKey
+from keeper.types import Address, Filters, Head, Log, PositionKey
 from keeper.watch import Watch
 from tests.conftest import OpenLab
 from tests.e2e.line import Line, open_again
@@ -192,6 +194,156 @@ async def test_a_branch_that_begins_below_what_was_not_understood_is_read_from_t
     await line.step()
     assert NEW in {key.account for key in line.watch.book}
     assert held(line.watch) == await place.truth()
+
+
+async def test_a_head_that_is_handled_twice_is_doubted_for_both(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the second time read goes with the block too, when that is orphaned."""
+    world, node = place.lab.world, place.lab.node
+    line = await place.start()
+    await line.step()
+    before = held(line.watch)
+    usdc, rate = world.tokens["USDC"].address, 2
+    await pool_of(node, world.aave[MARKETS[BROKEN]]).send(OLD, "borrow", usdc, 10**8, rate, 0, OLD)
+    with monkeypatch.context() as breaking:
+        broken(line, "discover", breaking)
+        await line.step()
+    await line.step()
+    assert held(line.watch) != before
+    await node.rpc.request("anvil_reorg", 1, [])
+    await node.mine()
+    await line.step()
+    assert held(line.watch) == await place.truth() == before
+
+
+async def test_a_restart_begins_where_a_deep_reorganisation_led_to(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block is shared any more and a protocol is not understood: the next run reads it from the start."""
+    monkeypatch.setattr("keeper.watch._REMEMBERED", 3)
+    node = place.lab.node
+    line = await place.start()
+    with monkeypatch.context() as breaking:
+        for _ in range(4):
+            await node.mine(5)
+            await line.step()
+        broken(line, "discover", breaking)
+        await node.rpc.request("anvil_rollback", 20)
+        await place.open(BROKEN, NEW)
+        await node.mine(25)
+        await line.step()
+        assert line.watch.common == -1
+    await place.running.aclose()
+    line = await place.start()
+    await line.step()
+    assert NEW in {key.account for key in line.watch.book}
+    assert held(line.watch) == await place.truth()
+
+
+async def test_what_a_lost_head_loaded_is_loaded_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oracle's new source goes with its block, though that head was lost before anything else was read at it."""
+    world, node = place.lab.world, place.lab.node
+    line = await place.start()
+    await line.step()
+    before = [dict(adapter.feeds()) for adapter in line.watch.adapters.values()]
+    for market in MARKETS.values():
+        oracle = oracle_of(node, world.aave[market])
+        changed = [world.tokens["USDC"].address], [world.feeds["WETH"].proxy]
+        await oracle.send(world.cast.deployer.address, "setAssetSources", *changed)
+    load = Watch._load
+
+    async def failing(watch: Watch, adapter: Adapter, head: Head) -> None:
+        if adapter.name == WELL:
+            raise ChainError("The node is gone.")
+        await load(watch, adapter, head)
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Watch, "_load", failing)
+        with pytest.raises(ChainError):
+            await line.step()
+    await node.rpc.request("anvil_reorg", 2, [])
+    await node.mine()
+    await line.step()
+    assert [dict(adapter.feeds()) for adapter in line.watch.adapters.values()] == before
+
+
+async def test_positions_that_are_not_understood_have_their_protocol_loaded_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was loaded wrongly no event ever asks for another load, and whoever was read by that is read again."""
+    world, node = place.lab.world, place.lab.node
+    line = await place.start()
+    await line.step()
+    adapter = line.watch.adapters[BROKEN]
+    assert isinstance(adapter, AaveV3)
+    first, second, *_ = adapter.loaded.listed()
+    wrong = replace(adapter.loaded, reserves=(replace(first, a_token=second.a_token), second))
+    monkeypatch.setattr(adapter, "_market", wrong)
+    await pool_of(node, world.aave[MARKETS[BROKEN]]).send(
+        OLD, "borrow", world.tokens["USDC"].address, 10**8, 2, 0, OLD
+    )
+    await line.step()
+    assert not line.watch.unread and held(line.watch) != await place.truth()
+    spec = PositionSpec(NEW, {"WETH": 10 * ETHER}, {"WBTC": 1}, 110 * WAD // 100)
+    await open_positions(node, world.cast, world.aave[MARKETS[BROKEN]], [spec])
+    await line.step()
+    assert BROKEN in line.watch.unread
+    await node.mine()
+    await line.step()
+    assert not line.watch.unread
+    assert held(line.watch) == await place.truth()
+
+
+async def test_the_longer_it_waits_the_less_often_its_logs_are_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it is owed is not read again at every head, however long that is, since the others wait meanwhile."""
+    line = await place.start()
+    await line.step()
+    asked: list[int] = []
+    logs = Chain.logs
+
+    async def counted(chain: Chain, filters: Sequence[Filters], first: int, last: int) -> list[Log]:
+        if filters == [line.watch.adapters[BROKEN].sources()]:
+            asked.append(last - first + 1)
+        return await logs(chain, filters, first, last)
+
+    with monkeypatch.context() as breaking:
+        broken(line, "discover", breaking)
+        breaking.setattr(Chain, "logs", counted)
+        for blocks in (1, 1, 30, 30, 1, 1):
+            await place.lab.node.mine(blocks)
+            assert UNREADABLE in refused(await line.step())
+    assert asked == [2, 32, 62]
+    await place.open(BROKEN, NEW)
+    await place.lab.node.mine()
+    assert UNREADABLE not in refused(await line.step())
+    assert held(line.watch) == await place.truth()
+
+
+@pytest.mark.parametrize("door", ["discover", "enumerate"])
+async def test_a_keeper_starts_beside_a_protocol_that_waits(
+    place: Place, door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has never followed a block: the other is liquidated, and the next head has it all, however long its past."""
+    works = getattr(AaveV3, door)
+
+    def fails(adapter: AaveV3, *arguments: Any) -> Any:
+        if adapter.name == BROKEN:
+            raise AdapterError("It answered nonsense.")
+        return works(adapter, *arguments)
+
+    await place.fall()
+    with monkeypatch.context() as breaking:
+        breaking.setattr(AaveV3, door, fails)
+        line = await place.start()
+        assert UNREADABLE in refused(await line.step())
+        assert sent(line) == [SERVED]
+    await place.lab.node.mine()
+    await line.step()
+    assert sent(line) == [WAITS, SERVED]
+    assert not line.watch.unread
 
 
 async def test_a_list_of_accounts_that_cannot_be_read_after_a_reorganisation_costs_one_protocol(

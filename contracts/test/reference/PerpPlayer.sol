@@ -299,6 +299,7 @@ contract PerpPlayer is PerpSetup {
         uint256 closed; // against winners
         uint256 borne; // by winners
         uint256 laid; // on everybody
+        uint256 perUnit; // of everybody
     }
 
     /// @notice The fund before winners before everybody; only profit is taken from winners; and everybody pays only
@@ -311,7 +312,7 @@ contract PerpPlayer is PerpSetup {
     function tryDeleverage(uint256 account, uint256 market, uint256 most, uint256 seed) internal {
         vm.prevrandao(bytes32(seed));
         PerpReckoner.Sums memory s = reckoner.sums(account);
-        Loss memory loss = Loss(s.equity, sizeOf(account, market), exchange.fund(), 0, 0, 0);
+        Loss memory loss = Loss(s.equity, sizeOf(account, market), exchange.fund(), 0, 0, 0, 0);
         bool due = account == HOUSE ? s.equity < s.maintenance : s.equity + int256(loss.fund) < 0;
         // A house that owes and holds nothing there can still get what the fund has.
         due = due && (loss.size != 0 || (account == HOUSE && s.equity < 0 && loss.fund != 0));
@@ -364,7 +365,7 @@ contract PerpPlayer is PerpSetup {
                 assertLe(stage, 1, "everybody comes last, once");
                 assertEq(exchange.fund(), 0, "everybody pays while the fund has something");
                 stage = 2;
-                (loss.laid,) = abi.decode(logs[i].data, (uint256, uint256));
+                (loss.laid, loss.perUnit) = abi.decode(logs[i].data, (uint256, uint256));
                 ++socialized;
             }
         }
@@ -381,7 +382,7 @@ contract PerpPlayer is PerpSetup {
         if (whole && exchange.accountOf(account).markets == 0) assertEq(equityOf(account), 0, "nothing is left open");
     }
 
-    /// @dev Everybody left on the other side but the frozen had gained too little.
+    /// @dev Everybody left on the other side but the frozen had gained too little, or had too little.
     function assertNoWinner(uint256 account, uint256 market, Loss memory loss, int256[] memory profits)
         internal
         view
@@ -390,7 +391,20 @@ contract PerpPlayer is PerpSetup {
         for (uint256 i = 1; i < accounts.length; ++i) {
             int256 size = sizeOf(accounts[i], market);
             bool other = size != 0 && (size > 0) != (loss.size > 0) && accounts[i] != account;
-            if (other && !flagged(accounts[i])) assertTrue(profits[i] <= needed + 1e6, "a winner was left");
+            if (!other || flagged(accounts[i]) || profits[i] <= needed + 1e6) continue;
+            uint256 part = abs(loss.size) - loss.closed;
+            if (abs(size) < part) part = abs(size);
+            int256 had = hadBefore(accounts[i], int256(loss.perUnit * abs(size) / 1e18));
+            assertTrue(had <= needed * int256(part) / 1e18 + 1e6, "a winner was left");
+        }
+    }
+
+    /// @dev An account's equity before so much was laid on it; none where nobody can tell.
+    function hadBefore(uint256 account, int256 laid) internal view returns (int256) {
+        try exchange.assess(account) returns (IPerpExchange.Assessment memory a) {
+            return a.equity + laid;
+        } catch {
+            return 0;
         }
     }
 
