@@ -333,3 +333,38 @@ async def test_a_swap_ends_where_the_quoter_says(lab: Lab, market: Market, count
         await chain.close()
     assert crossings > SWAPS
     count("ticks crossed in Uniswap V3", crossings)
+
+
+async def test_gas_is_about_what_the_router_takes(lab: Lab, market: Market) -> None:
+    """A quote's gas is the router's call: at most what a pool writes for the first time is missing, and little is left.
+
+    Over many ticks too; the transaction's own gas and calldata aside.
+    """
+    uniswap = lab.world.uniswap_v3
+    config = UniswapV3Config(factory=uniswap.factory, quoter=uniswap.quoter, router=uniswap.router)
+    venue = UniswapV3(config)
+    router = Contract(lab.node, venue.router, abi.load("SwapRouter"))
+    chain = await Chain.open([lab.anvil.url], lab.world.chain_id)
+    most = 0
+    try:
+        for swap in range(SWAPS // 2):
+            if swap % 20 == 0:
+                await market.look()
+            path, amount_raw, exact_out = market.order()
+            head = await lab.node.head()
+            quote = await chain.read(venue.quote(path, amount_raw, exact_out=exact_out), head.hash)
+            if isinstance(quote, Refusal):
+                continue
+            leg = venue.swap_leg(quote, whole_balance=False, limit_raw=PLENTY if exact_out else 0)
+            order = (leg.path, TRADER, DEADLINE_S, leg.amount_raw, leg.limit_raw)
+            receipt = await router.send(TRADER, "exactOutput" if exact_out else "exactInput", order)
+            taken = receipt.gas_used - 21_000 - 16 * len(leg.path) - 1_500
+            hops, on_the_way = len(path.fees), quote.gas - 105_000 * len(path.fees)
+            assert taken - 30_000 * hops <= quote.gas <= taken + 50_000 * hops + on_the_way // 2, (
+                path,
+                taken,
+            )
+            most = max(most, on_the_way)
+    finally:
+        await chain.close()
+    assert most > 100_000

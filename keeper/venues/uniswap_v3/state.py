@@ -14,7 +14,7 @@ from keeper.errors import AdapterError
 from keeper.seams import Reads
 from keeper.types import Address, Call, Result, Reverted, hex_of
 from keeper.venues.uniswap_v3.swapping import REACH_WORDS, Lane
-from keeper.venues.uniswap_v3.ticks import word_of
+from keeper.venues.uniswap_v3.ticks import Tick, word_of
 
 _POOL: Final = abi.load("UniswapV3Pool")
 _SLOT0: Final = _POOL.function("slot0")
@@ -36,7 +36,7 @@ class PoolState:
         "_answers",
         "_asked",
         "_lanes",
-        "_nets",
+        "_ticks",
         "_words",
         "address",
         "fee_ppm",
@@ -64,12 +64,12 @@ class PoolState:
         self.tick: Final[int] = tick
         self.liquidity: Final[int] = _LIQUIDITY.one(liquidity)
         self._words: Final[dict[int, int]] = {}
-        self._nets: Final[dict[int, int]] = {}
+        self._ticks: Final[dict[int, Tick]] = {}
         self._asked: Final[dict[Call, _Subject]] = {}
         self._answers: Final[list[Result]] = list(about)
         self._note(learnt)
         up, down = (
-            Lane(price, tick, self.liquidity, fee_ppm, spacing, self._words, self._nets, down=down)
+            Lane(price, tick, self.liquidity, fee_ppm, spacing, self._words, self._ticks, down=down)
             for down in (False, True)
         )
         self._lanes: Final = (up, down)
@@ -118,7 +118,8 @@ class PoolState:
             if is_word:
                 self._words[index] = _BITMAP.one(told)
             else:
-                self._nets[index] = _TICK.decode(told)[1]
+                _, net, *growths = _TICK.decode(told)[:4]
+                self._ticks[index] = Tick(net, growths.count(0))
             self._asked[call] = (is_word, index)
             self._answers.append(answer)
 

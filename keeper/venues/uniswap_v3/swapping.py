@@ -20,6 +20,7 @@ from keeper.venues.uniswap_v3.ticks import (
     MAX_TICK,
     MIN_SQRT_PRICE,
     MIN_TICK,
+    Tick,
     initialised,
     next_in_word,
     sqrt_ratio_at,
@@ -33,9 +34,14 @@ _Q96: Final = 1 << 96
 REACH_WORDS: Final = 64
 _TICKS_AT_ONCE: Final = 16
 
+# What a pool's steps cost, rounded up: to each stop, over an initialised tick, and what is first written there.
+_STOP_GAS: Final = 6_500
+_CROSSING_GAS: Final = 22_000
+_FRESH_GAS: Final = 18_000
+
 
 class Swapped(NamedTuple):
-    """What a swap moved, `given` with the fee; `crossed` ticks where liquidity changed, of `steps` stops reached.
+    """What a swap moved, `given` with the fee, and over how many initialised ticks; `gas` is what all its stops cost.
 
     Not `complete`: the pool's liquidity ended before the amount did.
     """
@@ -44,26 +50,27 @@ class Swapped(NamedTuple):
     given_raw: int
     taken_raw: int
     crossed: int
-    steps: int
+    gas: int
     complete: bool
 
 
 class Lane:
-    """The steps of swaps in one direction; `down` sells token 0. `words` and `nets` may come to hold more later."""
+    """The steps of swaps in one direction; `down` sells token 0. `words` and `ticks` may come to hold more later."""
 
     __slots__ = (
         "_crossed",
         "_down",
         "_ended",
         "_fee",
+        "_gas",
         "_given",
         "_liquidity",
-        "_nets",
         "_origin",
         "_prices",
         "_spacing",
         "_taken",
         "_tick",
+        "_ticks",
         "_words",
     )
 
@@ -75,16 +82,16 @@ class Lane:
         fee_ppm: int,
         spacing: int,
         words: Mapping[int, int],
-        nets: Mapping[int, int],
+        ticks: Mapping[int, Tick],
         *,
         down: bool,
     ) -> None:
-        """`words` of the bitmap by their index, `nets` the liquidity an initialised tick adds when crossed upwards."""
+        """`words` of the bitmap by their index, `ticks` those that are initialised."""
         self._down = down
         self._fee = fee_ppm
         self._spacing = spacing
         self._words = words
-        self._nets = nets
+        self._ticks = ticks
         self._tick = tick  # where the next step is looked for
         self._origin = word_of(tick, spacing)
         self._ended = False  # no step after the last one
@@ -93,6 +100,7 @@ class Lane:
         self._given = [0]
         self._taken = [0]
         self._crossed = [0]
+        self._gas = [0]
 
     def swap(self, amount_raw: int, *, exact_out: bool) -> Swapped | None:
         """Give exactly `amount_raw`, or take it if `exact_out`; None where `wanted` must be known first."""
@@ -111,7 +119,12 @@ class Lane:
         price, other_raw = step(self._prices[at], self._liquidity[at], left_raw, self._fee, down=self._down)
         given, taken = (other_raw, left_raw) if exact_out else (left_raw, other_raw)
         return Swapped(
-            price, self._given[at] + given, self._taken[at] + taken, self._crossed[at], at, complete=True
+            price,
+            self._given[at] + given,
+            self._taken[at] + taken,
+            self._crossed[at],
+            self._gas[at],
+            complete=True,
         )
 
     def wanted(self) -> tuple[list[int], list[int]]:
@@ -127,11 +140,16 @@ class Lane:
     def ticks_ahead(self, most: int) -> list[int]:
         """The next initialised ticks whose liquidity is not known, among so many."""
         ahead = initialised(self._words, self._tick, self._spacing, down=self._down)
-        return [tick for _, tick in zip(range(most), ahead, strict=False) if tick not in self._nets]
+        return [tick for _, tick in zip(range(most), ahead, strict=False) if tick not in self._ticks]
 
     def _swapped(self, at: int, *, complete: bool) -> Swapped:
         return Swapped(
-            self._prices[at], self._given[at], self._taken[at], self._crossed[at], at, complete=complete
+            self._prices[at],
+            self._given[at],
+            self._taken[at],
+            self._crossed[at],
+            self._gas[at],
+            complete=complete,
         )
 
     def _advance(self) -> bool:
@@ -145,7 +163,7 @@ class Lane:
         if found is None:
             return False
         stop, is_initialised = found
-        if is_initialised and stop not in self._nets:
+        if is_initialised and stop not in self._ticks:
             return False
         price = sqrt_ratio_at(max(MIN_TICK, min(MAX_TICK, stop)))
         if not MIN_SQRT_PRICE < price < MAX_SQRT_PRICE:
@@ -155,10 +173,14 @@ class Lane:
         self._taken.append(self._taken[-1] + taken)
         self._prices.append(price)
         crosses = is_initialised and not self._ended
+        gas = _STOP_GAS
         if crosses:
-            liquidity += -self._nets[stop] if down else self._nets[stop]
+            net, fresh = self._ticks[stop]
+            liquidity += -net if down else net
+            gas += _CROSSING_GAS + fresh * _FRESH_GAS
         self._liquidity.append(liquidity)
         self._crossed.append(self._crossed[-1] + crosses)
+        self._gas.append(self._gas[-1] + gas)
         self._tick = stop - 1 if down else stop
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from keeper.fixed import MAX_UINT256
 
@@ -35,6 +35,16 @@ _FACTORS: Final = (
     0x2216E584F5FA1EA926041BEDFE98,
     0x48A170391F7DC42444E8FA2,
 )
+
+
+class Tick(NamedTuple):
+    """An initialised tick: the liquidity it adds when crossed upwards.
+
+    `fresh` of its two fee growths were never written, which whoever crosses it first pays for.
+    """
+
+    liquidity_net: int
+    fresh: int
 
 
 @lru_cache(maxsize=1 << 16)
