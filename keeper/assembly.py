@@ -61,6 +61,7 @@ from keeper.store import Store, sqlite_path
 from keeper.store.canonical import canonical, plain
 from keeper.types import Address, Gas, Reverted, Token, Wei, hex_of
 from keeper.upgrades import Upgrades
+from keeper.venues.uniswap_v2 import UniswapV2, UniswapV2Config
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -70,7 +71,7 @@ PROTOCOLS: Final[Mapping[str, Any]] = {
     "reference-perp": ReferencePerp,
     "synthetix-v2-perps": SynthetixV2Perps,
 }
-VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
+VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config, "uniswap-v2": UniswapV2Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
 SENDER_KEY: Final = "KEEPER_SENDER_PRIVATE_KEY"
@@ -128,9 +129,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
                 f"More than one market is named {', '.join(twice)}; list each once, or rename a table."
             )
         between = [configured.chain.wrapped_native, configured.profit.token]
-        venues = [
-            UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
-        ]
+        venues = [_venue(model, between) for model in configured.venues]
         flash = [AaveFlash(source.adapter) for source in sources if isinstance(source.adapter, AaveV3)]
         yield Parts(configured, chain, tuple(sources), tuple(venues), tuple(flash), closing)
 
@@ -392,6 +391,10 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     for venue in parts.venues:
         shared |= {f"{role} {abi.checksum(at)}": at for role, at in venue.contracts().items()}
     return shared
+
+
+def _venue(model: Any, between: Sequence[Address]) -> Venue:
+    return UniswapV2(model, between) if isinstance(model, UniswapV2Config) else UniswapV3(model, between)
 
 
 def _adapters(model: Any, contracts: Contracts | None) -> Sequence[Adapter]:
