@@ -106,6 +106,8 @@ class UniswapV2:
         if amount_raw <= 0:
             return _refused("no_amount", path, amount_raw, exact_out)
         known, pairs = self._synced, _pairs(path)
+        if any(self._addresses.get(pair) == ZERO_ADDRESS for pair in pairs):
+            return _refused("no_pool", path, amount_raw, exact_out)
         if not all(pair in known for pair in pairs):
             known = {}
             yield from self._read(pairs, known)

@@ -211,6 +211,11 @@ def test_a_missing_pool_is_asked_for_once() -> None:
     assert isinstance(answer, Refusal)
     assert (answer.stage, answer.reason, answer.numbers["amount_raw"]) == ("plan", "no_pool", 100)
     assert chain.asked == []
+    further = Path((WETH, USDC, DAI), (500, 3000))
+    for _ in range(2):
+        chain.asked.clear()
+        assert chain.run(venue.quote(further, 100)).reason == "no_pool"
+    assert chain.asked == []
 
 
 def test_a_pool_created_later_is_found() -> None:

@@ -125,6 +125,8 @@ class UniswapV3:
         if amount_raw <= 0:
             return _refused("no_amount", path, amount_raw, exact_out)
         states, pools = self._synced, _pools(path)
+        if any(self._addresses.get(pool) == ZERO_ADDRESS for pool in pools):
+            return _refused("no_pool", path, amount_raw, exact_out)
         if not all(pool in states for pool in pools):
             states = {}
             yield from self._read(pools, states)
