@@ -34,8 +34,8 @@ _RESERVES: Final = abi.load("UniswapV2Pair").function("getReserves")
 
 FEE_PPM: Final = 3_000  # of every pair: 997 thousandths of what goes in count
 _MAX_RESERVE: Final = 2**112 - 1
-# What a swap takes at the router for each of its pairs: rounded up from 79 000, but for what a pair writes for the first
-# time (35 000), which a leg's own margin covers.
+# What a swap takes at the router for each of its pairs: rounded up from 79 000, but for what a pair writes for the
+# first time (35 000), which a leg's own margin covers.
 _HOP_GAS: Final = 80_000
 
 _Pair = tuple[Address, Address]  # token0 < token1
