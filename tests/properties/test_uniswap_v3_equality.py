@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise, permutations
 from math import prod
@@ -40,6 +41,7 @@ POSITIONS = published(
 ).abi
 TRADER = account(61)
 PLENTY: Final = 10**36
+FAR: Final = 100_000  # ticks: beyond where any pool begins or has liquidity around it
 
 Key = tuple[Address, Address, int]
 
@@ -52,6 +54,7 @@ class Market:
     chance: random.Random
     tokens: list[Token]
     pools: dict[Key, Address] = field(default_factory=dict)
+    homes: dict[Key, int] = field(default_factory=dict)  # first prices
     gross: dict[Key, dict[int, int]] = field(default_factory=dict)  # liquidity that ends at a tick
     depths: dict[Key, tuple[int, int, float]] = field(default_factory=dict)
     ticks: dict[Key, int] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Market:
                 await positions.send(TRADER, "createAndInitializePoolIfNecessary", *key, price)
                 factory = Contract(self.node, uniswap.factory, FACTORY)
                 self.pools[key] = await factory.read("getPool", *key)
+                self.homes[key] = price
                 self.gross[key] = {}
                 owner = self.lab.world.cast.deployer.address
                 parts = self.chance.randint(4, 10), self.chance.choice((0, self.chance.randint(4, 10)))
@@ -83,8 +87,9 @@ class Market:
         """Liquidity in a random range, which need not hold the price."""
         spacing = TICK_SPACING[key[2]]
         slot0 = await Contract(self.node, self.pools[key], POOL).read("slot0")
+        at = slot0[1] if abs(slot0[1]) < 2 * FAR else tick_at(self.homes[key])
         widest = min(12_000 if spacing == 1 else 100_000, 200 * 256 * spacing)
-        middle = slot0[1] + int(self.chance.choice((0, 0, 1)) * self.chance.uniform(-1, 1) * widest / 2)
+        middle = at + int(self.chance.choice((0, 0, 1)) * self.chance.uniform(-1, 1) * widest / 2)
         width = max(spacing, int(widest ** self.chance.random()))
         lower = max((middle - width) // spacing, MIN_TICK // spacing + 1) * spacing
         upper = min((middle + width) // spacing + 1, MAX_TICK // spacing) * spacing
@@ -120,6 +125,21 @@ class Market:
             await router.send(TRADER, "exactInput", order)
         except ExecutionError:
             return  # it would have moved nothing
+
+    async def bring_back(self) -> None:
+        """Trade prices that left all liquidity behind to where they began; some pools are left there for a while."""
+        path = "@uniswap/v3-periphery/artifacts/contracts/SwapRouter.sol/SwapRouter.json"
+        router = Contract(self.node, self.lab.world.uniswap_v3.router, published(path).abi)
+        for key, tick in self.ticks.items():
+            if abs(tick) < FAR or self.chance.random() < 0.5:
+                continue
+            sold, bought = key[:2] if tick > 0 else (key[1], key[0])
+            # in pieces: one transaction has not the gas for all words of a bitmap
+            pieces = range(tick, 0, -2 * FAR if tick > 0 else 2 * FAR)
+            for limit in (*(sqrt_ratio_at(piece) for piece in pieces[1:]), self.homes[key]):
+                order = (sold, bought, key[2], TRADER, DEADLINE_S, PLENTY // 10**4, 0, limit)
+                with suppress(ExecutionError):  # past that piece already
+                    await router.send(TRADER, "exactInputSingle", order)
 
     def order(self) -> tuple[Path, int, bool]:
         """A random swap: one or two hops, either way, tiny to more than there is."""
@@ -234,6 +254,7 @@ async def test_quotes_equal_the_quoters(lab: Lab, market: Market, count: Count) 
                 await market.trade(venue)
                 await market.provide(market.chance.choice(list(market.pools)))
             await market.withdraw()
+            await market.bring_back()
             await market.look()
             orders = [market.order() for _ in range(SWAPS)]
             head = await lab.node.head()
