@@ -15,12 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import MAX_UINT256
-from keeper.seams import ConfigAddress, Reads, VenueKind, together
+from keeper.seams import ConfigAddress, Reads, VenueKind
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
     BlockTime,
-    Hash,
     Path,
     Quote,
     Refusal,
@@ -28,6 +27,7 @@ from keeper.types import (
     SwapLeg,
     hex_of,
 )
+from keeper.venues.snapshot import Snapshot
 
 _GET_PAIR: Final = abi.load("UniswapV2Factory").function("getPair")
 _RESERVES: Final = abi.load("UniswapV2Pair").function("getReserves")
@@ -62,8 +62,7 @@ class UniswapV2:
         self.router: Address = config.router
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pair, Address] = {}  # ZERO_ADDRESS: the factory knows no such pair
-        self._at: Hash | None = None
-        self._synced: dict[_Pair, _Reserves] = {}  # as of the block `_at`
+        self._reserves = Snapshot(self._read)
 
     def contracts(self) -> Mapping[str, Address]:
         """Router and factory; pairs are the factory's own code."""
@@ -92,10 +91,7 @@ class UniswapV2:
 
         Raises `AdapterError` when the factory answers what it never would (a wrong address).
         """
-        if at.hash != self._at:
-            self._at, self._synced = at.hash, {}
-        wanted = dict.fromkeys(pair for path in paths for pair in _pairs(path))
-        yield from self._read([pair for pair in wanted if pair not in self._synced], self._synced)
+        yield from self._reserves.sync((pair for path in paths for pair in _pairs(path)), at)
 
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
         """What the router would give for exactly `amount_raw` in, or take for exactly that out.
@@ -105,18 +101,16 @@ class UniswapV2:
         """
         if amount_raw <= 0:
             return _refused("no_amount", path, amount_raw, exact_out)
-        known, pairs = self._synced, _pairs(path)
+        pairs = _pairs(path)
         if any(self._addresses.get(pair) == ZERO_ADDRESS for pair in pairs):
             return _refused("no_pool", path, amount_raw, exact_out)
-        if not all(pair in known for pair in pairs):
-            known = {}
-            yield from self._read(pairs, known)
-            if not all(pair in known for pair in pairs):
-                return _refused("no_pool", path, amount_raw, exact_out)
+        reserves = yield from self._reserves.of(pairs)
+        if not all(pair in reserves for pair in pairs):
+            return _refused("no_pool", path, amount_raw, exact_out)
         other_raw = amount_raw
         hops = list(zip(path.tokens, pairs, strict=False))
         for token_in, pair in reversed(hops) if exact_out else hops:
-            into, out_of = known[pair] if token_in == pair[0] else known[pair][::-1]
+            into, out_of = reserves[pair] if token_in == pair[0] else reserves[pair][::-1]
             other_raw = (
                 amount_in(other_raw, into, out_of) if exact_out else amount_out(other_raw, into, out_of)
             )
@@ -136,11 +130,8 @@ class UniswapV2:
             limit_raw=limit_raw,
         )
 
-    def _read(self, pairs: Iterable[_Pair], known: dict[_Pair, _Reserves]) -> Reads[None]:
-        """Read the reserves of the pairs that exist into `known`."""
-        yield from together([self._read_one(pair, known) for pair in pairs])
-
-    def _read_one(self, pair: _Pair, known: dict[_Pair, _Reserves]) -> Reads[None]:
+    def _read(self, pair: _Pair, known: dict[_Pair, _Reserves]) -> Reads[None]:
+        """Read a pair's reserves into `known`, if the factory knows it."""
         address = self._addresses.get(pair)
         if address is None:
             (answer,) = yield [_GET_PAIR.call(self._factory, *pair)]

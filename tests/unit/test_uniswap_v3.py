@@ -270,6 +270,19 @@ def test_reads_of_one_round_may_learn_the_same_pool() -> None:
     assert chain.run(venue.quote(path, 10**6)) == quotes[0]
 
 
+def test_nobody_waits_for_a_read_that_was_given_up() -> None:
+    """Who asks beside another waits for its answers, but not for one that ended, nor for one that never goes on."""
+    chain, venue, path = _Chain({(WETH, USDC, 500): DEEP}), _venue(), Path((WETH, USDC), (500,))
+    first, second, third = (venue.sync([path], _at(1)) for _ in range(3))
+    assert len(next(first)) == 1
+    assert list(next(second)) == list(next(third)) == []
+    chain.run(third)
+    first.close()
+    with pytest.raises(StopIteration):
+        second.send([])
+    assert isinstance(chain.run(venue.quote(path, 10**6)), Quote)
+
+
 @pytest.mark.parametrize("hop", [0, 1])
 def test_a_partly_filled_quote_is_refused(hop: int) -> None:
     """A hop that runs out of liquidity gives no quote for the whole amount, nor can so much be taken from it."""

@@ -19,12 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from keeper import abi
 from keeper.errors import AdapterError
 from keeper.fixed import MAX_UINT256
-from keeper.seams import ConfigAddress, Reads, VenueKind, together
+from keeper.seams import ConfigAddress, Reads, VenueKind
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
     BlockTime,
-    Hash,
     Path,
     Quote,
     Refusal,
@@ -32,6 +31,7 @@ from keeper.types import (
     SwapLeg,
     hex_of,
 )
+from keeper.venues.snapshot import Snapshot
 from keeper.venues.uniswap_v3.state import PoolState, first_questions, first_state, gone
 
 _GET_POOL: Final = abi.load("UniswapV3Factory").function("getPool")
@@ -76,8 +76,7 @@ class UniswapV3:
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pool, Address] = {}  # ZERO_ADDRESS: the factory knows no such pool
         self._seen: dict[_Pool, PoolState] = {}  # as last read, at whichever block
-        self._at: Hash | None = None
-        self._synced: dict[_Pool, PoolState] = {}  # as of the block `_at`
+        self._states = Snapshot(self._read)
 
     def contracts(self) -> Mapping[str, Address]:
         """Router, quoter and factory; pools are the factory's own code."""
@@ -111,10 +110,7 @@ class UniswapV3:
         One round for pools that were read before, unless their price moved far; up to four for others. Raises
         `AdapterError` when factory or pools answer what they never would (a wrong address).
         """
-        if at.hash != self._at:
-            self._at, self._synced = at.hash, {}
-        wanted = dict.fromkeys(pool for path in paths for pool in _pools(path))
-        yield from self._read([pool for pool in wanted if pool not in self._synced], self._synced)
+        yield from self._states.sync((pool for path in paths for pool in _pools(path)), at)
 
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
         """What the router would give for exactly `amount_raw` in, or take for exactly that out.
@@ -124,14 +120,12 @@ class UniswapV3:
         """
         if amount_raw <= 0:
             return _refused("no_amount", path, amount_raw, exact_out)
-        states, pools = self._synced, _pools(path)
+        pools = _pools(path)
         if any(self._addresses.get(pool) == ZERO_ADDRESS for pool in pools):
             return _refused("no_pool", path, amount_raw, exact_out)
+        states = yield from self._states.of(pools)
         if not all(pool in states for pool in pools):
-            states = {}
-            yield from self._read(pools, states)
-            if not all(pool in states for pool in pools):
-                return _refused("no_pool", path, amount_raw, exact_out)
+            return _refused("no_pool", path, amount_raw, exact_out)
         gas = _HOP_GAS * len(pools)
         other_raw = amount_raw
         hops = list(zip(path.tokens, pools, strict=False))
@@ -162,12 +156,8 @@ class UniswapV3:
             limit_raw=limit_raw,
         )
 
-    def _read(self, pools: Iterable[_Pool], states: dict[_Pool, PoolState]) -> Reads[None]:
-        """Read the pools that exist into `states`."""
-        yield from together([self._read_one(pool, states) for pool in pools])
-
-    def _read_one(self, pool: _Pool, states: dict[_Pool, PoolState]) -> Reads[None]:
-        # whoever asks beside this for the same pool may be answered first: then what it learnt is what counts
+    def _read(self, pool: _Pool, states: dict[_Pool, PoolState]) -> Reads[None]:
+        """Read a pool into `states`, if the factory knows it."""
         address = self._addresses.get(pool)
         if address is None:
             (answer,) = yield [_GET_POOL.call(self._factory, *pool)]
@@ -186,10 +176,10 @@ class UniswapV3:
             self._addresses.pop(pool, None)
             self._seen.pop(pool, None)
             return
-        if pool not in states:
-            states[pool] = known.renewed(answers) if known else first_state(address, pool[2], answers)
-            self._seen[pool] = states[pool]
-        yield from states[pool].settle()
+        state = known.renewed(answers) if known else first_state(address, pool[2], answers)
+        self._seen[pool] = state
+        yield from state.settle()
+        states[pool] = state
 
     def _tiers(self, one: Address, other: Address, *, deepest: bool = False) -> list[int]:
         """Fee tiers whose pool may exist, deepest for its fee first; only the deepest of those seen, if asked so."""
