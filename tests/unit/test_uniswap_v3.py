@@ -177,6 +177,38 @@ def test_the_price_moves_on() -> None:
     assert chain.run(venue.quote(path, 10**6)).amount_out_raw == 999_500 * 1_002_001 // 1_000_000
 
 
+def test_what_swaps_do_not_need_any_more_is_not_asked_for() -> None:
+    """Far ticks that a large swap needed are asked for again until the price moved and nothing needed them since."""
+    chain = _Chain(
+        {(WETH, USDC, 100): DEEP}, nets={tick: DEEP if tick % 2 else -DEEP for tick in range(-900, 0)}
+    )
+    venue, path = _venue(tiers=(100,)), Path((WETH, USDC), (100,))
+
+    def asked(number: int) -> int:
+        chain.asked.clear()
+        _synced(chain, venue, [path], number)
+        return len(chain.asked)
+
+    asked(1)
+    assert isinstance(chain.run(venue.quote(path, 5 * 10**15)), Quote)
+    assert asked(2) == asked(3) > 150
+    for number in (4, 5):
+        chain.price += 1
+        asked(number)
+    assert asked(6) < 60
+
+
+def test_thousands_of_ticks_do_not_keep_the_keeper_reading() -> None:
+    """A swap over more ticks than anybody would pay for is refused, after a few rounds."""
+    chain = _Chain(
+        {(WETH, USDC, 100): DEEP}, nets={tick: DEEP if tick % 2 else -DEEP for tick in range(-900, 0)}
+    )
+    venue, path = _venue(tiers=(100,)), Path((WETH, USDC), (100,))
+    answer = chain.run(venue.quote(path, 10**18))
+    assert isinstance(answer, Refusal) and answer.reason == "no_liquidity"
+    assert chain.rounds < 16 and len(chain.asked) < 600
+
+
 def test_an_exact_output_is_told_backwards() -> None:
     """The router wants an exact output's path from the token bought to the token sold."""
     venue, path = _venue(), Path((WETH, DAI, USDC), (500, 3000))

@@ -13,8 +13,8 @@ from keeper import abi
 from keeper.errors import AdapterError
 from keeper.seams import Reads
 from keeper.types import Address, Call, Result, Reverted, hex_of
-from keeper.venues.uniswap_v3.swapping import REACH_WORDS, Lane
-from keeper.venues.uniswap_v3.ticks import Tick, word_of
+from keeper.venues.uniswap_v3.swapping import Lane
+from keeper.venues.uniswap_v3.ticks import WORD, Tick, word_of
 
 _POOL: Final = abi.load("UniswapV3Pool")
 _SLOT0: Final = _POOL.function("slot0")
@@ -27,6 +27,7 @@ _TICK: Final = _POOL.function("ticks")
 _TOO_FEW, _NEAR = 4, 16
 
 _Subject = tuple[bool, int]  # whether it is a word of the bitmap or else a tick, and which
+_Learnt = tuple[Call, _Subject, Result]
 
 
 class PoolState:
@@ -52,9 +53,8 @@ class PoolState:
         fee_ppm: int,
         spacing: int,
         about: Sequence[Result],
-        learnt: Iterable[tuple[Call, _Subject, Result]] = (),
     ) -> None:
-        """From the answers of `slot0` and `liquidity`, and of the bitmap's words and of ticks."""
+        """From the answers of `slot0` and `liquidity`; nothing is known of its ticks yet."""
         slot0, liquidity = (_told(answer, address) for answer in about)
         self.address: Final = address
         self.fee_ppm: Final = fee_ppm
@@ -67,7 +67,6 @@ class PoolState:
         self._ticks: Final[dict[int, Tick]] = {}
         self._asked: Final[dict[Call, _Subject]] = {}
         self._answers: Final[list[Result]] = list(about)
-        self._note(learnt)
         up, down = (
             Lane(price, tick, self.liquidity, fee_ppm, spacing, self._words, self._ticks, down=down)
             for down in (False, True)
@@ -88,9 +87,21 @@ class PoolState:
             return self
         # more may have been asked since: that comes last, and is left out
         subjects = self._asked.items()
-        learnt = [(*asked, answer) for asked, answer in zip(subjects, answers[2:], strict=False)]
+        words: list[_Learnt] = []
+        ticks: list[_Learnt] = []
+        for (call, subject), answer in zip(subjects, answers[2:], strict=False):
+            (words if subject[0] else ticks).append((call, subject, answer))
         state = type(self)(self.address, self.fee_ppm, self.spacing, answers[:2])
-        state._note((call, subject, answer) for call, subject, answer in learnt if state._concerns(subject))
+        # what is kept: where this block's swaps went, and what is around the price
+        low, _, high = sorted((state.tick, *(lane.reached for lane in self._lanes)))
+        span = range(word_of(low, self.spacing) - 1, word_of(high, self.spacing) + 2)
+        state._note(each for each in words if each[1][1] in span)
+        near = {tick for lane in state._lanes for tick in lane.ticks_ahead(_NEAR)}
+        state._note(
+            each
+            for each in ticks
+            if state._is_initialised(each[1][1]) and (each[1][1] in near or low <= each[1][1] <= high)
+        )
         return state
 
     def settle(self) -> Reads[None]:
@@ -110,7 +121,7 @@ class PoolState:
         answers = yield calls
         self._note(zip(calls, subjects, answers, strict=True))
 
-    def _note(self, learnt: Iterable[tuple[Call, _Subject, Result]]) -> None:
+    def _note(self, learnt: Iterable[_Learnt]) -> None:
         for call, (is_word, index), answer in learnt:
             if call in self._asked:
                 continue  # swaps of one round asked for the same
@@ -123,13 +134,9 @@ class PoolState:
             self._asked[call] = (is_word, index)
             self._answers.append(answer)
 
-    def _concerns(self, subject: _Subject) -> bool:
-        """Whether it is near enough to the price to be asked for again, and a tick still initialised."""
-        is_word, index = subject
-        if is_word:
-            return abs(index - word_of(self.tick, self.spacing)) <= REACH_WORDS
-        place = index // self.spacing
-        return bool(self._words.get(word_of(index, self.spacing), 0) >> place % 256 & 1)
+    def _is_initialised(self, tick: int) -> bool:
+        word = self._words.get(word_of(tick, self.spacing), 0)
+        return bool(word >> tick // self.spacing % WORD & 1)
 
 
 def first_questions(address: Address) -> list[Call]:

@@ -32,6 +32,8 @@ _Q96: Final = 1 << 96
 # Words of the bitmap looked at either side of the price: a factor of five at a spacing of 1, and nearly every price
 # there is at 10 and more.
 REACH_WORDS: Final = 64
+# More ticks than a swap can pay for: a pool in which somebody made thousands must not keep the keeper reading.
+MOST_CROSSED: Final = 256
 _TICKS_AT_ONCE: Final = 16
 
 # What a pool's steps cost, rounded up: to each stop, over an initialised tick, and what is first written there.
@@ -132,10 +134,15 @@ class Lane:
         following = self._tick if self._down else self._tick + self._spacing
         word = word_of(following, self._spacing)
         if word in self._words:
-            return [], self.ticks_ahead(_TICKS_AT_ONCE)
+            return [], self.ticks_ahead(max(_TICKS_AT_ONCE, self._crossed[-1]))
         count = min(max(1, abs(word - self._origin)), REACH_WORDS + 1 - abs(word - self._origin))
         onwards = -1 if self._down else 1
         return list(range(word, word + onwards * count, onwards)), []
+
+    @property
+    def reached(self) -> int:
+        """The tick up to which swaps needed to know the pool so far."""
+        return self._tick
 
     def ticks_ahead(self, most: int) -> list[int]:
         """The next initialised ticks whose liquidity is not known, among so many."""
@@ -156,7 +163,8 @@ class Lane:
         """Reckon one more step, all the way to its stop; false where too little is known."""
         down, tick, start, liquidity = self._down, self._tick, self._prices[-1], self._liquidity[-1]
         following = tick if down else tick + self._spacing
-        if abs(word_of(following, self._spacing) - self._origin) > REACH_WORDS:
+        out_of_reach = abs(word_of(following, self._spacing) - self._origin) > REACH_WORDS
+        if out_of_reach or self._crossed[-1] >= MOST_CROSSED:
             self._ended = True
             return True
         found = next_in_word(self._words, tick, self._spacing, down=down)
