@@ -62,6 +62,7 @@ from keeper.store import Store, sqlite_path
 from keeper.store.canonical import canonical, plain
 from keeper.types import Address, Gas, Reverted, Token, Wei, hex_of
 from keeper.upgrades import Upgrades
+from keeper.venues.uniswap_v2 import UniswapV2, UniswapV2Config
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
@@ -71,7 +72,7 @@ PROTOCOLS: Final[Mapping[str, Any]] = {
     "reference-perp": ReferencePerp,
     "synthetix-v2-perps": SynthetixV2Perps,
 }
-VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
+VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config, "uniswap-v2": UniswapV2Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
 SENDER_KEY: Final = "KEEPER_SENDER_PRIVATE_KEY"
@@ -119,9 +120,7 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
         )
         closing.push_async_callback(chain.close)
         between = [configured.chain.wrapped_native, configured.profit.token]
-        venues = [
-            UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
-        ]
+        venues = [_venue(model, between) for model in configured.venues]
         flash = _flash_sources(configured, [source.adapter for source in sources])
         yield Parts(configured, chain, sources, tuple(venues), tuple(flash), closing)
 
@@ -413,6 +412,10 @@ def _sources(configured: Settings) -> tuple[Source, ...]:
                 raise ConfigError(f"{same}; remove one of them from [[protocols]].")
             sources.append(Source(adapter, model.from_block))
     return tuple(sources)
+
+
+def _venue(model: Any, between: Sequence[Address]) -> Venue:
+    return UniswapV2(model, between) if isinstance(model, UniswapV2Config) else UniswapV3(model, between)
 
 
 def _protocols() -> dict[str, Any]:

@@ -6,7 +6,7 @@ every round to one block hash. Adapters therefore run the same against a live no
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, Final, Protocol, TypeVar
@@ -199,8 +199,15 @@ class Venue(Protocol):
         """Routes worth quoting, direct and by intermediate tokens; with `thorough` every route there may be."""
         ...
 
+    def sync(self, paths: Iterable[Path], at: BlockTime) -> Reads[None]:
+        """Learn the pools of these routes as of `at`, the block that the rounds are pinned to."""
+        ...
+
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
-        """What the route gives now; an empty or missing pool is a Refusal."""
+        """What the route gives, as of the block last synced; an empty or missing pool is a Refusal.
+
+        No round where the route was synced and what is known of its pools suffices.
+        """
         ...
 
     def swap_leg(self, quote: Quote, *, whole_balance: bool, limit_raw: int) -> SwapLeg:

@@ -30,7 +30,7 @@ from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
-from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
+from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
 from keeper.trial import Attempt, describe, next_base_fee, try_stacked
 from keeper.types import (
     Address,
@@ -334,7 +334,9 @@ class Engine:
                 )
                 for health in chunk
             ]
-            for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
+            # as one read: plans of one head ask for the same pools
+            answers = await self._chain.read(together(reads), head.hash)
+            for health, answer in zip(chunk, answers, strict=True):
                 self._turns.planned(health.key, answer, head.number)
                 if isinstance(answer, Refusal):
                     report.refuse(health.key, answer)

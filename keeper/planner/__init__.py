@@ -1,10 +1,10 @@
 """What to liquidate, how much of it and by which route: the plan with the best net profit, or why there is none.
 
 For every way the protocol allows (an `Option`) a ladder of repay amounts is priced: flash premium, seized collateral,
-and swaps that return the loan and bring the rest into the profit token. The largest amounts of all options are quoted
-first, by all routes in one round; smaller ones follow only if they could still net more at oracle prices, so a deep
-market is priced once. Where the best amount lies inside the ladder, its neighbourhood is priced too. A leg that
-depends on an earlier leg's result adds a round.
+and swaps that return the loan and bring the rest into the profit token. The pools of all routes are read in one round,
+and quotes are reckoned from that. The largest amounts of all options are quoted first, by all routes; smaller ones
+follow only if they could still net more at oracle prices, so a deep market is priced once. Where the best amount lies
+inside the ladder, its neighbourhood is priced too.
 
 Two limits of a plan come from the Liquidator's end check. Its profit may not fall below `min_profit_raw`, and what
 swaps and the flash premium cost may not exceed `max_slippage_bps` of the seized value at oracle prices; amounts
@@ -33,7 +33,7 @@ from typing import Final
 
 from keeper import abi
 from keeper.fixed import BPS, mul_div_down
-from keeper.planner.routing import Candidate, Routes, attempt, recipes, routes_of
+from keeper.planner.routing import Candidate, Routes, attempt, recipes_of, routes_of, synced
 from keeper.planner.sizing import (
     DeadEnd,
     Ladder,
@@ -65,9 +65,9 @@ __all__ = ["PlanContext", "encode_execute", "plan"]
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
 
-# A quote costs the node up to 210 000 gas (two hops), and nodes end a call at some 50 million.
+# A quote of pools that are known takes some 20 µs with all that is done for it.
 _MAX_QUOTES: Final = 192
-_MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # in several calls; more routes must not mean fewer amounts
+_MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # more routes must not mean fewer amounts
 
 
 def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) -> Reads[Plan | Refusal]:
@@ -94,7 +94,7 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     climbable = [ladder for ladder in ladders if isinstance(ladder, Ladder)]
     large = [size_of(each.terms, raw, loans) for each in climbable for raw in each.large_raw]
     sized = yield from together(large)
-    results = yield from together(_within_budget(_sizes(sized), routes, ctx))
+    results = yield from _priced(_sizes(sized), routes, ctx)
     best = _best(results)
     if best is not None and best.acceptable:
         found = yield from together([_hopeful(each, best, loans) for each in climbable])
@@ -104,7 +104,7 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
         smaller = yield from together(small)
         sized += smaller
         hopeful = _sizes(smaller)
-    results += yield from together(_within_budget(hopeful, routes, ctx))
+    results += yield from _priced(hopeful, routes, ctx)
     best = _best(results)
     if best is not None:
         amounts = refined(_curve(results, best), best.point)
@@ -143,6 +143,11 @@ def encode_execute(plan: Plan, global_epoch: int, protocol_epoch: int, last_bloc
     return _EXECUTE.encode(content)
 
 
+def _priced(sizes: Sequence[Size], routes: Routes, ctx: PlanContext) -> Reads[list[Candidate | DeadEnd]]:
+    yield from synced(sizes, routes)
+    return (yield from together(_within_budget(sizes, routes, ctx)))
+
+
 def _within_budget(
     sizes: Sequence[Size], routes: Routes, ctx: PlanContext
 ) -> list[Reads[Candidate | DeadEnd]]:
@@ -154,8 +159,7 @@ def _within_budget(
     attempts: list[Reads[Candidate | DeadEnd]] = []
     room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
     for rungs in options:
-        option = rungs[0].terms.option
-        ways = recipes(option.seize_token.address, option.repay_token.address, ctx.profit_token.address)
+        ways = recipes_of(rungs[0].terms)
         quotes = sum(len(routes(step.token_in, step.token_out)) for way in ways for step in way[:1])
         kept = min(len(rungs), max(room // max(quotes, 1), 0 if attempts else 1))
         room -= kept * quotes

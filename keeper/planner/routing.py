@@ -53,6 +53,12 @@ def recipes(seize: Address, repay: Address, profit: Address) -> tuple[Recipe, ..
     )
 
 
+def recipes_of(terms: Terms) -> tuple[Recipe, ...]:
+    """The recipes of an option."""
+    option = terms.option
+    return recipes(option.seize_token.address, option.repay_token.address, terms.ctx.profit_token.address)
+
+
 def routes_of(ctx: PlanContext) -> Routes:
     """Every venue's paths between two tokens, asked for once per plan."""
 
@@ -65,6 +71,20 @@ def routes_of(ctx: PlanContext) -> Routes:
         ]
 
     return routes
+
+
+def synced(sizes: Sequence[Size], routes: Routes) -> Reads[None]:
+    """Every pool that swaps of these sizes may use, read as of their block: one round, mostly, before any quote."""
+    if not sizes:
+        return
+    options = {id(size.terms): size.terms for size in sizes}.values()
+    steps = [step for terms in options for recipe in recipes_of(terms) for step in recipe]
+    pairs = dict.fromkeys((step.token_in, step.token_out) for step in steps)
+    ways = [route for pair in pairs for route in routes(*pair)]
+    ctx = sizes[0].terms.ctx
+    yield from together(
+        [venue.sync([path for other, path in ways if other is venue], ctx.at) for venue in ctx.venues]
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

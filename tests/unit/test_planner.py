@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,6 +122,9 @@ class _Venue:
             for second in self.fees(middle, token_out)
         ]
         return [*direct, *through]
+
+    def sync(self, paths: Iterable[Path], at: BlockTime) -> Reads[None]:
+        return just(None)
 
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
         self.quoted += 1
