@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Final
 
 import structlog
@@ -245,10 +245,14 @@ class Watch:
     async def refresh(self, protocol: str, keys: Sequence[PositionKey], head: Head) -> None:
         """Read positions exactly as of `head` into the book and remember their accounts."""
         adapter = self.adapters[protocol]
+        ordered = sorted(keys, key=lambda key: key.market)
         for first in range(0, len(keys), _REFRESH_AT_ONCE):
-            chunk = keys[first : first + _REFRESH_AT_ONCE]
-            positions = await self._chain.read(adapter.refresh(chunk), head.hash)
-            self.book.upsert(positions, adapter.rows(positions))
+            chunk = ordered[first : first + _REFRESH_AT_ONCE]
+            reads = [
+                adapter.refresh(list(of_market)) for _, of_market in groupby(chunk, lambda key: key.market)
+            ]
+            for positions in await self._chain.read_all(reads, head.hash):
+                self.book.upsert(positions, adapter.rows(positions))
         if self._memory and keys:
             self._memory.add_accounts(keys)
 
