@@ -226,5 +226,5 @@ def _raw(world: World, symbol: str, usd: int) -> int:
     return usd * _E8 * 10 ** world.tokens[symbol].decimals // world.prices_e8[symbol]
 
 
-def _word(value: Any) -> bytes:
+def _word(value: int | bytes) -> bytes:
     return value.to_bytes(32) if isinstance(value, int) else bytes(value).rjust(32, b"\0")

@@ -24,6 +24,7 @@ from keeper.types import (
     BlockTime,
     Gas,
     Hash,
+    Head,
     Health,
     Marks,
     Option,
@@ -169,6 +170,17 @@ class Follower:
             shares,
             collateral_raw,
         )
+
+    async def accrued(self, market: MorphoMarket, head: Head, timestamp_s: int) -> Totals:
+        """A market's totals after accrueInterest in the next block at that time, on the node's own EVM."""
+        sender, gas = self.world.cast.liquidator.address, Gas(1_000_000)
+        accrue = self.blue.abi.function("accrueInterest").encode(market.params)
+        steps = [
+            SimCall(sender, self.morpho.address, data, gas) for data in (accrue, _MARKET.encode(market.id))
+        ]
+        done, told = await self.chain.simulate(steps, head, timestamp_s, head.base_fee_wei)
+        assert done.status == 1, done
+        return Totals(*_MARKET.decode(told.output))
 
     async def fund(self) -> None:
         """Give the liquidator a fortune in every loan token, and Morpho its approval."""
