@@ -137,7 +137,8 @@ def synthetix(name: str) -> Artifact:
 @functools.cache
 def morpho(name: str) -> Artifact:
     """Morpho Blue or one of its package's mocks, compiled from the published source when first asked for."""
-    entries = [f"{_MORPHO}/{entry}.sol" for entry in ("Morpho", "mocks/IrmMock", "mocks/OracleMock")]
+    parts = ("Morpho", "libraries/EventsLib", "mocks/IrmMock", "mocks/OracleMock")
+    entries = [f"{_MORPHO}/{part}.sol" for part in parts]
     built = solc.compile_sources("morpho", entries, [node_modules()], {}, _MORPHO_SOLC, _MORPHO_SETTINGS)
     return _compiled(built[name])
 

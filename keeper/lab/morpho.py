@@ -223,7 +223,8 @@ async def _deploy_oracle(node: Node, world: World, spec: MarketSpec) -> Address:
 
 
 def _raw(world: World, symbol: str, usd: int) -> int:
-    return usd * _E8 * 10 ** world.tokens[symbol].decimals // world.prices_e8[symbol]
+    amount_raw: int = usd * _E8 * 10 ** world.tokens[symbol].decimals // world.prices_e8[symbol]
+    return amount_raw
 
 
 def _word(value: int | bytes) -> bytes:

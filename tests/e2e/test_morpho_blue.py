@@ -121,7 +121,7 @@ async def test_unhealthy_accounts_of_both_protocols_are_liquidated(
     """
     async with scene_on(place, tmp_path, listed=listed) as scene:
         await scene.open(BorrowSpec(WHO, WETH_USDC, 10 * ETHER, 9_800))
-        spec = PositionSpec(OTHER, {"WETH": 10 * ETHER}, {"USDC": 1}, 102 * WAD // 100)
+        spec = PositionSpec(OTHER, {"WETH": 10 * ETHER}, {"USDC": 1}, 104 * WAD // 100)
         await open_position(place.node, place.world.cast, place.world.aave["3.6"], spec)
         assert (await scene.line.step()).liquidatable == 0
         await scene.move({"WETH": 0.95})
@@ -188,12 +188,30 @@ async def test_one_account_in_two_markets_is_liquidated_in_both(lab: Lab, tmp_pa
         await scene.move({"WETH": 0.95})
         settled = await scene.work()
         assert len(settled) == 2
-        assert [await scene.owed(WHO, market) for market in (WETH_USDC, WETH_DAI)] == [
-            (0, left) for left in [(await scene.owed(WHO, market))[1] for market in (WETH_USDC, WETH_DAI)]
-        ]
+        assert [(await scene.owed(WHO, market))[0] for market in (WETH_USDC, WETH_DAI)] == [0, 0]
+
+
+async def test_explain_and_scan_tell_each_market_apart(lab: Lab, tmp_path: Path) -> None:
+    """Before the daemon ever ran, every listed market answers for the account: two by its positions, the others that
+    nothing is owed there; and scan lists both.
+    """
+    async with scene_on(lab, tmp_path) as scene:
+        held = (WETH_USDC, WETH_DAI)
+        await scene.open(*(BorrowSpec(WHO, market, 5 * ETHER, 9_900) for market in held))
+        await scene.move({"WETH": 0.98})
         told = await commands.explain(scene.rig.config, checksum(WHO))
         of_morpho = {each["market"]: each for each in told["protocols"] if each["protocol"] == "morpho"}
-        assert len(of_morpho) == len(MARKETS)
+        ids = [hex_of(market.id) for market in scene.morpho.markets]
+        assert set(of_morpho) == set(ids)
+        for place, market_id in enumerate(ids):
+            stages = [(each["stage"], each["answer"]) for each in of_morpho[market_id]["stages"]]
+            if place in held:
+                assert ("assess", "liquidatable") in stages and ("options", "allowed") in stages
+                assert ("trial", "pays") in stages
+            else:
+                assert stages == [("discover", "no_debt")]
+        scanned = await commands.scan(scene.rig.config, liquidatable=True, limit=10)
+        assert {each["market"] for each in scanned["positions"]} == {ids[place] for place in held}
 
 
 async def test_a_restart_knows_markets_and_accounts(lab: Lab, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ All markets are one adapter's, because one contract holds them and the Safe allo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal
 
@@ -64,21 +65,17 @@ _TOUCHING: Final = {
     )
 }
 _LIQUIDATED: Final = MORPHO.event("Liquidate").topic
-_ID_SIZE: Final = 32
 
 
 def _market_id(value: object) -> object:
-    if not isinstance(value, str) or not value.startswith("0x"):
+    if not isinstance(value, str):
         return value
-    try:
-        return bytes.fromhex(value[2:])
-    except ValueError as error:
-        raise ValueError(
-            f"{value!r} is not a market id: 0x and 64 hexadecimal digits are expected."
-        ) from error
+    if not re.fullmatch(r"0x[0-9a-fA-F]{64}", value):
+        raise ValueError(f"{value!r} is not a market id: 0x and 64 hexadecimal digits are expected.")
+    return bytes.fromhex(value[2:])
 
 
-MarketId = Annotated[Hash, BeforeValidator(_market_id), Field(min_length=_ID_SIZE, max_length=_ID_SIZE)]
+MarketId = Annotated[Hash, BeforeValidator(_market_id)]
 
 
 class MorphoBlueConfig(BaseModel):
