@@ -208,7 +208,7 @@ async def test_a_market_made_meanwhile_is_followed_from_its_first_debt(lab: Lab)
         await follower.open(BorrowSpec(OTHER, 6, 3 * ETHER, 9_000))
         head = await follower.follow()
         told = follower.judged(OTHER, 6, marks)
-        assert isinstance(told, Refusal) and told.reason == "not_valued"
+        assert isinstance(told, Refusal) and told.reason == "new_market"
         assert follower.health(OTHER, 6, await follower.marks(head)).debt_base > 0
 
 
@@ -255,7 +255,7 @@ async def test_markets_of_strangers_tokens_are_left_alone(lab: Lab) -> None:
         marks = await follower.marks(await follower.follow())
         assert follower.key(OTHER, 6) in follower.watch.book
         told = follower.judged(OTHER, 6, marks)
-        assert isinstance(told, Refusal) and told.reason == "not_valued"
+        assert isinstance(told, Refusal) and told.reason == "no_usd_feed"
         assert len(marks.exact.states) == 1
         assert follower.watch.book.candidates(marks) == []
 

@@ -112,7 +112,7 @@ def test_rows_miss_nobody_on_the_very_edge() -> None:
             book.upsert(positions, rows_of(positions))
             candidates = set(book.candidates(marks))
             for key in book:
-                health = judge(book.position(key), exact)
+                health = judge(book.position(key), state)
                 assert isinstance(health, Health)
                 assert health.liquidatable == unsafe
                 if unsafe:
@@ -136,7 +136,7 @@ def test_a_market_without_a_price_selects_everybody() -> None:
     book = Book()
     book.upsert(positions, rows_of(positions))
     assert len(book.candidates(marks)) == 2
-    assert judge(book.position(next(iter(book))), exact) == why
+    assert judge(book.position(next(iter(book))), state) == why
 
 
 def test_all_collateral_never_repays_more_shares_than_there_are() -> None:

@@ -225,7 +225,7 @@ class MorphoBlue:
 
     def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
         """Totals with interest, oracle prices and dollars as a block at `at.timestamp_s` would find them."""
-        asked = [self._markets[each] for each in self._owing if self._valued(self._markets[each])]
+        asked = [each for each in self.markets if each.id in self._owing and self._valued(each)]
         exact = yield from read_marks(self._morpho, asked, self._known_feeds(), self._max_price_age_s, at)
         for market in asked:
             if not exact.states[market.number].totals.borrow_shares:
@@ -248,8 +248,15 @@ class MorphoBlue:
         return rows_of(positions)
 
     def assess(self, position: Position, marks: Marks) -> Health | Refusal:
-        """The account's health as `_isHealthy` would find it at the marks' timestamp and price."""
-        return judge(position, marks.exact)
+        """The account's health as `_isHealthy` would find it at the marks' timestamp and price.
+
+        Refused where these marks know nothing of its market: it has no dollar feed, or was not known before this head.
+        """
+        state = marks.exact.states.get(position.group)
+        if state is None:
+            reason = "new_market" if self._valued(self.markets[position.group]) else "no_usd_feed"
+            return Refusal("assess", reason, {"market": position.key.market})
+        return judge(position, state)
 
     def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
         """The collateral's price in dollars, by the market's oracle, at which the account may owe just what it owes."""

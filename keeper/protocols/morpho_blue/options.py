@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from keeper.fixed import WAD, mul_div_down, mul_div_up
 from keeper.protocols.morpho_blue.market import LIQUIDATE, PRICE_DECIMALS, market_in
-from keeper.protocols.morpho_blue.marks import MorphoMarks, State
+from keeper.protocols.morpho_blue.marks import State
 from keeper.protocols.morpho_blue.rules import (
     PRICE_SCALE,
     Moved,
@@ -56,11 +56,8 @@ class _Choice:
         return self.seizure.seizing_all() if shares is None else self.seizure.repaying(shares)
 
 
-def judge(position: Position, marks: MorphoMarks) -> Health | Refusal:
+def judge(position: Position, state: State) -> Health | Refusal:
     """The account's health as `_isHealthy` finds it, with an `Account` as its detail."""
-    state = marks.states.get(position.group)
-    if state is None:
-        return Refusal("assess", "not_valued", {"market": position.key.market})
     if state.why_not is not None:
         return state.why_not
     collateral_raw, shares = position.words
