@@ -15,6 +15,7 @@ from keeper.abi import checksum
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
+from keeper.lab.judge import judge
 from keeper.lab.morpho import (
     MARKETS,
     BorrowSpec,
@@ -237,7 +238,7 @@ async def test_a_restart_knows_markets_and_accounts(lab: Lab, tmp_path: Path) ->
 
 async def test_a_crash_leaves_nobody_unhealthy(lab: Lab, tmp_path: Path) -> None:
     """Thirty random accounts in all markets, prices that fall in steps, some below what is owed: after each step nobody
-    is left whose liquidation pays, and profit is as foretold throughout.
+    is left, profit is as foretold throughout, and the judge agrees.
     """
     chance = random.Random(20_261_126)
     async with scene_on(lab, tmp_path) as scene:
@@ -258,3 +259,5 @@ async def test_a_crash_leaves_nobody_unhealthy(lab: Lab, tmp_path: Path) -> None
             await set_oracle(lab.node, lab.world, mock, price * 95 // 100)
             done += len(await scene.work())
         assert done > 10
+        verdict = await judge(scene.rig.config)
+        assert verdict.ok, str(verdict)

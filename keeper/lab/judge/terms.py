@@ -27,13 +27,15 @@ _NAMED_BY: Final = 4  # bytes of a market's address
 class Listed:
     """One configured market: its name, which is its pause scope, and the address it is known by.
 
-    That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy.
+    That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy, and
+    Morpho Blue itself, of which `parts` are the listed markets, all where there are none.
     `max_price_age_s` is how old a price may be that no feed of the Liquidator tells.
     """
 
     name: str
     address: Address
     max_price_age_s: int = 0
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,15 @@ class Terms:
     markets: tuple[Listed, ...]
     curies: tuple[Listed, ...]
     synthetix: tuple[Listed, ...]
+    morphos: tuple[Listed, ...]
     exchanges: tuple[Exchange, ...]
     record: Path
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all markets."""
-        return tuple(listed.name for listed in (*self.markets, *self.curies, *self.synthetix))
+        listed = (*self.markets, *self.curies, *self.synthetix, *self.morphos)
+        return tuple(each.name for each in listed)
 
 
 def read_terms(path: Path) -> Terms:
@@ -116,6 +120,14 @@ def read_terms(path: Path) -> Terms:
         ),
         synthetix=tuple(
             listed for table in top.tables("protocols", "synthetix-v2-perps") for listed in _listed(table)
+        ),
+        morphos=tuple(
+            Listed(
+                table.text("name"),
+                table.address("morpho"),
+                parts=frozenset(str(item).lower() for item in table.items("markets", ())),
+            )
+            for table in top.tables("protocols", "morpho-blue")
         ),
         exchanges=tuple(
             Exchange(
