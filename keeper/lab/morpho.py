@@ -30,7 +30,9 @@ _GAS: Final = 600_000
 
 @dataclass(frozen=True, slots=True)
 class MarketSpec:
-    """A market to open. `irm` is adaptive, mock or none; `oracle` is chainlink or mock."""
+    """A market to open. `irm` is adaptive, mock or none; `oracle` is chainlink, over two feeds where `through` names
+    one more, or mock.
+    """
 
     collateral: str
     loan: str
@@ -38,6 +40,7 @@ class MarketSpec:
     irm: str = "adaptive"
     oracle: str = "chainlink"
     fee_wad: int = 0
+    through: str | None = None
 
 
 def _percent(tenths: int) -> int:
@@ -210,10 +213,10 @@ async def _deploy_oracle(node: Node, world: World, spec: MarketSpec) -> Address:
     deployer = world.cast.deployer.address
     loan, collateral = world.tokens[spec.loan], world.tokens[spec.collateral]
     if spec.oracle == "chainlink":
-        feeds = (world.feeds[spec.collateral].proxy, world.feeds[spec.loan].proxy)
-        code = morpho_double("ChainlinkOracle").creation_code(
-            feeds[0], collateral.decimals, feeds[1], loan.decimals
-        )
+        second = ZERO_ADDRESS if spec.through is None else world.feeds[spec.through].proxy
+        base, quote = world.feeds[spec.collateral].proxy, world.feeds[spec.loan].proxy
+        sides = (base, second, collateral.decimals, quote, loan.decimals)
+        code = morpho_double("ChainlinkOracle").creation_code(*sides)
         return await node.deploy(deployer, code)
     oracle = await node.deploy(deployer, morpho("OracleMock").creation_code())
     worth = world.prices_e8[spec.collateral] * PRICE_SCALE * 10**loan.decimals

@@ -68,24 +68,27 @@ contract AdaptiveIrm {
 }
 
 /// @title ChainlinkOracle
-/// @notice Stands for MorphoChainlinkOracleV2 without vaults: the same questions, the same scale, one feed a side or none.
+/// @notice Stands for MorphoChainlinkOracleV2 without vaults: the same questions and scale, up to two feeds for the
+/// collateral and one for the loan.
 contract ChainlinkOracle {
     IFeed public immutable BASE_FEED_1;
+    IFeed public immutable BASE_FEED_2;
     IFeed public immutable QUOTE_FEED_1;
     uint256 public immutable SCALE_FACTOR;
-    address public constant BASE_FEED_2 = address(0);
     address public constant QUOTE_FEED_2 = address(0);
     address public constant BASE_VAULT = address(0);
     address public constant QUOTE_VAULT = address(0);
 
-    constructor(IFeed baseFeed, uint256 baseDecimals, IFeed quoteFeed, uint256 quoteDecimals) {
+    constructor(IFeed baseFeed, IFeed secondFeed, uint256 baseDecimals, IFeed quoteFeed, uint256 quoteDecimals) {
         BASE_FEED_1 = baseFeed;
+        BASE_FEED_2 = secondFeed;
         QUOTE_FEED_1 = quoteFeed;
-        SCALE_FACTOR = 10 ** (36 + quoteDecimals + _decimals(quoteFeed) - baseDecimals - _decimals(baseFeed));
+        uint256 feedDecimals = _decimals(baseFeed) + _decimals(secondFeed);
+        SCALE_FACTOR = 10 ** (36 + quoteDecimals + _decimals(quoteFeed) - baseDecimals - feedDecimals);
     }
 
     function price() external view returns (uint256) {
-        return SCALE_FACTOR * _answer(BASE_FEED_1) / _answer(QUOTE_FEED_1);
+        return SCALE_FACTOR * _answer(BASE_FEED_1) * _answer(BASE_FEED_2) / _answer(QUOTE_FEED_1);
     }
 
     function _answer(IFeed feed) private view returns (uint256) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,18 +12,23 @@ from pathlib import Path
 import pytest
 
 from keeper import commands
-from keeper.abi import checksum
+from keeper.abi import checksum, load
+from keeper.errors import RpcError
 from keeper.fixed import WAD
+from keeper.guard import PauseState, scope_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.judge import judge
 from keeper.lab.morpho import (
     MARKETS,
     BorrowSpec,
+    MarketSpec,
     Morpho,
+    MorphoMarket,
     borrow,
     deploy_morpho,
     morpho_of,
+    open_market,
     price_of,
     set_oracle,
     table,
@@ -32,7 +38,7 @@ from keeper.lab.positions import PositionSpec, open_position
 from keeper.lab.rig import Rig, make_rig
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
-from keeper.ledger import Booked
+from keeper.ledger import Booked, copies
 from keeper.types import Address, hex_of
 from tests.e2e.line import Line, open_again
 from tests.protocols.morpho_blue_lab import USDC_WETH, WBTC_USDC, WBTC_WETH, WETH_DAI, WETH_USDC, WSTETH_WETH
@@ -40,6 +46,7 @@ from tests.protocols.morpho_blue_lab import USDC_WETH, WBTC_USDC, WBTC_WETH, WET
 WHO, OTHER = account(1), account(2)
 ETHER = 10**18
 _E8 = 10**8
+_LONG_AGO_S = 121  # so that nothing that was signed before can be mined any more
 
 
 @pytest.fixture(params=["chain", "fork"])
@@ -261,3 +268,98 @@ async def test_a_crash_leaves_nobody_unhealthy(lab: Lab, tmp_path: Path) -> None
         assert done > 10
         verdict = await judge(scene.rig.config)
         assert verdict.ok, str(verdict)
+
+
+async def _trap(scene: Scene, thief: Address) -> tuple[MorphoMarket, int]:
+    """A market of the thief's own on real tokens, where a hundredth of a WETH stands for a fortune that he then takes;
+    what liquidating it would cost.
+    """
+    node, world, usdc = scene.lab.node, scene.lab.world, scene.lab.world.tokens["USDC"]
+    lent_raw, worth = 100_000 * 10**6, 10**36 * 10**6 * 10**6 // ETHER
+    spec = MarketSpec("WETH", "USDC", 86 * WAD // 100, irm="none", oracle="mock")
+    deployed = await open_market(node, world, scene.morpho, spec)
+    market = deployed.markets[-1]
+    await set_oracle(node, world, market, 100 * worth)
+    await borrow(node, world, deployed, [BorrowSpec(thief, len(MARKETS), ETHER // 100, 0)])
+    blue = morpho_of(node, scene.morpho)
+    await blue.send(thief, "borrow", market.params, lent_raw, 0, thief, thief)
+    await set_oracle(node, world, market, 11 * worth)
+    assert await balance_of(node, usdc, thief) == lent_raw
+    return market, lent_raw
+
+
+async def test_a_market_of_a_thiefs_own_takes_nothing(lab: Lab, tmp_path: Path) -> None:
+    """The keeper finds it, sees that real pools do not pay for it, and leaves it; and whoever stole the operator's key
+    cannot make the Liquidator pay the thief's debt either, alone or on the back of a liquidation that pays.
+    """
+    async with scene_on(lab, tmp_path, listed=False) as scene:
+        thief, world, line = account(666), lab.world, scene.line
+        market, owed_raw = await _trap(scene, thief)
+        await scene.open(BorrowSpec(WHO, WETH_USDC, 10 * ETHER, 9_800))
+        await line.step()
+        await scene.move({"WETH": 0.95})
+        await lab.node.mine_on_demand()
+        report = await line.step()
+        assert (report.liquidatable, len(report.sent)) == (2, 1)
+        [(stage, _)] = line.refusals(report, thief)
+        assert stage == "plan"
+        view = await line.engine.look(line.head)
+        assert isinstance(view.pause, PauseState)
+        epochs = (view.pause.global_scope.epoch, view.pause.scopes[scope_of("morpho")].epoch)
+        usdc, weth = world.tokens["USDC"].address, world.tokens["WETH"].address
+        liquidate, execute = load("MorphoBlue").function("liquidate"), load("Liquidator").function("execute")
+        blue = morpho_of(lab.node, scene.morpho)
+        honest = scene.morpho.markets[WETH_USDC]
+
+        async def attempted(*victims: tuple[MorphoMarket, Address, int]) -> str:
+            calls = []
+            for of, who, approved_raw in victims:
+                shares = (await blue.read("position", of.id, who))[1]
+                data = liquidate.encode(of.params, who, 0, shares, b"")
+                calls.append((scene.morpho.address, usdc, approved_raw, data))
+            pool, loan_raw = world.aave["3.6"].pool, sum(each[2] for each in victims)
+            plan: tuple[object, ...] = (
+                bytes(32),
+                pool,
+                usdc,
+                loan_raw,
+                calls,
+                [],
+                [usdc, weth],
+                usdc,
+                0,
+                *epochs,
+                10**9,
+            )
+            with pytest.raises(RpcError) as refused:
+                await lab.node.call(line.rig.liquidator, execute.encode(plan), world.cast.operator.address)
+            return load("Liquidator").error(refused.value.data) or ""
+
+        fortune = (market, thief, owed_raw + 10**6)
+        assert (await attempted(fortune)).startswith("Overspent")
+        assert (await attempted((honest, WHO, 17_000 * 10**6), fortune)).startswith("Overspent")
+        await lab.node.mine_each_transaction()
+
+
+async def test_a_restored_record_finds_the_position_again(lab: Lab, tmp_path: Path) -> None:
+    """A copy does not know what was sent after it was made: the liquidation is found on chain, settled, and put down
+    for the position in its own market.
+    """
+    copy, record = tmp_path / "copy.db", tmp_path / "keeper.db"
+    async with scene_on(lab, tmp_path) as scene:
+        await scene.open(BorrowSpec(WHO, WETH_USDC, 10 * ETHER, 9_800))
+        await scene.line.step()
+        copies.back_up(scene.line.store.path, copy, scene.line.head.timestamp_s - _LONG_AGO_S)
+        await scene.move({"WETH": 0.95})
+        [lost] = await scene.work()
+    record.rename(tmp_path / "lost.db")
+    head = await lab.node.head()
+    copies.restore(copy, record, lab.world.chain_id, head.timestamp_s - _LONG_AGO_S)
+    async with open_again(lab, scene.rig) as line:
+        await line.step()
+        [found] = line.booked("settled")
+        assert (found.account, found.body["tx"]) == (lost.account, lost.body["tx"])
+        assert found.body["profit_raw"] == lost.body["profit_raw"]
+    with sqlite3.connect(record) as rows:
+        [(market,)] = rows.execute("SELECT market FROM intents").fetchall()
+    assert market == hex_of(scene.morpho.markets[WETH_USDC].id)

@@ -187,6 +187,8 @@ async def test_only_listed_markets_are_followed_where_some_are(lab: Lab) -> None
     async with following(lab, deployed, [deployed.markets[WETH_USDC].id]) as follower:
         head = await follower.follow()
         assert set(follower.watch.book) == {follower.key(BORROWER, WETH_USDC)}
+        logs = await follower.watch.logs(0, head.number)
+        assert follower.adapter.discover(logs).keys == set(follower.watch.book)
         other = follower.key(BORROWER, USDC_WETH)
         await follower.watch.refresh("morpho", [other], await follower.chain.head())
         assert other not in follower.watch.book
@@ -213,10 +215,12 @@ async def test_a_market_made_meanwhile_is_followed_from_its_first_debt(lab: Lab)
 
 
 async def test_oracles_of_listed_markets_name_the_feeds(lab: Lab) -> None:
-    """Where none is configured, one dollar aggregator on a side is taken from a listed market's own oracle; a mock
-    names none, and whoever is found by logs alone is not asked at all.
+    """Where none is configured, one dollar aggregator on a side is taken from a listed market's own oracle; of two on a
+    side neither is, a mock names none, and whoever is found by logs alone is not asked at all.
     """
     world, deployed = lab.world, await deploy_morpho(lab.node, lab.world)
+    two = MarketSpec("wstETH", "USDC", 86 * WAD // 100, through="DAI")
+    deployed = await open_market(lab.node, world, deployed, two)
     await borrow(lab.node, world, deployed, [POSITION])
     async with await Chain.open([lab.anvil.url], world.chain_id) as chain:
         head = await chain.head()
@@ -231,6 +235,7 @@ async def test_oracles_of_listed_markets_name_the_feeds(lab: Lab) -> None:
         assert named == {
             world.tokens[symbol].address: world.feeds[symbol].proxy for symbol in ("WETH", "USDC")
         }
+        assert set((await loaded(6)).feeds()) == {world.tokens["USDC"].address}
         mock = await loaded(WBTC_WETH)
         assert mock.feeds() == {}
         assert "WBTC/WETH" in mock.warnings()[0]
@@ -258,6 +263,8 @@ async def test_markets_of_strangers_tokens_are_left_alone(lab: Lab) -> None:
         assert isinstance(told, Refusal) and told.reason == "no_usd_feed"
         assert len(marks.exact.states) == 1
         assert follower.watch.book.candidates(marks) == []
+        await follower.watch.load(await follower.chain.head())
+        assert world.tokens["ODD"].address not in follower.adapter.feeds()
 
 
 async def test_what_is_no_morpho_or_no_market_says_so(lab: Lab) -> None:
