@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from keeper.book import Book
 from keeper.fixed import WAD
 from keeper.protocols.morpho_blue.market import Market
 from keeper.protocols.morpho_blue.marks import MorphoMarks, State, UsdPrice
-from keeper.protocols.morpho_blue.options import judge
+from keeper.protocols.morpho_blue.options import judge, liquidation_price
 from keeper.protocols.morpho_blue.positions import rows_of
 from keeper.protocols.morpho_blue.rules import PRICE_SCALE, Seizure, Totals, accrued, incentive_wad
 from keeper.types import Address, BlockNumber, BlockTime, Hash, Health, Marks, Positions, Refusal, Token
@@ -163,3 +164,17 @@ def test_all_collateral_never_repays_more_shares_than_there_are() -> None:
         else:
             between += 1
     assert between > 20
+
+
+def test_where_nothing_may_be_owed_no_price_makes_it_healthy() -> None:
+    """At an LLTV of 0 there is no liquidation price, and every debt is unhealthy."""
+    known = _random_state(random.Random(3), 0)
+    market = replace(known.market, lltv_wad=0)
+    state = replace(known, market=market)
+    positions = _positions([(10**18, 10**6)], state)
+    book = Book()
+    book.upsert(positions, rows_of(positions))
+    health = judge(book.position(next(iter(book))), state)
+    assert isinstance(health, Health)
+    assert health.liquidatable
+    assert liquidation_price(health) is None

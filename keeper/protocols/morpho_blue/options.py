@@ -80,9 +80,10 @@ def judge(position: Position, state: State) -> Health | Refusal:
 def liquidation_price(health: Health) -> int | None:
     """The collateral's price in dollars at which the account may owe just what it owes; None without either."""
     account: Account = health.detail
-    if not account.collateral_raw or not account.owed_raw:
+    lltv_wad = account.state.market.lltv_wad
+    if not account.collateral_raw or not account.owed_raw or not lltv_wad:
         return None
-    worth_raw = mul_div_up(account.owed_raw, WAD, account.state.market.lltv_wad)
+    worth_raw = mul_div_up(account.owed_raw, WAD, lltv_wad)
     return account.state.dollars_at(mul_div_up(worth_raw, PRICE_SCALE, account.collateral_raw))
 
 
