@@ -166,6 +166,21 @@ async def test_every_kind_of_market_is_liquidated(lab: Lab, tmp_path: Path, mark
         assert (intent.body["bad_debt_raw"], intent.account) == (0, checksum(WHO)), settled
 
 
+async def test_the_largest_debt_comes_first_whoever_counts_it(lab: Lab, tmp_path: Path) -> None:
+    """Protocols count dollars in different decimals: a large debt on Aave comes before a small one on Morpho."""
+    async with scene_on(lab, tmp_path) as scene:
+        await scene.open(BorrowSpec(WHO, WETH_USDC, ETHER, 9_800))
+        spec = PositionSpec(OTHER, {"WETH": 10 * ETHER}, {"USDC": 1}, 104 * WAD // 100)
+        await open_position(lab.node, lab.world.cast, lab.world.aave["3.6"], spec)
+        await scene.line.step()
+        await scene.move({"WETH": 0.95})
+        (tmp_path / "keeper.halt").touch()
+        report = await scene.line.step()
+        assert [who for _, who, each in report.refused if each.stage == "clear"] == [OTHER, WHO], (
+            report.refused
+        )
+
+
 async def test_bad_debt_is_realised_and_told(lab: Lab, tmp_path: Path) -> None:
     """Where the collateral is worth less than the debt with the incentive, all of it is seized; what is written off is
     booked beforehand to the unit, and nothing of the position is left.
