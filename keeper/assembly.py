@@ -46,6 +46,7 @@ from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3
+from keeper.protocols.morpho_blue import MorphoBlue
 from keeper.protocols.perp_curie import PerpCurie
 from keeper.protocols.reference_perp import ReferencePerp
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps
@@ -68,6 +69,7 @@ from keeper.watch import Source, Watch
 
 PROTOCOLS: Final[Mapping[str, Any]] = {
     "aave-v3": AaveV3,
+    "morpho-blue": MorphoBlue,
     "perp-curie": PerpCurie,
     "reference-perp": ReferencePerp,
     "synthetix-v2-perps": SynthetixV2Perps,

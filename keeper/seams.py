@@ -92,6 +92,8 @@ class Adapter(Protocol):
     `settled_jointly`: its calls only make sense together (margin goes in, a position is taken over and closed, and
     margin comes out), so the Liquidator must judge their sum instead of each.
 
+    `market` is the market of its keys; an adapter of many markets names each of them in its keys, and itself here.
+
     `plan_gas` is what a cheap plan takes besides its swaps (flash loan, liquidation, feeds, end check): a first guess,
     since the trial and not this figure has the last word on a plan that seems to pay.
     """
@@ -141,8 +143,12 @@ class Adapter(Protocol):
         """Accounts, where the chain lists them; else empty."""
         ...
 
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """Every position an account may have in the markets known so far; valid after `load`."""
+        ...
+
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
-        """Read positions exactly, in columns."""
+        """Read positions of one market exactly, in columns."""
         ...
 
     def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
@@ -180,8 +186,8 @@ class Adapter(Protocol):
         """Calls of the Liquidator that carry it out."""
         ...
 
-    def account_of(self, calldata: bytes) -> Address | None:
-        """Whose liquidation the calldata of such a call is; None where it is none."""
+    def position_of(self, calldata: bytes) -> PositionKey | None:
+        """Which position's liquidation the calldata of such a call is; None where it is none."""
         ...
 
 

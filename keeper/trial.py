@@ -143,6 +143,7 @@ def describe(
         "seize_token": option.seize_token.address,
         "seize_raw": plan.outcome.seize_raw,
         "seize_price_base": option.seize_price_base,
+        "bad_debt_raw": plan.outcome.bad_debt_raw,
         "seize_round": option.seize_round,
         "flash_source": plan.flash.source,
         "flash_premium_bps": plan.flash.premium_bps,

@@ -162,13 +162,15 @@ class Weights:
 class Marks:
     """Everything that moves without a position being touched: prices, accrued indices, governance parameters.
 
-    `exact` is the adapter's own frozen record in integers; `weights` maps a row group to its column weights.
+    `exact` is the adapter's own frozen record in integers; `weights` maps a row group to its column weights. Where one
+    adapter has many markets, `parts` are those these marks are of, each a group of its own.
     """
 
     at: BlockTime
     market: str
     exact: Any
     weights: Mapping[int, Weights]
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +238,13 @@ class Outcome:
     """What a liquidation of an option would move: the liquidator pays `repay_raw` and receives `seize_raw`.
 
     `later_raw` of the seized token is what it makes due to the liquidator in a later transaction, for gas again.
+    `bad_debt_raw` of the repaid token is what is written off with it, at the cost of who lent it.
     """
 
     repay_raw: int
     seize_raw: int
     later_raw: int = 0
+    bad_debt_raw: int = 0
 
 
 @dataclass(frozen=True, slots=True)

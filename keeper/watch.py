@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Final
 
 import structlog
@@ -339,10 +339,14 @@ class Watch:
         adapter = self.adapters[protocol]
         if self._memory and keys:
             self._memory.add_accounts(keys)  # first: who cannot be read now is not forgotten by a restart
+        ordered = sorted(keys, key=lambda key: key.market)
         for first in range(0, len(keys), _REFRESH_AT_ONCE):
-            chunk = keys[first : first + _REFRESH_AT_ONCE]
-            positions = await self._chain.read(adapter.refresh(chunk), head.hash)
-            self.book.upsert(positions, adapter.rows(positions))
+            chunk = ordered[first : first + _REFRESH_AT_ONCE]
+            reads = [
+                adapter.refresh(list(of_market)) for _, of_market in groupby(chunk, lambda key: key.market)
+            ]
+            for positions in await self._chain.read_all(reads, head.hash):
+                self.book.upsert(positions, adapter.rows(positions))
             self._owed[protocol].keys.difference_update(chunk)
 
     async def liquidations(self, key: PositionKey, from_block: int, to_block: int) -> list[Hash]:

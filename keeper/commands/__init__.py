@@ -106,14 +106,15 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
             engine, watch = await assembly.engine(parts, store, key, sign=False)
             await engine.prepare(head)
             await watch.load(head)
-            for adapter in watch.adapters.values():
+            keys: list[PositionKey] = []
+            for name, adapter in watch.adapters.items():
                 # before the look: an adapter may learn from an account which markets there are to look at
-                await watch.refresh(adapter.name, [PositionKey(adapter.name, adapter.market, account)], head)
+                known = {key for key in store.accounts(name) if key.account == account}
+                held = sorted(known.union(adapter.keys_of(account)), key=lambda key: key.market)
+                await watch.refresh(name, held, head)
+                keys += held
             view = await engine.look(head)
-            protocols = [
-                await _stages(engine, watch, adapter, view, head, account)
-                for adapter in watch.adapters.values()
-            ]
+            protocols = [await _stages(engine, watch, key, view, head) for key in keys]
             history = [entry_of(entry) for entry in Ledger(store).entries(50, account=account)]
     return {
         "schema": SCHEMA,
@@ -243,12 +244,10 @@ async def pause_status(config: Path) -> dict[str, Any]:
     }
 
 
-async def _stages(
-    engine: Engine, watch: Watch, adapter: Adapter, view: View, head: Head, account: Address
-) -> dict[str, Any]:
-    key = PositionKey(adapter.name, adapter.market, account)
+async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, head: Head) -> dict[str, Any]:
+    adapter = watch.adapters[key.protocol]
     stages: list[dict[str, Any]] = []
-    answer: dict[str, Any] = {"protocol": adapter.name, "market": adapter.market, "stages": stages}
+    answer: dict[str, Any] = {"protocol": key.protocol, "market": key.market, "stages": stages}
 
     def say(stage: str, answered: str, numbers: Any = None) -> dict[str, Any]:
         stages.append({"stage": stage, "answer": answered, "numbers": plain(numbers or {})})
@@ -258,7 +257,7 @@ async def _stages(
     if isinstance(marks, Refusal):
         return say(marks.stage, marks.reason, marks.numbers)
     if key not in watch.book:
-        return say("discover", "no_debt", {"account": account})
+        return say("discover", "no_debt", {"account": key.account})
     health = adapter.assess(watch.book.position(key), marks)
     if isinstance(health, Refusal):
         return say(health.stage, health.reason, health.numbers)

@@ -24,6 +24,7 @@ from keeper.execution.fees import Market, affordable_wei
 from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
+from keeper.fixed import WAD
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan
@@ -302,7 +303,7 @@ class Engine:
                     report.refuse(key, health)
                 elif health.liquidatable:
                     unsafe.append(health)
-        return sorted(unsafe, key=lambda health: -health.debt_base)
+        return sorted(unsafe, key=lambda health: -(health.debt_base * WAD // 10**health.base_decimals))
 
     async def _plan(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Plan]:
         """Plans for what is unsafe, best first; while stopped nothing is planned, and why is noted.

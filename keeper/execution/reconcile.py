@@ -275,9 +275,9 @@ class _Search:
         )
         adapter = self._adapters.get(name)
         # a takeover begins with a deposit, which is nobody's liquidation
-        told = [adapter.account_of(each[3]) for each in calls] if adapter else []
-        account = next((each for each in told if each is not None), None)
-        if adapter is None or account is None or isinstance(decimals, Reverted):
+        told = [adapter.position_of(each[3]) for each in calls] if adapter else []
+        key = next((each for each in told if each is not None), None)
+        if key is None or isinstance(decimals, Reverted):
             raise self._refused(
                 "unknown_protocol",
                 f"transaction {hex_of(sent.hash)} is a liquidation on the protocol {name or hex_of(target)}, which "
@@ -302,7 +302,6 @@ class _Search:
                 tx=sent.hash,
             )
         purpose: Purpose = "bump" if claim and claim.attempts else "plan"
-        key = PositionKey(name, adapter.market, account)
         return _Found(sent, receipt, purpose, Hash(plan_id), key, BlockNumber(last_block), numbers)
 
     # --- how it is put on record -----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ async def test_a_maker_s_orders_are_cancelled_first(lab: Lab, tmp_path: Path) ->
         calls = scene.follower.adapter.liquidation_calls(option, option.max_repay_raw)
         cancelled = [call for call in calls if call.data[:4] == CANCEL.selector]
         assert len(cancelled) == 2
-        assert [scene.follower.adapter.account_of(call.data) for call in calls].count(TRADER) == 1
+        assert [scene.follower.adapter.position_of(call.data) for call in calls].count(health.key) == 1
         refused = await scene.tried(option, marks, calls=[call for call in calls if call not in cancelled])
         assert isinstance(refused, str) and b"CH_CLWTISO".hex() in refused
         assert await scene.tried(option, marks) == expected

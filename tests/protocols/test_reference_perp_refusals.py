@@ -326,8 +326,8 @@ async def test_calls_name_whose_liquidation_they_are(lab: Lab) -> None:
         adapter = follower.adapter
         for option in follower.options(number, await follower.marks()):
             calls = adapter.liquidation_calls(option, option.max_repay_raw)
-            named = [adapter.account_of(call.data) for call in calls]
-            assert [who for who in named if who is not None] == [account_key(number)]
+            named = [adapter.position_of(call.data) for call in calls]
+            assert [key for key in named if key is not None] == adapter.keys_of(account_key(number))
             allowed = set(adapter.targets())
             assert all((call.target, call.data[:4]) in allowed for call in calls)
         assert number_of(account_key(number)) == number

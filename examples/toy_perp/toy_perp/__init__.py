@@ -170,6 +170,10 @@ class ToyPerp:
 
     # --- what it reads -----------------------------------------------------------------------------------------------
 
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
+
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Margin, size and entry; no position where the size is 0."""
         held = TOY.function("held")
@@ -274,13 +278,13 @@ class ToyPerp:
         data = TOY.function("liquidate").encode(option.key.account)
         return [ProtocolCall(self._address, ZERO_ADDRESS, 0, data)]
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose liquidation it is."""
         try:
             [account] = TOY.function("liquidate").decode_input(calldata)
         except AdapterError:
             return None
-        return Address(account)
+        return self._key(Address(account))
 
     def _key(self, account: Address) -> PositionKey:
         return PositionKey(self.name, self.market, account)

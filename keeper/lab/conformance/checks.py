@@ -250,7 +250,7 @@ async def what_it_relies_on_is_there_and_is_all_it_calls(stage: Stage) -> None:
             for function in ("decimals", "latestRoundData"):
                 answer = await node.call(feed, aggregator.function(function).encode())
                 assert answer, f"the feed of {token.hex()} does not answer {function}"
-        assert adapter.account_of(b"") is None and adapter.account_of(b"\xff" * 68) is None
+        assert adapter.position_of(b"") is None and adapter.position_of(b"\xff" * 68) is None
         strange = await _strange_logs(stage, following)
         assert not adapter.liquidations(strange) and not adapter.discover(strange).keys
 

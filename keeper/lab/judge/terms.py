@@ -28,13 +28,15 @@ class Listed:
     """One configured market: its name, which is its pause scope, and the address it is known by.
 
     That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy, a
-    reference exchange itself.
+    reference exchange itself, and Morpho Blue itself, of which `parts` are the listed markets: all where there are
+    none.
     `max_price_age_s` is how old a price may be that no feed of the Liquidator tells.
     """
 
     name: str
     address: Address
     max_price_age_s: int = 0
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,14 @@ class Terms:
     curies: tuple[Listed, ...]
     synthetix: tuple[Listed, ...]
     references: tuple[Listed, ...]
+    morphos: tuple[Listed, ...]
     exchanges: tuple[Exchange, ...]
     record: Path
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all markets."""
-        every = (*self.markets, *self.curies, *self.synthetix, *self.references)
+        every = (*self.markets, *self.curies, *self.synthetix, *self.references, *self.morphos)
         return tuple(listed.name for listed in every)
 
 
@@ -123,6 +126,14 @@ def read_terms(path: Path) -> Terms:
         references=tuple(
             Listed(table.text("name"), table.address("exchange"))
             for table in top.tables("protocols", "reference-perp")
+        ),
+        morphos=tuple(
+            Listed(
+                table.text("name"),
+                table.address("morpho"),
+                parts=frozenset(str(item).lower() for item in table.items("markets", ())),
+            )
+            for table in top.tables("protocols", "morpho-blue")
         ),
         exchanges=tuple(
             Exchange(

@@ -203,13 +203,12 @@ class AaveV3:
             elif topic in _RELOADING_TOPICS and log.address in governing:
                 reload = True
         accounts.discard(ZERO_ADDRESS)
-        keys = (PositionKey(self.name, self.market, Address(account)) for account in accounts)
-        return Touched(frozenset(keys), reload)
+        return Touched(frozenset(self._key(Address(account)) for account in accounts), reload)
 
     def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
         """The pool's LiquidationCall events: the account is their third indexed value."""
         return [
-            (PositionKey(self.name, self.market, Address(log.topics[3][12:])), log.transaction_hash)
+            (self._key(Address(log.topics[3][12:])), log.transaction_hash)
             for log in logs
             if log.address == self.loaded.pool and log.topics[:1] == (_LIQUIDATED_TOPIC,)
         ]
@@ -218,6 +217,10 @@ class AaveV3:
         """Aave lists no accounts on chain."""
         nobody: set[PositionKey] = set()
         return just(nobody)
+
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
 
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read bitmaps and e-modes, then only the balances the bitmaps name."""
@@ -268,6 +271,10 @@ class AaveV3:
         """Pool.liquidationCall for the underlying token; at the maximum it offers a basis point more than is owed."""
         return calls_of(option, repay_raw)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose liquidation this Pool.liquidationCall is; None for anything else."""
-        return account_of(calldata)
+        account = account_of(calldata)
+        return None if account is None else self._key(account)
+
+    def _key(self, account: Address) -> PositionKey:
+        return PositionKey(self.name, self.market, account)

@@ -175,6 +175,10 @@ class ReferencePerp:
             first += _PAGE
         return found
 
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
+
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read accounts with their positions in every market."""
         return read_positions(self.name, self.market, self.loaded, keys)
@@ -221,9 +225,10 @@ class ReferencePerp:
         """Liquidate; or pay a margin in, inherit, close and withdraw everything."""
         return ways.calls_of(option, repay_raw)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose liquidation such a call is; None for anything else."""
-        return ways.account_of(calldata)
+        account = ways.account_of(calldata)
+        return None if account is None else self._key(account)
 
     def _key(self, account: Address) -> PositionKey:
         return PositionKey(self.name, self.market, account)

@@ -192,6 +192,10 @@ class SynthetixV2Perps:
         [accounts] = yield from ask([(_FLAGGED_PAGE, state, (0, count))])
         return {self._key(Address(account)) for account in accounts}
 
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
+
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read positions, who flagged them, and the funding entries they name."""
         return read_positions(self.name, self.market, self.loaded, keys)
@@ -233,9 +237,10 @@ class SynthetixV2Perps:
         """flagPosition, liquidatePosition, or both."""
         return calls_of(option)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose position such a step is about; None for anything else."""
-        return account_of(calldata)
+        account = account_of(calldata)
+        return None if account is None else self._key(account)
 
     def _key(self, account: Address) -> PositionKey:
         return PositionKey(self.name, self.market, account)
