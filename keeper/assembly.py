@@ -390,10 +390,12 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
 
 
 def _flash_sources(configured: Settings, adapters: Sequence[Adapter]) -> list[FlashSource]:
-    """The Aave pools among the protocols, and what `[flash]` names."""
+    """The Aave pools and Morphos among the protocols, and what `[flash]` names; each once."""
     given = configured.flash
     sources: list[FlashSource] = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
-    sources += [MorphoFlash(given.morpho)] if given.morpho else []
+    morphos = [adapter.morpho for adapter in adapters if isinstance(adapter, MorphoBlue)]
+    morphos += [given.morpho] if given.morpho else []
+    sources += [MorphoFlash(morpho) for morpho in dict.fromkeys(morphos)]
     return sources + [UniswapV3Flash(pool) for pool in given.uniswap_v3_pools]
 
 

@@ -274,6 +274,8 @@ def ladder_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> La
         return DeadEnd(_SIZED, 0, Refusal("plan", "no_price", terms.names))
     most_raw = terms.most_raw
     lent_raw = max((loan.available_raw for loan in loans[option.repay_token.address]), default=0)
+    calls = terms.ctx.adapter.liquidation_calls(option, option.max_repay_raw)
+    lent_raw = most_raw if any(call.paid_after for call in calls) else lent_raw
     amounts = ladder(option, min(most_raw, lent_raw)) or ladder(option, most_raw)
     if not amounts:
         numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": most_raw}

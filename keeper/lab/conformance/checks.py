@@ -22,6 +22,7 @@ from keeper.types import (
     Marks,
     Option,
     Position,
+    PositionKey,
     Positions,
     Question,
     Refusal,
@@ -52,9 +53,10 @@ async def health_is_the_contracts_and_no_unsafe_account_is_missed(stage: Stage) 
             marks = await following.marks(head, ahead_s)
             await stage.node.advance(ahead_s)
             # what is always checked may be as of its block: no bound is claimed for it
-            positions = await _read(following, accounts, head)
-            bounded = positions.live & ~positions.always_check
-            ahead = [each for each, sure in zip(positions.accounts, bounded, strict=True) if sure]
+            ahead: list[Address] = []
+            for positions in await _read(following, accounts, head):
+                bounded = positions.live & ~positions.always_check
+                ahead += [each for each, sure in zip(positions.accounts, bounded, strict=True) if sure]
             await _compare(stage, following, ahead, marks, seen)
     seen.require("unsafe account", "safe account", "account that the rows spare")
 
@@ -130,19 +132,26 @@ async def a_replay_finds_exactly_the_accounts_that_are_open(stage: Stage) -> Non
             assert listed <= set(fresh), "enumerate() lists accounts without a position"
 
 
-async def _read(following: Following, accounts: Iterable[Address], head: Head) -> Positions:
-    keys = [following.key(account) for account in accounts]
-    return await following.parts.chain.read(following.adapter.refresh(keys), head.hash)
+async def _read(following: Following, accounts: Iterable[Address], head: Head) -> list[Positions]:
+    """Positions as of the head, each market's together."""
+    markets: dict[str, list[PositionKey]] = {}
+    for account in accounts:
+        key = following.key(account)
+        markets.setdefault(key.market, []).append(key)
+    read = following.parts.chain.read
+    return [await read(following.adapter.refresh(keys), head.hash) for keys in markets.values()]
 
 
 async def _is_fresh(
     stage: Stage, following: Following, accounts: Collection[Address], head: Head, after: str
 ) -> None:
-    positions = await _read(following, accounts, head)
     book = following.watch.book
-    for account, words, live in zip(
-        positions.accounts, positions.words.tolist(), positions.live, strict=True
-    ):
+    columns = (
+        each
+        for positions in await _read(following, accounts, head)
+        for each in zip(positions.accounts, positions.words.tolist(), positions.live, strict=True)
+    )
+    for account, words, live in columns:
         key, told = following.key(account), await stage.subject.told(account)
         assert bool(live) == (key in book) == (told is not None), f"{account.hex()} after {after}"
         exact = tuple(high << 64 | low for high, low in words)

@@ -98,7 +98,7 @@ class MorphoBlueConfig(BaseModel):
 class MorphoBlue:
     """One Morpho Blue; a key's market is the market's id, and `market` is Morpho itself.
 
-    Markets are numbered as they become known, and a market's number is its positions' group: one block of the book.
+    `morpho` is that contract's address, which lends to everybody. Markets are numbered as they become known, and a market's number is its positions' group: one block of the book.
     """
 
     config: Final = MorphoBlueConfig
@@ -113,7 +113,7 @@ class MorphoBlue:
     def __init__(self, config: MorphoBlueConfig) -> None:
         self.name: str = config.name
         self.market: str = hex_of(config.morpho)
-        self._morpho = config.morpho
+        self.morpho: Address = config.morpho
         self._listed = frozenset(config.markets)
         self._configured = dict(config.usd_feeds)
         self._max_price_age_s = config.max_price_age_s
@@ -133,7 +133,7 @@ class MorphoBlue:
         )
         if missing := sorted(self._listed - self._markets.keys()):
             raise AdapterError(
-                f"Morpho {abi.checksum(self._morpho)} has no usable market {hex_of(missing[0])}: correct markets."
+                f"Morpho {abi.checksum(self.morpho)} has no usable market {hex_of(missing[0])}: correct markets."
             )
         self._feeds = yield from read_feeds(self._trusted(), self._configured)
 
@@ -152,7 +152,7 @@ class MorphoBlue:
 
     def targets(self) -> Sequence[tuple[Address, bytes]]:
         """Morpho's liquidate; it pays nobody but its caller."""
-        return [(self._morpho, LIQUIDATE.selector)]
+        return [(self.morpho, LIQUIDATE.selector)]
 
     def feeds(self) -> Mapping[Address, Address]:
         """Tokens with the configured aggregators, else those that listed markets' oracles name."""
@@ -163,7 +163,7 @@ class MorphoBlue:
 
         Those of markets that were found are left out: whoever makes a market could else stop all others.
         """
-        found = {"Morpho": self._morpho}
+        found = {"Morpho": self.morpho}
         for market in self._trusted():
             found |= {
                 f"oracle of {hex_of(market.id)}": market.oracle,
@@ -186,7 +186,7 @@ class MorphoBlue:
         """Accounts in Morpho's events, of listed markets where some are listed."""
         found: set[PositionKey] = set()
         for log in logs:
-            place = _TOUCHING.get(log.topics[0]) if log.topics and log.address == self._morpho else None
+            place = _TOUCHING.get(log.topics[0]) if log.topics and log.address == self.morpho else None
             if place is not None and (not self._listed or log.topics[1] in self._listed):
                 found.add(self._key(log.topics[1], Address(log.topics[place][12:])))
         return Touched(frozenset(found), reload=False)
@@ -196,7 +196,7 @@ class MorphoBlue:
         return [
             (self._key(log.topics[1], Address(log.topics[3][12:])), log.transaction_hash)
             for log in logs
-            if log.address == self._morpho and log.topics[:1] == (_LIQUIDATED,)
+            if log.address == self.morpho and log.topics[:1] == (_LIQUIDATED,)
         ]
 
     def enumerate(self) -> Reads[set[PositionKey]]:
@@ -218,7 +218,7 @@ class MorphoBlue:
         market = self._markets.get(market_id)
         if market is None:
             return nobody(self.name, keys)
-        positions = yield from read_positions(self.name, self._morpho, market, keys)
+        positions = yield from read_positions(self.name, self.morpho, market, keys)
         if positions.live.any():
             self._owing.add(market_id)
         return positions
@@ -226,7 +226,7 @@ class MorphoBlue:
     def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
         """Totals with interest, oracle prices and dollars as a block at `at.timestamp_s` would find them."""
         asked = [each for each in self.markets if each.id in self._owing and self._valued(each)]
-        exact = yield from read_marks(self._morpho, asked, self._known_feeds(), self._max_price_age_s, at)
+        exact = yield from read_marks(self.morpho, asked, self._known_feeds(), self._max_price_age_s, at)
         for market in asked:
             if not exact.states[market.number].totals.borrow_shares:
                 self._owing.discard(market.id)
@@ -264,7 +264,7 @@ class MorphoBlue:
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
         """The market's one pair."""
-        return find_options(health, self._morpho)
+        return find_options(health, self.morpho)
 
     def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """What Morpho would move if `liquidation_calls(option, repay_raw)` ran at the marks' timestamp."""
@@ -283,7 +283,7 @@ class MorphoBlue:
         """Read what markets are made of; with `check` that it is a Morpho at all, though none is asked for."""
         if not ids and not check:
             return
-        for market in (yield from read_markets(self._morpho, ids)):
+        for market in (yield from read_markets(self.morpho, ids)):
             # another read in the same rounds may have learnt of it first
             self._markets.setdefault(market.id, market.numbered(len(self._markets)))
 

@@ -136,9 +136,10 @@ def outcome_of(option: Option, repay_raw: int) -> Outcome:
 
 
 def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
-    """Morpho.liquidate without a callback.
+    """Morpho.liquidate, paid out of what it seized; the callback's data is whoever calls' own.
 
-    Debt grows until the call is mined, so a little more is at hand than is owed now; Morpho takes what is owed then.
+    What it may take is a little more than is owed now: debt grows until the call is mined, and Morpho takes what is
+    owed then.
     """
     choice = _chosen(option, repay_raw)
     shares = choice.shares(repay_raw)
@@ -146,7 +147,7 @@ def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
     seize_raw = choice.seizure.collateral_raw if shares is None else 0
     data = LIQUIDATE.encode(choice.state.market.params, option.key.account, seize_raw, shares or 0, b"")
     token = option.repay_token.address
-    return [ProtocolCall(choice.morpho, token, with_headroom_raw(repay_raw), data)]
+    return [ProtocolCall(choice.morpho, token, with_headroom_raw(repay_raw), data, paid_after=True)]
 
 
 def account_of(calldata: bytes) -> Address | None:
