@@ -122,7 +122,7 @@ class Profit(Section):
 class Flash(Section):
     """`[flash]`: where the repayment may be borrowed, beside the Aave pools and Morphos of [[protocols]]."""
 
-    morpho: Address | None = Field(None, description="A Morpho Blue that is not in [[protocols]]; it lends without a premium.")
+    morpho: Address | None = Field(None, description="A Morpho Blue outside [[protocols]]; no premium.")
     uniswap_v3_pools: tuple[Address, ...] = Field(
         (), description="Uniswap V3 pools that lend for their fee; while one lends, nothing is swapped there."
     )

@@ -64,7 +64,9 @@ class Scene:
     rig: Rig
     parts: Parts
 
-    async def plan(self, market: int, profit: str, adapter: MorphoBlue, lenders: Sequence[FlashSource]) -> Plan:
+    async def plan(
+        self, market: int, profit: str, adapter: MorphoBlue, lenders: Sequence[FlashSource]
+    ) -> Plan:
         """The plan for the borrower in the next block."""
         world, chain = self.lab.world, self.parts.chain
         head = await chain.head()

@@ -208,7 +208,7 @@ async def _scene(chain: Evidence, forked: Evidence, terms: Terms, suspects: _Sus
         native_usd_e8=prices.native_usd_e8,
         gas_price_wei=chain.head.gas_price_wei,
         max_slippage_bps=min(terms.max_slippage_bps, allowed_bps),
-        loans=await read_loans(chain, suspects.markets),
+        loans=await read_loans(chain, suspects.markets, terms, list(tokens)),
         exchanges=await survey(forked, terms.exchanges, tokens.values(), ends),
     )
 

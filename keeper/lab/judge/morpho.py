@@ -7,7 +7,7 @@ where a liquidation then really runs does it count.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -97,7 +97,9 @@ class MorphoMarket:
                 if scene.priced(self.loan) and scene.usd_e8(self.loan, borrowed_raw) > allowed_usd_e8:
                     over += 1
                     continue
-                loan = cheapest(scene, self.loan, borrowed_raw)
+                # Morpho is paid out of what it gave, so nothing is borrowed: who would lend only shows the tokens
+                held = cheapest(scene, self.loan, borrowed_raw, self.collateral)
+                loan = held and replace(held, pool=self.morpho, premium_bps=0, locks=frozenset())
                 short += loan is None
                 if loan is None or not any(amounts):
                     continue

@@ -221,8 +221,12 @@ def _amount_raw(each: _Underway, leg: Leg) -> int:
 
 def _orders(scene: Scene, each: _Underway, leg: Leg) -> list[Order]:
     amount_raw = _amount_raw(each, leg)
+    loan = each.point.loan
+    locked = {loan.pool} if loan is not None and loan.locks else set()
     return [
-        Order(route, amount_raw, leg.buy) for route in scene.exchanges.routes(leg.token_in, leg.token_out)
+        Order(route, amount_raw, leg.buy)
+        for route in scene.exchanges.routes(leg.token_in, leg.token_out)
+        if locked.isdisjoint(hop.pool for hop in route.hops)
     ]
 
 

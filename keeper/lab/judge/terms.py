@@ -50,6 +50,14 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """One configured Uniswap V2 deployment."""
+
+    factory: Address
+    router: Address
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What a liquidation had to earn and was allowed to cost, and where everything is; USD with 8 decimals."""
 
@@ -71,7 +79,9 @@ class Terms:
     synthetix: tuple[Listed, ...]
     references: tuple[Listed, ...]
     morphos: tuple[Listed, ...]
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[Exchange | Pairs, ...]
+    flash_morphos: tuple[Address, ...]
+    flash_pools: tuple[Address, ...]
     record: Path
 
     @property
@@ -91,7 +101,18 @@ def read_terms(path: Path) -> Terms:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
     top = _Table(path, "", document)
     chain, contracts, profit = top.table("chain"), top.table("contracts"), top.table("profit")
+    flash = top.table("flash", optional=True)
     limits, store = top.table("limits", optional=True), top.table("store", optional=True)
+    morphos = tuple(
+        Listed(
+            table.text("name"),
+            table.address("morpho"),
+            parts=frozenset(str(item).lower() for item in table.items("markets", ())),
+        )
+        for table in top.tables("protocols", "morpho-blue")
+    )
+    lending = [listed.address for listed in morphos]
+    lending += [flash.address("morpho")] if "morpho" in flash.values else []
     return Terms(
         chain_id=chain.integer("id"),
         rpc_urls=tuple(_beside(path, str(url)) for url in chain.items("rpc_urls")),
@@ -127,14 +148,7 @@ def read_terms(path: Path) -> Terms:
             Listed(table.text("name"), table.address("exchange"))
             for table in top.tables("protocols", "reference-perp")
         ),
-        morphos=tuple(
-            Listed(
-                table.text("name"),
-                table.address("morpho"),
-                parts=frozenset(str(item).lower() for item in table.items("markets", ())),
-            )
-            for table in top.tables("protocols", "morpho-blue")
-        ),
+        morphos=morphos,
         exchanges=tuple(
             Exchange(
                 table.address("factory"),
@@ -143,6 +157,14 @@ def read_terms(path: Path) -> Terms:
                 tuple(table.items("fee_tiers", (100, 500, 3000, 10_000))),
             )
             for table in top.tables("venues", "uniswap-v3")
+        )
+        + tuple(
+            Pairs(table.address("factory"), table.address("router"))
+            for table in top.tables("venues", "uniswap-v2")
+        ),
+        flash_morphos=tuple(dict.fromkeys(lending)),
+        flash_pools=tuple(
+            flash.as_address("uniswap_v3_pools", item) for item in flash.items("uniswap_v3_pools", ())
         ),
         record=path.parent / store.file("url", "sqlite:///keeper.db"),
     )

@@ -98,7 +98,8 @@ class MorphoBlueConfig(BaseModel):
 class MorphoBlue:
     """One Morpho Blue; a key's market is the market's id, and `market` is Morpho itself.
 
-    `morpho` is that contract's address, which lends to everybody. Markets are numbered as they become known, and a market's number is its positions' group: one block of the book.
+    `morpho` is the contract, which lends to everybody. Markets are numbered as they become known, and a market's number
+    is its positions' group: one block of the book.
     """
 
     config: Final = MorphoBlueConfig
