@@ -71,6 +71,9 @@ async def test_it_borrows_where_it_costs_least(lab: Lab, tmp_path: Path) -> None
     await open_position(lab.node, world.cast, world.aave["3.6"], spec)
     async with open_again(lab, rig) as line:
         await set_price(lab.node, world.feeds["WETH"], 1_750 * _E8)
+        [told] = (await judge(rig.config)).left
+        assert told.best is not None
+        assert (told.best.flash_source, told.best.flash_premium_bps) == (pool, 1)
         before_raw = await line.treasury_raw()
         await line.steps()
         [settled] = line.booked("settled")
@@ -103,9 +106,7 @@ router = "{checksum(world.uniswap_v2.router)}"
             await move_pool(lab.node, world.cast, world.uniswap_v3, pool, *sides)
     await set_price(lab.node, world.feeds["WETH"], prices["WETH"])
     [pair] = [
-        each
-        for each in world.uniswap_v2.pairs
-        if {each.token0, each.token1} == {weth, world.tokens["USDC"]}
+        each for each in world.uniswap_v2.pairs if {each.token0, each.token1} == {weth, world.tokens["USDC"]}
     ]
     [told] = (await judge(rig.config)).left
     assert told.best is not None and told.best.route == ("sell WETH -v2-> USDC",)

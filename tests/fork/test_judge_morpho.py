@@ -61,6 +61,7 @@ async def test_whoever_pays_and_was_left_is_named(lab: Lab, tmp_path: Path, list
     assert lost is not None and sunk is not None
     assert lost.repay.raw == pytest.approx(17_200 * 99 // 100 * 10**6, rel=1e-5)
     assert sunk.seize.raw == 10 * ETHER
+    assert lost.flash_premium_bps == sunk.flash_premium_bps == 0
     assert await judge(rig.config, markets=["aave-3-6"]) != verdict
 
 

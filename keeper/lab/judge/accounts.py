@@ -112,7 +112,7 @@ async def read_market(evidence: Evidence, listed: Listed) -> Market:
 async def read_loans(
     evidence: Evidence, markets: Sequence[Market], terms: Terms, tokens: Sequence[Address]
 ) -> dict[Address, list[Loan]]:
-    """What every market, Morpho and listed Uniswap pool lends of every token for one transaction, cheapest first."""
+    """What every market, Morpho and listed Uniswap pool lends of every token for one transaction."""
     loans: dict[Address, list[Loan]] = {}
     for token, loan in [
         *await _of_markets(evidence, markets),
@@ -120,7 +120,7 @@ async def read_loans(
         *await _of_pools(evidence, terms.flash_pools),
     ]:
         loans.setdefault(token, []).append(loan)
-    return {token: sorted(some, key=lambda loan: loan.premium_bps) for token, some in loans.items()}
+    return loans
 
 
 async def _of_markets(evidence: Evidence, markets: Sequence[Market]) -> list[tuple[Address, Loan]]:
