@@ -305,7 +305,7 @@ async def _trap(scene: Scene, thief: Address) -> tuple[MorphoMarket, int]:
 
 async def test_a_market_of_a_thiefs_own_takes_nothing(lab: Lab, tmp_path: Path) -> None:
     """The keeper finds it, sees that real pools do not pay for it, and leaves it; and whoever stole the operator's key
-    cannot make the Liquidator pay the thief's debt either, alone or on the back of a liquidation that pays.
+    cannot make the Liquidator pay the thief's debt either: alone, out of what it gave, or beside one that pays.
     """
     async with scene_on(lab, tmp_path, listed=False) as scene:
         thief, world, line = account(666), lab.world, scene.line
@@ -326,16 +326,17 @@ async def test_a_market_of_a_thiefs_own_takes_nothing(lab: Lab, tmp_path: Path) 
         blue = morpho_of(lab.node, scene.morpho)
         honest = scene.morpho.markets[WETH_USDC]
 
-        async def attempted(*victims: tuple[MorphoMarket, Address, int]) -> str:
+        async def attempted(*victims: tuple[MorphoMarket, Address, int], paid_after: bool = False) -> str:
             calls = []
             for of, who, approved_raw in victims:
                 shares = (await blue.read("position", of.id, who))[1]
                 data = liquidate.encode(of.params, who, 0, shares, b"")
-                calls.append((scene.morpho.address, usdc, approved_raw, data))
-            pool, loan_raw = world.aave["3.6"].pool, sum(each[2] for each in victims)
+                calls.append((scene.morpho.address, usdc, approved_raw, data, 0))
+            lender = scene.morpho.address if paid_after else world.aave["3.6"].pool
+            loan_raw = 0 if paid_after else sum(each[2] for each in victims)
             plan: tuple[object, ...] = (
                 bytes(32),
-                pool,
+                lender,
                 usdc,
                 loan_raw,
                 calls,
@@ -352,6 +353,7 @@ async def test_a_market_of_a_thiefs_own_takes_nothing(lab: Lab, tmp_path: Path) 
 
         fortune = (market, thief, owed_raw + 10**6)
         assert (await attempted(fortune)).startswith("Overspent")
+        assert (await attempted(fortune, paid_after=True)).startswith("Overspent")
         assert (await attempted((honest, WHO, 17_000 * 10**6), fortune)).startswith("Overspent")
         await lab.node.mine_each_transaction()
 
