@@ -335,8 +335,7 @@ class Engine:
                 )
                 for health in chunk
             ]
-            # as one read: plans of one head ask for the same pools
-            answers = await self._chain.read(together(reads), head.hash)
+            answers = await self._chain.read(together(reads), head.hash)  # plans share pools
             for health, answer in zip(chunk, answers, strict=True):
                 self._turns.planned(health.key, answer, head.number)
                 if isinstance(answer, Refusal):
