@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from typing import Final, NamedTuple
 
 from keeper.planner.sizing import Terms
@@ -20,7 +19,7 @@ _LEG_GAS: Final = (
     90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
 )
 _CHUNKS: Final = 16
-_FINEST: Final = 1 << 12  # of the amount: what is moved between parts in the end
+_FINEST: Final = 1 << 9  # of the amount: what is moved between parts in the end
 _MOST_PARTS: Final = 4
 _MOST_ROUTES: Final = 8  # that are looked at, those with the best price for a chunk
 
@@ -117,13 +116,12 @@ def divided(task: Task) -> Reads[Parts]:
     while len(taken) > 1:
         taken = yield from _evened(task, taken, chunk_raw // 2)
         parts = yield from _quoted(task, sorted(taken.items(), key=lambda part: part[1]))
+        if parts and best and _total(task, parts) <= _total(task, best) and len(best) > 1:
+            break  # one more part paid for itself
         if parts and (not best or _total(task, parts) > _total(task, best)):
             best = parts
-        # would fewer do?
-        least = min(taken, key=lambda route: taken[route])
-        spare_raw = taken.pop(least)
-        most = max(taken, key=lambda route: taken[route])
-        taken[most] += spare_raw
+        spare_raw = taken.pop(min(taken, key=lambda route: taken[route]))
+        taken[max(taken, key=lambda route: taken[route])] += spare_raw
     return best
 
 
@@ -179,26 +177,32 @@ def _evened(task: Task, taken: dict[Route, int], move_raw: int) -> Reads[dict[Ro
 
     taken = dict(taken)
     while move_raw and move_raw * _FINEST >= task.amount_raw:
-        for giver, taker in permutations(taken, 2):
-            while taken[giver] > move_raw:
-                before = [(yield from value(giver, taken[giver])), (yield from value(taker, taken[taker]))]
-                less, more = taken[giver] - move_raw, taken[taker] + move_raw
-                after = [(yield from value(giver, less)), (yield from value(taker, more))]
-                if None in after or (None not in before and _sum(after) <= _sum(before)):
-                    break
-                taken[giver], taken[taker] = less, more
-        move_raw //= 2
+        gains: dict[Route, int] = {}
+        losses: dict[Route, int] = {}
+        for route, raw in taken.items():
+            now = yield from value(route, raw)
+            more = yield from value(route, raw + move_raw)
+            less = (yield from value(route, raw - move_raw)) if raw > move_raw else None
+            if now is None:
+                return taken
+            if more is not None:
+                gains[route] = more - now
+            if less is not None:
+                losses[route] = now - less
+        pairs = [(gains[one] - losses[two], one, two) for one in gains for two in losses if one is not two]
+        gain, taker, giver = max(pairs, key=lambda pair: pair[0], default=(0, None, None))
+        if gain > 0 and taker is not None and giver is not None:
+            taken[taker] += move_raw
+            taken[giver] -= move_raw
+        else:
+            move_raw //= 2
     return taken
-
-
-def _sum(values: Sequence[int | None]) -> int:
-    return sum(value for value in values if value is not None)
 
 
 def _quoted(task: Task, amounts: Sequence[tuple[Route, int]]) -> Reads[Parts]:
     """The parts of a step; nothing where one has no quote, or where what is assured would not do for the first ones."""
     explicit_raw = sum(raw for _, raw in amounts[:-1])
-    if not task.step.buy and explicit_raw > task.assured_raw:
+    if not task.step.buy and explicit_raw and explicit_raw > task.assured_raw:
         return []
     quotes = yield from task.quotes(amounts)
     parts = [(route, quote) for (route, _), quote in zip(amounts, quotes, strict=True) if quote]

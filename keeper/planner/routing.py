@@ -110,8 +110,8 @@ class Candidate:
 
     def rank(self) -> Rank:
         """What the end check passes, then what nets more; of what it does not pass, what comes closer to passing."""
-        passes = self.excess_usd_e8 <= 0
-        return Rank(PASSES, self.net_raw) if passes else Rank(PASSES - 1, -self.excess_usd_e8)
+        margin = -self.excess_usd_e8
+        return Rank(PASSES, self.net_raw, margin) if margin >= 0 else Rank(PASSES - 1, margin, margin)
 
     def dead_end(self) -> DeadEnd:
         """Why it is not acceptable."""

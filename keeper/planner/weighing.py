@@ -12,16 +12,16 @@ from typing import Final
 
 from keeper.planner.dividing import Divide, alike, divided, single
 from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, routes_of, synced
-from keeper.planner.search import Rank, peak
+from keeper.planner.search import Rank, halves, peak
 from keeper.planner.sizing import BORROWED, PRICED, DeadEnd, Funded, PlanContext, Size, size_of
-from keeper.seams import Reads, just, together
+from keeper.seams import Reads, together
 
 # A quote of pools that are known takes some 20 µs with all that is done for it.
 _MAX_QUOTES: Final = 192
 _MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # more routes must not mean fewer ways
 _SHARED_OUT: Final = 3  # of the best by single routes
 _ROUNDS: Final = 4  # of sharing out an amount and looking for a better one
-_GAINED: Final = 1 << 15  # part of the net profit for which another such round is worth it
+_GAINED: Final = 1 << 13  # part of the net profit for which another such round is worth it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,12 @@ class Weighing:
                 and way.funded.most_raw
                 and (yield from self._is_hopeful(way, max(way.results)))
             ):
-                yield from self._climb(way)
+                yield from halves(
+                    way.funded.least_raw,
+                    way.funded.most_raw,
+                    partial(self._measure, way),
+                    partial(self._is_hopeful, way),
+                )
         by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
         for way, amount_raw, rank in by_rank[:_SHARED_OUT]:
             if rank.tier >= PRICED:
@@ -110,41 +115,27 @@ class Weighing:
             found += [(way, raw, way.rank(raw)) for raw in amounts]
         return found
 
-    def _climb(self, way: Way) -> Reads[None]:
-        option = way.funded
-        yield from peak(
-            option.least_raw,
-            option.most_raw,
-            partial(self._measure, way),
-            partial(self._is_hopeful, way),
-        )
-
     def _share_out(self, way: Way, amount_raw: int) -> Reads[None]:
         """Share an amount out among routes, and look for a better amount shared out alike, until that gains nothing."""
         option = way.funded
         for _ in range(_ROUNDS):
             before = way.rank(amount_raw)
-            after = yield from self._measure(way, amount_raw, divided)
+            yield from self._measure(way, amount_raw, divided)
             model = way.results[amount_raw]
-            if (
-                not isinstance(model, Candidate)
-                or after < before
-                or all(len(p) < 2 for p in model.parts.values())
-            ):
+            if not isinstance(model, Candidate) or not option.least_raw <= amount_raw <= option.most_raw:
                 return
-            if not option.least_raw <= amount_raw <= option.most_raw:
-                return
-            yield from peak(
-                max(option.least_raw, amount_raw // 2),
-                min(option.most_raw, 2 * amount_raw),
-                partial(self._measure, way, divide=alike(model.parts)),
-                lambda raw: just(True),
+            low_raw, high_raw = max(option.least_raw, amount_raw // 2), min(option.most_raw, 2 * amount_raw)
+            ranking = partial(self._measure, way, divide=alike(model.parts))
+            yield from peak(low_raw, amount_raw, high_raw, ranking)
+            amount_raw = max(
+                (raw for raw in way.results if low_raw <= raw <= high_raw),
+                key=lambda raw: (way.rank(raw), -raw),
             )
-            parts = [raw for raw in way.results if option.least_raw <= raw <= option.most_raw]
-            amount_raw = max(parts, key=lambda raw: (way.rank(raw), -raw))
             rank = way.rank(amount_raw)
             if rank.tier == before.tier and rank.value - before.value <= abs(before.value) // _GAINED:
                 return
+            if way.results[amount_raw] is not self.best:
+                return  # another way is ahead
 
     def _measure(self, way: Way, amount_raw: int, divide: Divide = single) -> Reads[Rank]:
         """Price an amount of a way; what it makes is kept if it is the best of that amount."""

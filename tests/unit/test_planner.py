@@ -12,7 +12,7 @@ from keeper import abi
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
-from keeper.planner.search import PASSES, Rank, peak
+from keeper.planner.search import PASSES, Rank, halves, peak
 from keeper.planner.sizing import PLAN_GAS, PlanGas, Size, funded, read_loans, size_of, terms_of
 from keeper.planner.turns import Turns
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
@@ -826,27 +826,26 @@ def test_a_deep_market_is_priced_once() -> None:
     assert rounds == [1] and venue.quoted <= 2 * 7
 
 
-def _peaked(high: int, top: int, passes: int, low: int = 1) -> int:
-    """The best amount found on a parabola of which only amounts up to `passes` pass."""
+@given(high=st.integers(1, 10**24), top=st.integers(0, 1200), passes=st.integers(1, 1200))
+def test_a_peak_is_found_wherever_it_is(high: int, top: int, passes: int) -> None:
+    """Near the best of the halves the best amount is found to a hundredth, the last that passes to a ten-thousandth."""
+    top_raw, last_raw = high * top // 1000, max(high * passes // 1000, 1)
     asked: dict[int, Rank] = {}
 
     def rank(raw: int) -> Reads[Rank]:
-        assert low <= raw <= high and raw not in asked
-        asked[raw] = Rank(PASSES, -((raw - top) ** 2)) if raw <= passes else Rank(PASSES - 1, passes - raw)
+        assert 1 <= raw <= high
+        margin = (last_raw**2 - raw**2) // 10
+        value = raw * (2 * top_raw - raw) if margin >= 0 else margin
+        asked[raw] = Rank(PASSES - (margin < 0), value, margin)
         return just(asked[raw])
 
-    drive(peak(low, high, rank, lambda raw: just(True)))
-    assert len(asked) <= 60
-    return max(asked, key=lambda raw: asked[raw])
-
-
-@given(high=st.integers(1, 10**24), top=st.integers(0, 1200), passes=st.integers(1, 1200))
-def test_a_peak_is_found_wherever_it_is(high: int, top: int, passes: int) -> None:
-    """The best amount is found to a hundredth, and to a ten-thousandth where it is the last that passes."""
-    top_raw, passes_raw = high * top // 1000, max(high * passes // 1000, 1)
-    found = _peaked(high, top_raw, passes_raw)
-    best = max(min(top_raw, passes_raw, high), 1)
-    assert abs(found - best) <= (best // 100 + 1 if best == top_raw else best // 10_000 + 1)
+    drive(halves(1, high, rank, lambda raw: just(True)))
+    near, looked = max(asked, key=lambda raw: asked[raw]), len(asked)
+    drive(peak(max(near // 2, 1), near, min(2 * near, high), rank))
+    assert len(asked) - looked <= 30
+    found = max(asked, key=lambda raw: asked[raw])
+    best = max(min(top_raw, last_raw, high), 1)
+    assert abs(found - best) <= (best // 100 if best == top_raw else best // 10_000) + 1
 
 
 def test_the_best_option_wins() -> None:
