@@ -215,12 +215,6 @@ class Funded:
     least_raw: int
     most_raw: int
 
-    @property
-    def largest_raw(self) -> Sequence[int]:
-        """The amounts to begin with, largest first."""
-        largest = {self.whole_raw, self.most_raw or None} - {None}
-        return sorted((raw for raw in largest if raw is not None), reverse=True)
-
 
 def funded(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Funded] | DeadEnd:
     """An option by each lender that no other is better than whatever the amount, cheapest first."""

@@ -6,7 +6,7 @@ A way is an option of the protocol's, who lends for it, and a recipe of swaps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -15,11 +15,14 @@ from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, route
 from keeper.planner.search import Rank, halves, peak
 from keeper.planner.sizing import BORROWED, PRICED, DeadEnd, Funded, PlanContext, Size, size_of
 from keeper.seams import Reads, together
+from keeper.types import FlashQuote
 
 # A quote of pools that are known takes some 20 µs with all that is done for it.
 _MAX_QUOTES: Final = 192
 _MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # more routes must not mean fewer ways
 _SHARED_OUT: Final = 3  # of the best by single routes
+_SPARE_RAW: Final = 8  # for roundings of what is borrowed
+_NO_BETTER_IF_LESS: Final = ("unprofitable", "nothing_seizable")
 _ROUNDS: Final = 4  # of sharing out an amount and looking for a better one
 _GAINED: Final = 1 << 13  # part of the net profit for which another such round is worth it
 
@@ -46,25 +49,19 @@ class Weighing:
         self.ways: list[Way] = []
         self._ctx = ctx
         self._routes = routes_of(ctx)
-        self._room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
-        self._sizes: dict[tuple[int, int], Size | DeadEnd] = {}
+        self._budget = self._room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
+        self._sizes: dict[tuple[int, FlashQuote | None, int], Size | DeadEnd] = {}
 
     def weigh(self, options: Sequence[Funded]) -> Reads[None]:
         """Price what these options allow: `best` is what nets most of it."""
         yield from self._open(options)
+        self._room = self._budget
         by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
         for way in dict.fromkeys(way for way, _, _ in by_rank):
-            if (
-                self._room > 0
-                and way.funded.most_raw
-                and (yield from self._is_hopeful(way, max(way.results)))
-            ):
-                yield from halves(
-                    way.funded.least_raw,
-                    way.funded.most_raw,
-                    partial(self._measure, way),
-                    partial(self._is_hopeful, way),
-                )
+            most_raw = way.funded.most_raw
+            if most_raw and (yield from self._is_hopeful(way, most_raw)):
+                ranking, hopeful = partial(self._measure, way), partial(self._is_hopeful, way)
+                yield from halves(way.funded.least_raw, most_raw, ranking, hopeful)
         by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
         for way, amount_raw, rank in by_rank[:_SHARED_OUT]:
             if rank.tier >= PRICED:
@@ -83,16 +80,13 @@ class Weighing:
 
     def _open(self, options: Sequence[Funded]) -> Reads[None]:
         """Price the largest amounts, of the options first that promise most; where quotes run out others are left."""
-        tops = [(option, raw) for option in options for raw in option.largest_raw]
-        sized = yield from together([self._size(option, raw) for option, raw in tops])
-        sizes = [
-            (option, size) for (option, _), size in zip(tops, sized, strict=True) if isinstance(size, Size)
-        ]
+        found = yield from together([self._largest(option) for option in options])
+        sizes = [each for largest in found for each in largest]
         sizes.sort(key=lambda each: each[1].most_net_raw(self._ctx.max_slippage_bps), reverse=True)
         yield from synced(
             list({id(size.terms): size.terms for _, size in sizes}.values()), self._routes, self._ctx
         )
-        ways: dict[tuple[int, object, Recipe], Way] = {}
+        ways: dict[tuple[int, FlashQuote, Recipe], Way] = {}
         asked: list[Reads[Rank]] = []
         for option, size in sizes:
             for recipe in recipes_of(option.terms):
@@ -100,9 +94,37 @@ class Weighing:
                 way = ways.setdefault((id(option.terms), size.flash, recipe), Way(option, recipe))
                 if way.funded is option and (self._room > 0 or not asked):
                     asked.append(self._measure(way, size.amount_raw))
-                    self._room -= sum(len(self._routes(*step[1:])) for step in recipe[:1])
+                    self._room -= self._quotes(recipe)
         self.ways = list(ways.values())
         yield from together(asked)
+
+    def _quotes(self, recipe: Recipe) -> int:
+        return sum(len(self._routes(step.token_in, step.token_out)) for step in recipe[:1])
+
+    def _largest(self, option: Funded) -> Reads[list[tuple[Funded, Size]]]:
+        """The amounts to begin with; less than the largest part where that is refused or more than there is to lend."""
+        found: list[tuple[Funded, Size]] = []
+        whole_raw, most_raw = option.whole_raw, option.most_raw
+        while option.most_raw:
+            size = yield from self._size(option, option.most_raw)
+            if isinstance(size, Size):
+                found.append((option, size))
+                break
+            numbers, fewer_raw = size.refusal.numbers, option.most_raw // 2
+            if size.reached == BORROWED and numbers["available_raw"]:
+                # a little more is borrowed than is repaid
+                fewer_raw = option.most_raw * numbers["available_raw"] // numbers["needed_raw"] - _SPARE_RAW
+            if (
+                size.refusal.reason in _NO_BETTER_IF_LESS
+                or not option.least_raw <= fewer_raw < option.most_raw
+            ):
+                option = replace(option, most_raw=0)
+            else:
+                option = replace(option, most_raw=fewer_raw)
+        if whole_raw is not None and (whole_raw != most_raw or not most_raw):
+            size = yield from self._size(option, whole_raw)
+            found += [(option, size)] if isinstance(size, Size) else []
+        return found
 
     def _priced(self) -> list[tuple[Way, int, Rank]]:
         """Of each way the best of its whole amount, and of the others."""
@@ -160,15 +182,16 @@ class Weighing:
         They may fetch what the best fetched and the slippage it bore.
         """
         size = yield from self._size(way.funded, amount_raw)
-        if isinstance(size, DeadEnd):
-            return size.reached == BORROWED
+        if isinstance(size, DeadEnd) or self._room <= 0:
+            return False
         best = self.best
+        self._room -= self._quotes(way.recipe)
         if best is None or not best.acceptable or best is way.results.get(amount_raw):
             return True
         return size.most_net_raw(best.premium_bps + self._ctx.max_slippage_bps) > best.net_raw
 
     def _size(self, option: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
-        key = (id(option), amount_raw)
+        key = (id(option.terms), option.loan, amount_raw)
         if key not in self._sizes:
             self._sizes[key] = yield from size_of(option, amount_raw)
         return self._sizes[key]
