@@ -65,7 +65,7 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     weighing = Weighing(ctx)
     yield from weighing.weigh([one for each in offers if not isinstance(each, DeadEnd) for one in each])
     if weighing.best is not None and weighing.best.acceptable:
-        return _plan_of(weighing.best, health)
+        return replace(_plan_of(weighing.best, health), weighed=weighing.weighed())
     dead_ends = [each for each in offers if isinstance(each, DeadEnd)] + weighing.dead_ends()
     closest = max(dead_ends, key=lambda dead_end: (dead_end.reached, dead_end.net_raw))
     return replace(closest.refusal, numbers={**closest.refusal.numbers, **weighing.numbers})

@@ -15,7 +15,7 @@ from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, route
 from keeper.planner.search import Rank, halves, peak
 from keeper.planner.sizing import BORROWED, PRICED, DeadEnd, Funded, PlanContext, Size, size_of
 from keeper.seams import Reads, together
-from keeper.types import FlashQuote
+from keeper.types import ZERO_ADDRESS, FlashQuote, Weighed
 
 # A quote of pools that are known takes some 20 µs with all that is done for it.
 _MAX_QUOTES: Final = 192
@@ -38,6 +38,32 @@ class Way:
     def rank(self, amount_raw: int) -> Rank:
         """How good an amount that was priced is."""
         return _rank(self.results[amount_raw], amount_raw)
+
+    def told(self, amount_raw: int) -> Weighed:
+        """What was made of an amount."""
+        option, loan, result = self.funded.terms.option, self.funded.loan, self.results[amount_raw]
+        tokens = (option.repay_token, option.seize_token, self.funded.terms.ctx.profit_token)
+        symbols = {token.address: token.symbol for token in tokens}
+        end = result.dead_end() if isinstance(result, Candidate) else result
+        return Weighed(
+            repay_token=option.repay_token,
+            seize_token=option.seize_token,
+            lender=result.size.flash.source
+            if isinstance(result, Candidate)
+            else loan.source
+            if loan
+            else ZERO_ADDRESS,
+            swaps=", ".join(
+                f"buy {symbols[step.token_out]} with {symbols[step.token_in]}"
+                if step.buy
+                else f"sell {symbols[step.token_in]} for {symbols[step.token_out]}"
+                for step in self.recipe
+            ),
+            repay_raw=result.size.outcome.repay_raw if isinstance(result, Candidate) else amount_raw,
+            legs=len(result.legs) if isinstance(result, Candidate) else 0,
+            net_raw=end.net_raw,
+            reason=None if isinstance(result, Candidate) and result.acceptable else end.refusal.reason,
+        )
 
 
 class Weighing:
@@ -72,6 +98,14 @@ class Weighing:
         results = [result for way in self.ways for result in way.results.values()]
         ends = [each.dead_end() if isinstance(each, Candidate) else each for each in results]
         return ends + [size for size in self._sizes.values() if isinstance(size, DeadEnd)]
+
+    def weighed(self) -> tuple[Weighed, ...]:
+        """Every way that was priced, at the amount that ranks highest; best first."""
+        best = [
+            (way, max(way.results, key=lambda raw: (way.rank(raw), -raw))) for way in self.ways if way.results
+        ]
+        best.sort(key=lambda found: found[0].rank(found[1]), reverse=True)
+        return tuple(way.told(raw) for way, raw in best)
 
     @property
     def numbers(self) -> dict[str, int]:

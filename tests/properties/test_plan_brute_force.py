@@ -306,12 +306,12 @@ class Ground:
         world, head = self.lab.world, await self.chain.head()
         await self.chain.read(adapter.load(), head.hash)
         at = BlockTime(head.number, head.hash, head.timestamp_s + 1)
-        marks = await self.chain.read(adapter.marks(at), head.hash)
-        assert isinstance(marks, Marks), marks
         book = Book()
         for key in adapter.keys_of(BORROWER):
             positions = await self.chain.read(adapter.refresh([key]), head.hash)
             book.upsert(positions, adapter.rows(positions))
+        marks = await self.chain.read(adapter.marks(at), head.hash)
+        assert isinstance(marks, Marks), marks
         keys = [key for key in adapter.keys_of(BORROWER) if key in book]
         judged = {key: adapter.assess(book.position(key), marks) for key in keys}
         unsafe = {key: one for key, one in judged.items() if isinstance(one, Health) and one.liquidatable}

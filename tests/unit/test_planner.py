@@ -855,6 +855,30 @@ def test_the_best_option_wins() -> None:
     answer, _ = drive(plan(HEALTH, [thin, deep], _context(venue)))
     assert isinstance(answer, Plan)
     assert answer.option == deep
+    first, second = answer.weighed
+    assert (first.seize_token, first.swaps, first.reason) == (WETH, "sell WETH for USDC", None)
+    assert first.net_raw == answer.expected_profit_raw - answer.gas_cost_raw > second.net_raw
+    assert (first.repay_raw, first.lender, first.legs) == (answer.outcome.repay_raw, LENDER, 1)
+    assert second.seize_token == DAI
+
+
+def test_a_step_is_shared_out_among_pools_that_pay_for_their_leg() -> None:
+    """Of two pools alike each takes half, and so nets more than either; not where gas costs more than that gains."""
+    pools = dict([pool(WETH, USDC, 500, 4_000_000), pool(WETH, USDC, 501, 4_000_000)])
+    venue, option = _Venue(pools), _option(USDC, WETH, 40_000, partial_max_repay_raw=0)
+    ctx = _context(venue, max_slippage_bps=1000)
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    first, last = (quote.amount_in_raw for quote in answer.quotes)
+    assert abs(first - last) * 100 < last and first + last == answer.outcome.seize_raw
+    assert [leg.amount_raw for leg in answer.legs] == [first, MAX_UINT256]
+    alone = best_net(option, venue, ctx, [option.max_repay_raw])
+    assert alone is not None and answer.expected_profit_raw - answer.gas_cost_raw > alone
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    dear, _ = drive(
+        plan(HEALTH, [option], replace(ctx, gas_price_wei=Wei(700 * 10**9), max_fee_wei=Wei(10**13)))
+    )
+    assert isinstance(dear, Plan) and len(dear.legs) == 1
 
 
 def test_a_whale_in_a_shallow_market_is_taken_in_pieces() -> None:
