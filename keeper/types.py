@@ -322,12 +322,30 @@ class FlashQuote:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighed:
+    """A way that a plan was weighed against, or its own, at the amount where it nets most.
+
+    `net_raw` is in the profit token; `reason` says why it could not be taken, None where it could.
+    """
+
+    repay_token: Token
+    seize_token: Token
+    lender: Address
+    swaps: str
+    repay_raw: int
+    legs: int
+    net_raw: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A complete liquidation, priced: what the Liquidator will do and what is expected of it.
 
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
-    the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas.
+    the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
+    the ways there were, best first.
     """
 
     plan_id: Hash
@@ -350,6 +368,7 @@ class Plan:
     at: BlockTime
     quotes: tuple[Quote, ...] = ()
     later_raw: int = 0
+    weighed: tuple[Weighed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

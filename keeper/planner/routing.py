@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, NamedTuple
 
 from keeper.fixed import BPS, mul_div_down, mul_div_up
-from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
-from keeper.seams import Reads, Venue, VenueKind, together
-from keeper.types import Address, Path, PoolId, Quote, Refusal, SwapLeg
-
-_LEG_GAS: Final = (
-    90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
-)
-
-
-class Step(NamedTuple):
-    """Sell all of one token for another, or buy just what the loan is still owed."""
-
-    buy: bool
-    token_in: Address
-    token_out: Address
-
+from keeper.planner.dividing import Divide, Parts, Route, Step, Task, hops_of, leg_gas, single
+from keeper.planner.search import PASSES, Rank
+from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Size, Terms
+from keeper.seams import Reads, VenueKind, together
+from keeper.types import Address, PoolId, Quote, Refusal, SwapLeg
 
 Recipe = tuple[Step, ...]
-Route = tuple[Venue, Path]
 Routes = Callable[[Address, Address], Sequence[Route]]
 
 
@@ -73,15 +59,11 @@ def routes_of(ctx: PlanContext) -> Routes:
     return routes
 
 
-def synced(sizes: Sequence[Size], routes: Routes) -> Reads[None]:
-    """Every pool that swaps of these sizes may use, read as of their block: one round, mostly, before any quote."""
-    if not sizes:
-        return
-    options = {id(size.terms): size.terms for size in sizes}.values()
+def synced(options: Sequence[Terms], routes: Routes, ctx: PlanContext) -> Reads[None]:
+    """Every pool that swaps of these options may use, read as of their block: one round, mostly, before any quote."""
     steps = [step for terms in options for recipe in recipes_of(terms) for step in recipe]
     pairs = dict.fromkeys((step.token_in, step.token_out) for step in steps)
     ways = [route for pair in pairs for route in routes(*pair)]
-    ctx = sizes[0].terms.ctx
     yield from together(
         [venue.sync([path for other, path in ways if other is venue], ctx.at) for venue in ctx.venues]
     )
@@ -93,6 +75,7 @@ class Candidate:
 
     size: Size
     recipe: Recipe
+    parts: Mapping[Step, Parts]
     legs: tuple[SwapLeg, ...]
     quotes: tuple[Quote, ...]
     gross_raw: int
@@ -121,18 +104,14 @@ class Candidate:
         return mul_div_up(paid_usd_e8, BPS, max(seized_usd_e8, 1)) - BPS
 
     @property
-    def point(self) -> Point:
-        """Its place on the curve of amounts."""
-        return Point(self.size.amount_raw, self.net_raw, self.excess_usd_e8)
-
-    @property
     def acceptable(self) -> bool:
         """Whether it is worth its gas and would pass the Liquidator's end check."""
         return self.excess_usd_e8 <= 0 and self.net_raw >= self.size.terms.ctx.min_profit_raw
 
-    def preference(self) -> tuple[bool, int]:
-        """Sort key: what the end check passes, then what nets more."""
-        return self.excess_usd_e8 <= 0, self.net_raw
+    def rank(self) -> Rank:
+        """What the end check passes, then what nets more; of what it does not pass, what comes closer to passing."""
+        margin = -self.excess_usd_e8
+        return Rank(PASSES, self.net_raw, margin) if margin >= 0 else Rank(PASSES - 1, margin, margin)
 
     def dead_end(self) -> DeadEnd:
         """Why it is not acceptable."""
@@ -155,8 +134,10 @@ class Candidate:
         return DeadEnd(PRICED, self.net_raw, Refusal("plan", reason, numbers))
 
 
-def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | DeadEnd]:
-    """Price a recipe leg by leg, each by its best route.
+def attempt(
+    size: Size, recipe: Recipe, routes: Routes, divide: Divide = single
+) -> Reads[Candidate | DeadEnd]:
+    """Price a recipe step by step, each by its best route or as `divide` shares it out.
 
     A route may not use a pool in the direction an earlier leg used it: both quotes are for the pool as it is now, so
     the second would promise too much. The opposite direction only gets better by the earlier leg. The pool that lends
@@ -169,6 +150,7 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     held[repay] -= size.owed_raw
     assured = dict(held)  # the same, with every leg at its limit
     used: set[tuple[int, Address, int, Address]] = set()
+    parts: dict[Step, Parts] = {}
     legs: list[SwapLeg] = []
     quotes: list[Quote] = []
     gas = ctx.plan_gas
@@ -182,37 +164,38 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
         open_routes = [
             route
             for route in routes(token_in, token_out)
-            if used.isdisjoint(_hops(route)) and not _is_locked(route, size.flash.locked)
+            if used.isdisjoint(hops_of(route)) and not _is_locked(route, size.flash.locked)
         ]
-        answers = yield from together(
-            [venue.quote(path, amount_raw, exact_out=step.buy) for venue, path in open_routes]
-        )
-        offers = [
-            (_worth(terms, answer), venue, answer)
-            for (venue, _), answer in zip(open_routes, answers, strict=True)
-            if isinstance(answer, Quote)
-        ]
-        if not offers:
-            return _no_route(size, step, amount_raw, answers)
-        _, venue, quote = max(offers, key=lambda offer: offer[0])
-        if quote.amount_in_raw > held[token_in]:
-            return _shortfall(size, token_in, quote.amount_in_raw - held[token_in], gas)
-        if step.buy:
-            limit_raw = min(mul_div_up(quote.amount_in_raw, BPS + ctx.max_slippage_bps, BPS), held[token_in])
-            assured[token_in] -= limit_raw
-            assured[token_out] += quote.amount_out_raw
-        else:
-            least_in_raw = min(max(assured[token_in], 0), amount_raw)
-            worst_raw = mul_div_down(quote.amount_out_raw, least_in_raw, amount_raw)
-            limit_raw = mul_div_down(worst_raw, BPS - ctx.max_slippage_bps, BPS)
-            assured[token_in] -= least_in_raw
-            assured[token_out] += limit_raw
-        held[token_in] -= quote.amount_in_raw
-        held[token_out] += quote.amount_out_raw
-        used |= _hops((venue, quote.path))
-        legs.append(venue.swap_leg(quote, whole_balance=True, limit_raw=limit_raw))
-        quotes.append(quote)
-        gas += _leg_gas(quote)
+        task = Task(terms, step, amount_raw, assured[token_in], open_routes)
+        shared = yield from divide(task)
+        if not shared:
+            return _no_route(size, task)
+        parts[step] = shared
+        left_raw = amount_raw
+        for route, quote in shared:
+            if quote.amount_in_raw > held[token_in]:
+                return _shortfall(size, token_in, quote.amount_in_raw - held[token_in], gas)
+            part_raw = quote.amount_out_raw if step.buy else quote.amount_in_raw
+            left_raw -= part_raw
+            if step.buy:
+                limit_raw = min(
+                    mul_div_up(quote.amount_in_raw, BPS + ctx.max_slippage_bps, BPS), held[token_in]
+                )
+                assured[token_in] -= limit_raw
+                assured[token_out] += quote.amount_out_raw
+            else:
+                least_in_raw = min(max(assured[token_in], 0), part_raw)
+                worst_raw = mul_div_down(quote.amount_out_raw, least_in_raw, part_raw)
+                limit_raw = mul_div_down(worst_raw, BPS - ctx.max_slippage_bps, BPS)
+                assured[token_in] -= least_in_raw
+                assured[token_out] += limit_raw
+            held[token_in] -= quote.amount_in_raw
+            held[token_out] += quote.amount_out_raw
+            used |= hops_of(route)
+            # the last one takes what is there then, which is not quite what is expected now
+            legs.append(route[0].swap_leg(quote, whole_balance=not left_raw, limit_raw=limit_raw))
+            quotes.append(quote)
+            gas += leg_gas(quote)
     gross_raw = held[profit]
     came_raw, went_raw = size.outcome.seize_raw, size.outcome.repay_raw
     if seize == repay:
@@ -223,6 +206,7 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     return Candidate(
         size=size,
         recipe=recipe,
+        parts=parts,
         legs=tuple(legs),
         quotes=tuple(quotes),
         gross_raw=gross_raw,
@@ -233,12 +217,6 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     )
 
 
-def _hops(route: Route) -> set[tuple[int, Address, int, Address]]:
-    venue, path = route
-    hops = zip(path.tokens[:-1], path.fees, path.tokens[1:], strict=True)
-    return {(id(venue), token_in, fee, token_out) for token_in, fee, token_out in hops}
-
-
 def _is_locked(route: Route, pool: PoolId | None) -> bool:
     """Whether the route passes the pool; one of another deployment that is named alike counts as well."""
     venue, path = route
@@ -246,18 +224,6 @@ def _is_locked(route: Route, pool: PoolId | None) -> bool:
         return False
     hops = zip(path.tokens[:-1], path.tokens[1:], path.fees, strict=True)
     return any({one, other} == set(pool.tokens) and fee == pool.fee for one, other, fee in hops)
-
-
-def _leg_gas(quote: Quote) -> int:
-    return quote.gas + _LEG_GAS
-
-
-def _worth(terms: Terms, quote: Quote) -> int:
-    """What a quote brings, less its gas; a longer route must earn its own gas."""
-    tokens, gas = quote.path.tokens, _leg_gas(quote)
-    if quote.exact_out:
-        return -quote.amount_in_raw - terms.gas_in(tokens[0], gas)
-    return quote.amount_out_raw - terms.gas_in(tokens[-1], gas)
 
 
 def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
@@ -276,15 +242,14 @@ def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
     return DeadEnd(PRICED, net_raw, Refusal("plan", "unprofitable", numbers))
 
 
-def _no_route(size: Size, step: Step, amount_raw: int, answers: Sequence[Quote | Refusal]) -> DeadEnd:
-    reasons = Counter(answer.reason for answer in answers if isinstance(answer, Refusal))
+def _no_route(size: Size, task: Task) -> DeadEnd:
     numbers = {
         **size.terms.names,
-        "token_in": step.token_in,
-        "token_out": step.token_out,
-        "exact_out": step.buy,
-        "amount_raw": amount_raw,
-        "routes": dict(reasons),
+        "token_in": task.step.token_in,
+        "token_out": task.step.token_out,
+        "exact_out": task.step.buy,
+        "amount_raw": task.amount_raw,
+        "routes": dict(task.refused),
     }
     return DeadEnd(
         ROUTED, size.most_net_raw(size.terms.ctx.max_slippage_bps), Refusal("plan", "no_route", numbers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
@@ -31,7 +31,6 @@ PLAN_GAS: Final = 450_000
 # By how much a market may pay more than the oracle says before anybody has asked it: feeds lag in a crash.
 _PREMIUM_BPS: Final = 5_000
 _NATIVE_DECIMALS: Final = 18
-_HALVINGS: Final = 10
 
 
 class PlanGas:
@@ -96,61 +95,6 @@ class PlanContext:
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
-
-
-# --- which amounts ---------------------------------------------------------------------------------------------------
-
-
-def ladder(option: Option, most_raw: int) -> list[int]:
-    """Repay amounts to price, largest first: the maximum, the largest partial amount and its halvings to 1/1024.
-
-    Only what the protocol allows and what is at most `most_raw`.
-    """
-    amounts = {option.max_repay_raw} if option.max_repay_raw <= most_raw else set()
-    lowest_raw, highest_raw = max(option.min_repay_raw, 1), min(option.partial_max_repay_raw, most_raw)
-    if lowest_raw <= highest_raw:
-        amounts |= {max(highest_raw >> halving, lowest_raw) for halving in range(_HALVINGS + 1)}
-    return sorted(amounts, reverse=True)
-
-
-class Point(NamedTuple):
-    """An amount that was priced: its net profit, and by how much its costs exceed the slippage allowed (≤ 0: not)."""
-
-    amount_raw: int
-    net_raw: int
-    excess_usd_e8: int
-
-
-def refined(curve: Sequence[Point], best: Point) -> list[int]:
-    """Amounts to price between `best` and its neighbours on `curve` (by rising amount); none where more is better.
-
-    Net profit is concave in the amount, so its peak is near that of the parabola through three neighbours; what
-    price impact costs is convex, so where the chord from an allowed to an excessive amount is zero, it is allowed.
-    """
-    if best not in curve or best.excess_usd_e8 > 0 or len(curve) < 3:
-        return []
-    at = curve.index(best)
-    middle = min(max(at, 1), len(curve) - 2)
-    low, high = curve[max(at - 1, 0)], curve[min(at + 1, len(curve) - 1)]
-    peak_raw = _peak(*curve[middle - 1 : middle + 2])
-    if high == best and (peak_raw is None or peak_raw >= best.amount_raw):
-        return []
-    amounts = {(low.amount_raw + best.amount_raw) // 2, (best.amount_raw + high.amount_raw) // 2}
-    if peak_raw is not None:
-        amounts |= {peak_raw, (peak_raw + best.amount_raw) // 2}
-    if high.excess_usd_e8 > 0:
-        share = high.excess_usd_e8 - best.excess_usd_e8
-        amounts.add(best.amount_raw + (high.amount_raw - best.amount_raw) * -best.excess_usd_e8 // share)
-    priced = {point.amount_raw for point in curve}
-    return sorted(raw for raw in amounts - priced if low.amount_raw < raw < high.amount_raw)
-
-
-def _peak(a: Point, b: Point, c: Point) -> int | None:
-    """Where the parabola through three points is highest, if it opens downwards."""
-    left, right = b.amount_raw - a.amount_raw, b.amount_raw - c.amount_raw
-    rise, fall = b.net_raw - a.net_raw, b.net_raw - c.net_raw
-    bend = left * fall - right * rise
-    return b.amount_raw - (left**2 * fall - right**2 * rise) // (2 * bend) if bend > 0 else None
 
 
 # --- an option and an amount of it -----------------------------------------------------------------------------------
@@ -230,7 +174,7 @@ class DeadEnd:
     refusal: Refusal
 
 
-_SIZED, _BORROWED, ROUTED, PRICED = range(4)
+SIZED, BORROWED, ROUTED, PRICED = range(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -258,60 +202,67 @@ class Size:
         return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(terms.ctx.plan_gas)
 
 
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """Amounts of an option, largest first: those above half of the largest, which are priced first, and the others."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Funded:
+    """An option and one who could lend for it (None: nobody does).
+
+    `whole_raw` is an amount, if the limits allow it, and so is anything from `least_raw` to `most_raw` (0: nothing).
+    """
 
     terms: Terms
-    large_raw: Sequence[int]
-    small_raw: Sequence[int]
+    loan: FlashQuote | None
+    whole_raw: int | None
+    least_raw: int
+    most_raw: int
 
 
-def ladder_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> Ladder | DeadEnd:
-    """The amounts of an option that the limits and, where any can, the loans allow."""
-    option = terms.option
-    if min(terms.prices.values()) <= 0:
-        return DeadEnd(_SIZED, 0, Refusal("plan", "no_price", terms.names))
-    most_raw = terms.most_raw
-    lent_raw = max((loan.available_raw for loan in loans[option.repay_token.address]), default=0)
-    calls = terms.ctx.adapter.liquidation_calls(option, option.max_repay_raw)
-    lent_raw = most_raw if any(call.paid_after for call in calls) else lent_raw
-    amounts = ladder(option, min(most_raw, lent_raw)) or ladder(option, most_raw)
-    if not amounts:
-        numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": most_raw}
-        return DeadEnd(_SIZED, 0, Refusal("plan", "over_max_repay", numbers))
-    large = [amount_raw for amount_raw in amounts if 2 * amount_raw > amounts[0]]
-    return Ladder(terms, large, amounts[len(large) :])
+def funded(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Funded] | DeadEnd:
+    """An option by each lender that no other is better than whatever the amount, cheapest first."""
+    option, limit_raw = terms.option, terms.most_raw if min(terms.prices.values()) > 0 else -1
+    if limit_raw < 0:
+        return DeadEnd(SIZED, 0, Refusal("plan", "no_price", terms.names))
+    whole_raw = option.max_repay_raw if option.max_repay_raw <= limit_raw else None
+    least_raw, most_raw = max(option.min_repay_raw, 1), min(option.partial_max_repay_raw, limit_raw)
+    most_raw = most_raw if least_raw <= most_raw else 0
+    if whole_raw is None and not most_raw:
+        numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": limit_raw}
+        return DeadEnd(SIZED, 0, Refusal("plan", "over_max_repay", numbers))
+    if any(call.paid_after for call in terms.ctx.adapter.liquidation_calls(option, option.max_repay_raw)):
+        return [Funded(terms, None, whole_raw, least_raw, most_raw)]
+    offers: list[FlashQuote] = []
+    lent_raw = 0  # by a cheaper one that is not in the way
+    for loan in sorted(loans[option.repay_token.address], key=lambda loan: _order(loan, terms)):
+        if loan.available_raw > lent_raw:
+            offers.append(loan)
+            lent_raw = lent_raw if _is_in_the_way(loan, terms) else loan.available_raw
+    return [
+        Funded(terms, loan, whole_raw, least_raw, min(most_raw, max(loan.available_raw, least_raw)))
+        for loan in offers
+    ] or [Funded(terms, None, whole_raw, least_raw, most_raw)]
 
 
-def size_of(
-    terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]
-) -> Reads[Size | DeadEnd]:
-    """One amount of an option, with the cheapest loan for it."""
+def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
+    """One amount of an option, as its lender funds it."""
+    terms, loan = funded.terms, funded.loan
     ctx, option = terms.ctx, terms.option
     repay = option.repay_token.address
     outcome = yield from readable("plan", ctx.adapter.outcome(option, amount_raw))
     if isinstance(outcome, Refusal):
-        return DeadEnd(_SIZED, 0, outcome)
+        return DeadEnd(SIZED, 0, outcome)
     numbers = {**terms.names, "repay_raw": outcome.repay_raw, "seize_raw": outcome.seize_raw}
     if outcome.seize_raw <= 0 and outcome.later_raw <= 0:
-        return DeadEnd(_SIZED, 0, Refusal("plan", "nothing_seizable", numbers))
+        return DeadEnd(SIZED, 0, Refusal("plan", "nothing_seizable", numbers))
     calls = tuple(ctx.adapter.liquidation_calls(option, amount_raw))
     needed_raw = borrowed_raw(option, outcome, calls)
-    offers = [loan for loan in loans[repay] if loan.available_raw >= needed_raw]
     if not needed_raw:
         paid_after = [call.target for call in calls if call.paid_after]
-        offers = [FlashQuote(paid_after[0] if paid_after else ZERO_ADDRESS, repay, 0, 0)]
-    if not offers:
-        available_raw = max((loan.available_raw for loan in loans[repay]), default=0)
-        numbers |= {"needed_raw": needed_raw, "available_raw": available_raw}
-        return DeadEnd(_BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
-    flash = min(
-        offers, key=lambda loan: (_is_in_the_way(loan, terms), loan.premium_bps, loan.locked is not None)
-    )
-    owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
+        loan = FlashQuote(paid_after[0] if paid_after else ZERO_ADDRESS, repay, 0, 0)
+    if loan is None or loan.available_raw < needed_raw:
+        numbers |= {"needed_raw": needed_raw, "available_raw": loan.available_raw if loan else 0}
+        return DeadEnd(BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
+    owed_raw = outcome.repay_raw + mul_div_up(needed_raw, loan.premium_bps, BPS)
 
-    size = Size(terms, amount_raw, outcome, calls, flash, owed_raw, terms.later_raw(outcome))
+    size = Size(terms, amount_raw, outcome, calls, loan, owed_raw, terms.later_raw(outcome))
     most_raw = size.most_net_raw(_PREMIUM_BPS)
     if most_raw < ctx.min_profit_raw:
         gas_raw = ctx.gas_raw(ctx.plan_gas)
@@ -321,7 +272,7 @@ def size_of(
             "min_profit_raw": ctx.min_profit_raw,
         }
         numbers |= {"later_raw": size.later_raw} if outcome.later_raw else {}
-        return DeadEnd(_SIZED, most_raw, Refusal("plan", "unprofitable", numbers))
+        return DeadEnd(SIZED, most_raw, Refusal("plan", "unprofitable", numbers))
     return size
 
 
@@ -336,8 +287,12 @@ def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Addres
     return loans
 
 
+def _order(loan: FlashQuote, terms: Terms) -> tuple[int, bool, bool]:
+    return loan.premium_bps, _is_in_the_way(loan, terms), loan.locked is not None
+
+
 def _is_in_the_way(loan: FlashQuote, terms: Terms) -> bool:
-    """Whether the loan locks a pool of the very tokens to be swapped; then it is the last to be taken."""
+    """Whether the loan locks a pool of the very tokens to be swapped: then a dearer one may net more."""
     swapped = {*terms.prices, terms.ctx.profit_token.address}
     return loan.locked is not None and swapped.issuperset(loan.locked.tokens)
 

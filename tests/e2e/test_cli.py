@@ -122,6 +122,10 @@ async def test_every_document_is_alone_on_stdout(rigged: tuple[Lab, Rig], tmp_pa
     stages = {each["protocol"]: each["stages"][-1] for each in explain["protocols"]}
     assert (stages["aave-3-0"]["stage"], stages["aave-3-0"]["answer"]) == ("clear", "would_send")
     assert stages["aave-3-6"]["answer"] == "no_debt"
+    [aave] = [each for each in explain["protocols"] if each["protocol"] == "aave-3-0"]
+    weighed = [each for each in aave["stages"] if each["stage"] == "weigh"]
+    nets = [int(each["numbers"]["net_raw"]) for each in weighed]
+    assert weighed[0]["answer"] == "pays" and nets == sorted(nets, reverse=True)
     await _check_scan(lab, scan)
     assert [row["account"] for row in first["positions"]] == [who]
 

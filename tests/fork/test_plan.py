@@ -172,6 +172,19 @@ async def test_amounts_keep_within_the_end_check(scene: Scene) -> None:
     assert gained == answer.expected_profit_raw
 
 
+async def test_parts_of_a_step_earn_what_they_say(scene: Scene) -> None:
+    """Where one pool is too small several take a part each and the last the rest,
+    and the treasury gains exactly the expected profit.
+    """
+    await scene.open("3.6", "WETH", "USDC", 3_000_000)
+    answer = await scene.plan("3.6", "USDC")
+    assert isinstance(answer, Plan), answer
+    assert [leg.amount_raw == MAX_UINT256 for leg in answer.legs] == [False] * (len(answer.legs) - 1) + [True]
+    assert len(answer.legs) > 1
+    gained, _ = await scene.execute(answer)
+    assert gained == answer.expected_profit_raw
+
+
 async def test_a_pool_lends_for_its_fee(scene: Scene) -> None:
     """Where a Uniswap pool is the cheapest lender it lends, and the profit is what was said, to the unit."""
     pool = scene.pool("DAI", "USDC", 100)

@@ -12,17 +12,8 @@ from keeper import abi
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
-from keeper.planner.sizing import (
-    PLAN_GAS,
-    PlanGas,
-    Point,
-    Size,
-    ladder,
-    read_loans,
-    refined,
-    size_of,
-    terms_of,
-)
+from keeper.planner.search import PASSES, Rank, halves, peak
+from keeper.planner.sizing import PLAN_GAS, PlanGas, Size, funded, read_loans, size_of, terms_of
 from keeper.planner.turns import Turns
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
@@ -93,9 +84,9 @@ class _Reserves:
 PoolKey = tuple[frozenset[Address], int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Venue:
-    """Quotes from pools by their exact arithmetic; every quote asks one call, so that rounds can be counted."""
+    """Quotes from pools by their exact arithmetic, as of a block that is synced."""
 
     pools: dict[PoolKey, _Reserves]
     middles: Sequence[Address] = ()
@@ -128,12 +119,11 @@ class _Venue:
 
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
         self.quoted += 1
-        yield [Call(ROUTER, repr((path, amount_raw, exact_out)).encode())]
         other = self.swapped(path, amount_raw, exact_out)
         if not other:
-            return Refusal("plan", "no_liquidity", {})
+            return just(Refusal("plan", "no_liquidity", {}))
         amounts = (other, amount_raw) if exact_out else (amount_raw, other)
-        return Quote(path, exact_out, *amounts, gas=90_000 * len(path.fees))
+        return just(Quote(path, exact_out, *amounts, gas=90_000 * len(path.fees)))
 
     def swapped(self, path: Path, amount_raw: int, exact_out: bool, *, move: bool = False) -> int | None:
         hops = list(zip(path.tokens, path.tokens[1:], path.fees, strict=False))
@@ -294,14 +284,16 @@ def execute(plan: Plan, venue: _Venue, ctx: PlanContext) -> int:
     for leg in plan.legs:
         path = path_of(leg)
         first, last = path.tokens[0], path.tokens[-1]
-        assert leg.amount_raw == MAX_UINT256
+        whole = leg.amount_raw == MAX_UINT256
         if leg.exact_out:
-            amount_out = max(owed[last] - held[last], 0)
+            amount_out = max(owed[last] - held[last], 0) if whole else leg.amount_raw
             amount_in = venue.swapped(path, amount_out, True, move=True) if amount_out else 0
             if amount_in is None or amount_in > min(leg.limit_raw, held[first]):
                 raise Reverts("too much in")
         else:
-            amount_in = max(held[first] - owed[first], 0)
+            amount_in = max(held[first] - owed[first], 0) if whole else leg.amount_raw
+            if amount_in > held[first]:
+                raise Reverts("more than is held")
             amount_out = venue.swapped(path, amount_in, False, move=True) or 0
             if amount_out < leg.limit_raw:
                 raise Reverts("too little out")
@@ -375,7 +367,7 @@ def test_a_plan_brings_at_least_what_it_expects(repay: Token, seize: Token, prof
 )
 def test_legs_by_case(repay: Token, seize: Token, profit: Token, kinds: list[list[bool]]) -> None:
     """Sell for the loan's token, or buy the shortfall and keep the rest: each case has its sequence of legs."""
-    venue = _Venue(_everywhere())
+    venue = _Venue(_everywhere(10**10))
     answer, _ = drive(plan(HEALTH, [_option(repay, seize)], _context(venue, profit, max_slippage_bps=300)))
     assert isinstance(answer, Plan)
     assert [leg.exact_out for leg in answer.legs] in kinds
@@ -405,7 +397,7 @@ def test_in_kind_the_premium_must_fit_into_the_slippage_of_the_gain() -> None:
 
 def test_a_plan_states_its_gas_and_floor() -> None:
     """Gas is priced up in the profit token, and the enforced minimum covers it and the configured minimum."""
-    venue = _Venue(_everywhere())
+    venue = _Venue(_everywhere(10**10))
     ctx = _context(venue)
     answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
     assert isinstance(answer, Plan)
@@ -653,6 +645,14 @@ def test_what_plans_take_is_learned_at_once_and_forgotten_slowly() -> None:
 # --- how much --------------------------------------------------------------------------------------------------------
 
 
+def _rungs(option: Option, most_raw: int) -> list[int]:
+    """Amounts an option allows: its maximum, its largest partial amount and the halves of that."""
+    rungs = {option.max_repay_raw} if option.max_repay_raw <= most_raw else set()
+    most_raw = min(option.partial_max_repay_raw, most_raw)
+    rungs |= {max(most_raw >> n, option.min_repay_raw) for n in range(11) if most_raw >= option.min_repay_raw}
+    return sorted(rungs, reverse=True)
+
+
 def best_net(option: Option, venue: _Venue, ctx: PlanContext, amounts: Sequence[int]) -> int | None:
     """The best net profit of single-swap plans among `amounts`, by arithmetic of its own; None if none is allowed."""
     nets = []
@@ -679,7 +679,7 @@ def best_net(option: Option, venue: _Venue, ctx: PlanContext, amounts: Sequence[
     gas_gwei=st.integers(0, 150),
     slippage_bps=st.sampled_from([0, 50, 100, 500, 1000]),
 )
-def test_never_worse_than_any_rung_of_the_ladder(
+def test_never_worse_than_halves_of_the_largest_amount(
     depths: list[int], max_usd: int, partial_percent: int, gas_gwei: int, slippage_bps: int
 ) -> None:
     """The plan nets at least what the best amount of the ladder by the best single route nets; else it refuses."""
@@ -689,7 +689,7 @@ def test_never_worse_than_any_rung_of_the_ladder(
     option = replace(option, partial_max_repay_raw=option.max_repay_raw * partial_percent // 100)
     ctx = _context(venue, gas_price_wei=Wei(gas_gwei * 10**9), max_slippage_bps=slippage_bps)
     answer, _ = drive(plan(HEALTH, [option], ctx))
-    rungs = ladder(option, min(option.max_repay_raw, 10**6 * 10**6))  # the halvings of what the limit allows
+    rungs = _rungs(option, min(option.max_repay_raw, 10**6 * 10**6))  # what the limit allows
     expected = best_net(option, venue, ctx, rungs)
     if isinstance(answer, Plan):
         net = answer.expected_profit_raw - answer.gas_cost_raw
@@ -749,8 +749,10 @@ def test_never_worse_than_any_way_at_any_rung(
     terms = terms_of(option, HEALTH, ctx)
     loans, _ = drive(read_loans([repay.address], ctx))
     nets = []
-    for amount in ladder(option, terms.most_raw):
-        size, _ = drive(size_of(terms, amount, loans))
+    offers = funded(terms, loans)
+    assert isinstance(offers, list)
+    for amount in _rungs(option, terms.most_raw):
+        size, _ = drive(size_of(offers[0], amount))
         if not isinstance(size, Size):
             continue
         for way in recipes(seize.address, repay.address, kept.address):
@@ -816,34 +818,34 @@ def test_the_end_check_bounds_the_amount() -> None:
     assert execute(answer, venue, ctx) == answer.expected_profit_raw
 
 
-def test_a_deep_market_takes_one_round_of_quotes() -> None:
-    """Where no smaller amount can net more, the largest is quoted by each route and nothing else is."""
-    _, rounds = drive(plan(HEALTH, [_option(USDC, WETH)], _context(_Venue(_everywhere(10**10)))))
-    assert rounds == [1, 2]
+def test_a_deep_market_is_priced_once() -> None:
+    """Where no smaller amount can net more, the largest is quoted by each route, a part of it, and one beside it."""
+    venue = _Venue(_everywhere(10**10))
+    answer, rounds = drive(plan(HEALTH, [_option(USDC, WETH)], _context(venue)))
+    assert isinstance(answer, Plan) and len(answer.legs) == 1
+    assert rounds == [1] and venue.quoted <= 2 * 7
 
 
-def test_only_allowed_amounts_are_on_the_ladder() -> None:
-    """The maximum, then partial amounts by halves; nothing between partial maximum and maximum, nothing below least."""
-    option = _option(USDC, WETH, max_repay_raw=1000, partial_max_repay_raw=640, min_repay_raw=100)
-    assert ladder(option, 10**9) == [1000, 640, 320, 160, 100]
-    assert ladder(option, 999) == [640, 320, 160, 100]
-    assert ladder(option, 500) == [500, 250, 125, 100]
-    assert ladder(option, 99) == []
-    assert ladder(replace(option, partial_max_repay_raw=0), 10**9) == [1000]
-    whole = ladder(replace(option, min_repay_raw=0), 10**9)
-    assert whole == [1000, 640, 320, 160, 80, 40, 20, 10, 5, 2, 1]
+@given(high=st.integers(1, 10**24), top=st.integers(0, 1200), passes=st.integers(1, 1200))
+def test_a_peak_is_found_wherever_it_is(high: int, top: int, passes: int) -> None:
+    """Near the best of the halves the best amount is found to a hundredth, the last that passes to a ten-thousandth."""
+    top_raw, last_raw = high * top // 1000, max(high * passes // 1000, 1)
+    asked: dict[int, Rank] = {}
 
+    def rank(raw: int) -> Reads[Rank]:
+        assert 1 <= raw <= high
+        margin = (last_raw**2 - raw**2) // 10
+        value = raw * (2 * top_raw - raw) if margin >= 0 else margin
+        asked[raw] = Rank(PASSES - (margin < 0), value, margin)
+        return just(asked[raw])
 
-def test_refinement_stays_between_neighbours() -> None:
-    """Amounts near the best are between its neighbours, aim at the parabola's top, and stop where more is better."""
-    curve = [Point(x, -((x - 70) ** 2), 0) for x in (25, 50, 100)]
-    near = refined(curve, curve[1])
-    assert 70 in near and all(25 < amount < 100 for amount in near)
-    rising = [Point(x, x, 0) for x in (25, 50, 100)]
-    assert refined(rising, rising[-1]) == []
-    bounded = [Point(25, 25, -50), Point(50, 50, -20), Point(100, 100, 30)]
-    assert 70 in refined(bounded, bounded[1])
-    assert refined(bounded[:2], bounded[1]) == []
+    drive(halves(1, high, rank, lambda raw: just(True)))
+    near, looked = max(asked, key=lambda raw: asked[raw]), len(asked)
+    drive(peak(max(near // 2, 1), near, min(2 * near, high), rank))
+    assert len(asked) - looked <= 30
+    found = max(asked, key=lambda raw: asked[raw])
+    best = max(min(top_raw, last_raw, high), 1)
+    assert abs(found - best) <= (best // 100 if best == top_raw else best // 10_000) + 1
 
 
 def test_the_best_option_wins() -> None:
@@ -853,6 +855,30 @@ def test_the_best_option_wins() -> None:
     answer, _ = drive(plan(HEALTH, [thin, deep], _context(venue)))
     assert isinstance(answer, Plan)
     assert answer.option == deep
+    first, second = answer.weighed
+    assert (first.seize_token, first.swaps, first.reason) == (WETH, "sell WETH for USDC", None)
+    assert first.net_raw == answer.expected_profit_raw - answer.gas_cost_raw > second.net_raw
+    assert (first.repay_raw, first.lender, first.legs) == (answer.outcome.repay_raw, LENDER, 1)
+    assert second.seize_token == DAI
+
+
+def test_a_step_is_shared_out_among_pools_that_pay_for_their_leg() -> None:
+    """Of two pools alike each takes half, and so nets more than either; not where gas costs more than that gains."""
+    pools = dict([pool(WETH, USDC, 500, 4_000_000), pool(WETH, USDC, 501, 4_000_000)])
+    venue, option = _Venue(pools), _option(USDC, WETH, 40_000, partial_max_repay_raw=0)
+    ctx = _context(venue, max_slippage_bps=1000)
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    first, last = (quote.amount_in_raw for quote in answer.quotes)
+    assert abs(first - last) * 100 < last and first + last == answer.outcome.seize_raw
+    assert [leg.amount_raw for leg in answer.legs] == [first, MAX_UINT256]
+    alone = best_net(option, venue, ctx, [option.max_repay_raw])
+    assert alone is not None and answer.expected_profit_raw - answer.gas_cost_raw > alone
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    dear, _ = drive(
+        plan(HEALTH, [option], replace(ctx, gas_price_wei=Wei(700 * 10**9), max_fee_wei=Wei(10**13)))
+    )
+    assert isinstance(dear, Plan) and len(dear.legs) == 1
 
 
 def test_a_whale_in_a_shallow_market_is_taken_in_pieces() -> None:
@@ -872,9 +898,9 @@ def test_quotes_are_bounded() -> None:
     )
     venue = _Venue(pools, middles=(WETH.address, USDC.address))
     options = [_option(DAI, WETH, usd) for usd in (50_000, 60_000, 70_000)]
-    answer, rounds = drive(plan(HEALTH, options, _context(venue, USDC)))
+    answer, _ = drive(plan(HEALTH, options, _context(venue, USDC)))
     assert isinstance(answer, Plan)
-    assert max(rounds) <= 192
+    assert venue.quoted <= 2_000
     assert answer.outcome.repay_raw == options[2].max_repay_raw
 
 
