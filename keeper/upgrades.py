@@ -3,7 +3,7 @@
 Of each contract its code and the EIP-1967 slots are known: implementation, beacon and admin; of a proxy also the code
 it runs, and of all of them the libraries that code is linked to. At a start everything is read and held against the
 ledger, so that a change while the keeper was down is found; after that events say what to read at once, and a few
-contracts are read again at every head, each within `every_blocks`. The first sight of a contract is its baseline. A
+contracts are read again at every head, each within `every_blocks`. Its first sight, with code, is its baseline. A
 change trips the breaker `code_changed` for its protocol until a person acknowledges the new code.
 
 Not seen are changes that neither code nor these slots show: proxies of other kinds, and what a price source reads.
@@ -152,7 +152,7 @@ class Upgrades:
             for part, (facts, code) in zip(batch, answers, strict=True):
                 if part in self._known:
                     await self._judge(part, facts, head, since)
-                else:
+                elif code:  # nothing can rely on what has none: its address was misread, and is read again
                     unknown.setdefault(part.protocol, {})[part.role] = facts.body()
                 if facts.runs not in self._read:
                     waiting += await self._find_libraries(part, code, head)

@@ -48,16 +48,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def shared_lab() -> AsyncIterator[Lab]:
-    """One world for the whole session, on a clock that ticks a second a block. Use `lab` in tests."""
+    """One world for all tests of a file, on a clock that ticks a second a block. Use `lab` in tests.
+
+    For more of them anvil would write the states of thousands of blocks to disk, which takes longer than a new world.
+    """
     async with await open_lab(clock="steady") as lab:
         yield lab
 
 
 @pytest.fixture
 async def lab(shared_lab: Lab) -> AsyncIterator[Lab]:
-    """The session's world as it was built; whatever a test does to it is undone afterwards."""
+    """The file's world as it was built; whatever a test does to it is undone afterwards."""
     node = shared_lab.node
     snapshot = await node.snapshot()
     yield shared_lab

@@ -274,14 +274,12 @@ async def test_a_pause_that_never_lands_is_lifted_after_three_blocks(lab: Lab, t
         await fallen(line, lab)
         guardian = lab.world.cast.guardians[0].address
         await line.pend(Tx(guardian, line.rig.pause_guard, pause_call(), gas=200_000))
-        await line.step()
         await until(lambda: stopped(line) == "pending", "the gate to close")
         await lab.node.drop_pending()
         for _ in range(2):
-            await lab.node.mine()
             report = await line.step()
             assert line.refusals(report, WHO) == [("clear", "paused")] and not report.sent
-        await lab.node.mine()
+            await lab.node.mine()
         assert len((await line.step()).sent) == 2, "and the ramp is not for what never was a pause"
         assert [entry.body["cause"] for entry in line.booked("resume")] == ["pending"]
 

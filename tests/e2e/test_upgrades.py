@@ -94,7 +94,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 async def rigged(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Lab, Rig]]:
-    """The session's world with the contracts deployed and set up, undone after the module."""
+    """The file's world with the contracts deployed and set up, undone after the module."""
     snapshot = await shared_lab.node.snapshot()
     yield shared_lab, await make_rig(shared_lab, tmp_path_factory.mktemp("rig"), Terms(max_head_age_s=3_600))
     await shared_lab.node.revert(snapshot)
@@ -171,6 +171,20 @@ async def test_a_first_start_takes_everything_as_it_is(stage: Stage) -> None:
         assert shared["PauseGuard"] == checksum(stage.rig.pause_guard)
     async with stage.line() as line:
         assert len(line.booked("watched")) == 3 and not line.booked("tripped")
+
+
+async def test_what_has_no_code_is_no_baseline(stage: Stage) -> None:
+    """An address without code was misread: what is really there is the first sight, and no change."""
+    acl = stage.market.acl
+    code = await stage.node.code(acl)
+    await stage.node.set_code({acl: b""})
+    async with stage.line() as line:
+        assert (OLD, "ACL manager") not in known(line) and (OLD, "pool") in known(line)
+        await stage.node.set_code({acl: code})
+        for _ in range(5):
+            await stage.node.mine()
+            await line.step()
+        assert known(line)[OLD, "ACL manager"]["code"] == hex_of(keccak(code)) and not line.booked("tripped")
 
 
 async def test_an_upgraded_pool_stops_its_protocol_alone(stage: Stage) -> None:
