@@ -86,7 +86,22 @@ class Touched:
     reload: bool
 
 
-class Adapter(Protocol):
+class Taking(Protocol):
+    """How much an option moves, and by which calls: what planning asks of an adapter."""
+
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+        """What repaying `repay_raw` would move, rounded as the contract rounds; no round where the option tells it.
+
+        Where the liquidator inherits a position, it is what is left once that position is closed again.
+        """
+        ...
+
+    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+        """Calls of the Liquidator that carry it out."""
+        ...
+
+
+class Adapter(Taking, Protocol):
     """One lending or perp protocol instance; one file in `keeper/protocols`.
 
     `settled_jointly`: its calls only make sense together (margin goes in, a position is taken over and closed, and
@@ -173,17 +188,6 @@ class Adapter(Protocol):
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
         """Every way the protocol allows to liquidate it now; a forbidden pair is a Refusal."""
-        ...
-
-    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
-        """What repaying `repay_raw` would move, rounded as the contract rounds; no round where the option tells it.
-
-        Where the liquidator inherits a position, it is what is left once that position is closed again.
-        """
-        ...
-
-    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
-        """Calls of the Liquidator that carry it out."""
         ...
 
     def position_of(self, calldata: bytes) -> PositionKey | None:

@@ -20,7 +20,9 @@ from keeper.types import (
     BlockNumber,
     BlockTime,
     Gas,
+    Hash,
     Head,
+    Log,
     Plan,
     Quote,
     Refusal,
@@ -31,9 +33,13 @@ from keeper.types import (
 )
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
+_SKIPPED: Final = abi.load("Liquidator").event("CallSkipped")
 _TRIAL_GAS: Final = Gas(8_000_000)
 # A call keeps a 64th of its gas for its caller, so what runs out a few calls deep leaves some of the whole.
 _ALL_BUT: Final = 8
+# Over a call's own limit: what its callers keep back on the way, and what the Liquidator wants to see beyond it.
+_SPARE_PERCENT: Final = 125
+_SPARE_FLAT: Final = 30_000
 _ELASTICITY: Final = 2  # EIP-1559: the gas target is half the limit
 _CHANGE_DENOMINATOR: Final = 8
 
@@ -99,9 +105,25 @@ async def try_stacked(
                 next_base_fee_wei=base_fee,
                 gas_used=Gas(result.gas_used),
                 profit_raw=profit_raw,
+                skipped=tuple(index for index, _ in skipped(attempt.plan.plan_id, result.logs)),
+                spare_gas=_spare_gas(attempt.plan),
             )
         )
     return trials
+
+
+def skipped(plan_id: Hash, logs: Sequence[Log]) -> list[tuple[int, str]]:
+    """The calls of a plan that failed without sinking it, by the Liquidator's own word, each with its reason."""
+    events = [_SKIPPED.decode(log) for log in logs if log.topics[:1] == (_SKIPPED.topic,)]
+    return [
+        (event["index"], explain_revert(event["reason"])) for event in events if event["planId"] == plan_id
+    ]
+
+
+def _spare_gas(plan: Plan) -> Gas:
+    """The Liquidator reverts where a call that may fail would not get its limit, which it hardly ever uses up."""
+    most = max(call.gas_limit for call in plan.calls)
+    return Gas(most * _SPARE_PERCENT // 100 + _SPARE_FLAT if most else 0)
 
 
 def _refused(result: SimResult) -> Refusal:
@@ -130,7 +152,12 @@ def describe(
 ) -> dict[str, Any]:
     """A plan and its trial in the ledger's words, with the prices and the policy it was decided by."""
     option = plan.option
+    parts = [
+        {"account": part.key.account, "repay_raw": part.repay_raw, "seize_raw": part.seize_raw}
+        for part in plan.outcome.parts
+    ]
     return {
+        **({"accounts": parts} if parts else {}),
         "policy": policy,
         "block": plan.at.number,
         "block_hash": plan.at.hash,

@@ -217,7 +217,8 @@ class Option:
 
     Amounts to consider are `max_repay_raw`, anything from `min_repay_raw` to `partial_max_repay_raw`, and nothing
     between (dust rules forbid leaving too little); `detail` is the adapter's own. Rounds are those of the prices'
-    feeds, None where nobody tells them.
+    feeds, None where nobody tells them. `call_gas` is what each further call of its kind takes in one transaction: of
+    its own second step, or of another account's; 0 where it goes alone.
     """
 
     key: PositionKey
@@ -231,6 +232,16 @@ class Option:
     detail: Any = None
     repay_round: int | None = None
     seize_round: int | None = None
+    call_gas: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one of several accounts has in an outcome."""
+
+    key: PositionKey
+    repay_raw: int
+    seize_raw: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +249,15 @@ class Outcome:
     """What a liquidation of an option would move: the liquidator pays `repay_raw` and receives `seize_raw`.
 
     `later_raw` of the seized token is what it makes due to the liquidator in a later transaction, for gas again.
-    `bad_debt_raw` of the repaid token is what is written off with it, at the cost of who lent it.
+    `bad_debt_raw` of the repaid token is what is written off with it, at the cost of who lent it. `parts` are those of
+    several accounts, one call each in the same order, and none where it is of one account.
     """
 
     repay_raw: int
     seize_raw: int
     later_raw: int = 0
     bad_debt_raw: int = 0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,10 +383,19 @@ class Plan:
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
 
+    @property
+    def keys(self) -> tuple[PositionKey, ...]:
+        """Every position it liquidates, `key` first."""
+        return tuple(part.key for part in self.outcome.parts) or (self.key,)
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the exact calldata did in a simulated next block."""
+    """What the exact calldata did in a simulated next block.
+
+    `skipped` are the calls that failed of those that may, where the node tells; `spare_gas` is what must be left for
+    such a call to be tried at all, beyond what it took.
+    """
 
     plan_id: Hash
     calldata: bytes
@@ -384,6 +406,8 @@ class Trial:
     next_base_fee_wei: Wei
     gas_used: Gas
     profit_raw: int
+    skipped: tuple[int, ...] = ()
+    spare_gas: Gas = Gas(0)
 
 
 @dataclass(frozen=True, slots=True)

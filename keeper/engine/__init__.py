@@ -18,6 +18,7 @@ from keeper.breakers import Breakers
 from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View
+from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
@@ -27,11 +28,10 @@ from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
-from keeper.planner import PlanContext, encode_execute, plan
-from keeper.planner.sizing import PlanGas
+from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
-from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
+from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
 from keeper.trial import Attempt, describe, next_base_fee, try_stacked
 from keeper.types import (
     Address,
@@ -50,9 +50,9 @@ from keeper.watch import Watch
 T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
-_PLANNED_AT_ONCE: Final = 64
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
+_TENTHS: Final = 10
 
 
 class Engine:
@@ -77,8 +77,6 @@ class Engine:
         self.reflexes: Final = reflexes
         self._chain = chain
         self._watch = watch
-        self._venues = venues
-        self._flash_sources = flash_sources
         self._guard = guard
         self.breakers = breakers
         self._upgrades = upgrades
@@ -87,11 +85,13 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tips_wei: tuple[Wei, ...] = (Wei(0),)
-        self._plan_gas = PlanGas({name: adapter.plan_gas for name, adapter in watch.adapters.items()})
         self._block_time_s = 1
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
+        self._planning = Planning(
+            chain, watch, venues, flash_sources, guard, breakers, self._turns, policy, wall_clock
+        )
         self._spending = Spending(ledger, wall_clock)
         self._log = structlog.get_logger("keeper")
 
@@ -151,8 +151,9 @@ class Engine:
             view = view.without(self._watch.unread)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
-        plans = await self._plan(unsafe, view, head, report)
-        await self._execute(plans, view, head, report)
+        wanted = self._wanted(unsafe, view, head, report)
+        orders = await self._planning.orders(wanted, view, self._market(head), self._block_time_s, report)
+        await self._execute(orders, view, head, report)
         if report.sent:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
@@ -188,36 +189,7 @@ class Engine:
         self, health: Health, view: View, head: Head, *, thorough: bool = False
     ) -> Reads[Plan | Refusal]:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
-        marks = view.marks[health.key.protocol]
-        if isinstance(view.native, Refusal):
-            return view.native
-        if isinstance(view.profit, Refusal):
-            return view.profit
-        if isinstance(marks, Refusal):
-            return marks
-        policy = self._policy
-        stage = self.stage(health.key.protocol)
-        adapter = self._watch.adapters[health.key.protocol]
-        options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
-        most_usd_e8 = self.breakers.most_usd_e8(health.key.protocol, options)
-        context = PlanContext(
-            at=view.at,
-            adapter=adapter,
-            venues=self._venues,
-            flash_sources=self._flash_sources,
-            profit_token=policy.profit_token,
-            profit_usd_e8=view.profit.usd_e8,
-            native_usd_e8=view.native.usd_e8_up,
-            gas_price_wei=self._market(head).price(),
-            max_fee_wei=policy.max_fee_wei,
-            min_profit_usd_e8=policy.min_profit_usd_e8,
-            max_slippage_bps=policy.max_slippage_bps,
-            max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
-            plan_gas=self._plan_gas.of(health.key.protocol),
-            thorough=thorough,
-        )
-        planned = plan(health, self._turns.untried(health.key, options), context)
-        return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
+        return self._planning.alone(health, view, self._market(head), thorough=thorough)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -305,12 +277,8 @@ class Engine:
                     unsafe.append(health)
         return sorted(unsafe, key=lambda health: -(health.debt_base * WAD // 10**health.base_decimals))
 
-    async def _plan(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Plan]:
-        """Plans for what is unsafe, best first; while stopped nothing is planned, and why is noted.
-
-        In a crash there may be more than can be priced before the head is stale. After a block's time pricing ends,
-        and whoever was left out comes first at the next head.
-        """
+    def _wanted(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Health]:
+        """Those that are not in flight; while stopped none is, and why is noted."""
         wanted: list[Health] = []
         for health in unsafe:
             if self._sender and self._sender.in_flight(health.key):
@@ -320,53 +288,42 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        wanted = self._turns.ordered(wanted)
-        plans: list[Plan] = []
-        began_s = self._wall_clock()
-        for first in range(0, len(wanted), _PLANNED_AT_ONCE):
-            if first and self._wall_clock() - began_s >= self._block_time_s:
-                self._log.warning("left_for_the_next_head", head=head.number, accounts=len(wanted) - first)
-                break
-            chunk = wanted[first : first + _PLANNED_AT_ONCE]
-            reads = [
-                readable(
-                    "plan",
-                    self.plan(health, view, head, thorough=self._turns.thorough(health.key, head.number)),
-                )
-                for health in chunk
-            ]
-            answers = await self._chain.read(together(reads), head.hash)  # plans share pools
-            for health, answer in zip(chunk, answers, strict=True):
-                self._turns.planned(health.key, answer, head.number)
-                if isinstance(answer, Refusal):
-                    report.refuse(health.key, answer)
-                else:
-                    plans.append(answer)
-        return self._turns.best_first(plans)
+        return wanted
 
-    async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
-        """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried."""
+    async def _execute(
+        self, orders: Sequence[Sequence[Plan]], view: View, head: Head, report: StepReport
+    ) -> None:
+        """Try what is stuck and the best plans stacked, in each order; of the one that nets most clear and send what
+        still pays, as it was tried.
+        """
         market, standing = self._market(head), partial(self.standing, view, head, new=False)
         stuck = self._sender.stuck(market, standing) if self._sender else []
         replacing = {each.plan.plan_id: each for each in stuck}
-        chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
-        if not chosen or isinstance(view.pause, Refusal):
+        room = max(0, _MOST_PER_HEAD - len(stuck))
+        stacks = [[*(each.plan for each in stuck), *order[:room]] for order in orders]
+        if not any(stacks) or isinstance(view.pause, Refusal):
             return
-        # in this order: the ledger is summed, where it must be, while the node runs the trial
-        trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
+        # in this order: the ledger is summed, where it must be, while the node runs the trials
+        tried = asyncio.gather(*(self.attempt(stack, view.pause, head) for stack in stacks))
+        found, spent = await asyncio.gather(tried, self._spent_meanwhile())
+        ways = [list(zip(stack, trials, strict=True)) for stack, trials in zip(stacks, found, strict=True)]
         cleared: list[Cleared] = []
         untouched = True
-        for one, trial in zip(chosen, trials, strict=True):
-            untouched = untouched and isinstance(trial, Refusal)
+        for one, trial in max(ways, key=_nets_raw):
+            late, untouched = not untouched, untouched and isinstance(trial, Refusal)
             old = replacing.get(one.plan_id)
+            if late and not old and (behind := _behind(one, trial)):
+                self._refuse(one, behind, report)
+                continue
             besides = spent.without(old.worst_case_wei) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
-            # a trial may have reverted only because of those before it
-            too_dear = isinstance(answer, Refusal) and answer.reason == "unprofitable"
-            self._turns.turned_down(one, futile=untouched or too_dear)
+            if isinstance(trial, Trial):
+                self._part(one, trial, report)
             if isinstance(answer, Refusal):
-                report.refuse(one.key, answer)
+                # a trial may have reverted only because of those before it
+                self._turns.turned_down(one, futile=untouched or answer.reason == "unprofitable")
+                self._refuse(one, answer, report)
                 if self._sender and old:
                     self._sender.give_up(one.plan_id)
             else:
@@ -376,9 +333,21 @@ class Engine:
         if self._sender:
             for asked, each in zip(cleared, await self._sender.send(cleared, standing), strict=True):
                 if isinstance(each, Refusal):
-                    report.refuse(asked.plan.key, each)
+                    self._refuse(asked.plan, each, report)
                 else:
                     (report.replaced if each.plan_id in replacing else report.sent).append(each)
+
+    def _refuse(self, plan: Plan, refusal: Refusal, report: StepReport) -> None:
+        """Note why every account of a plan is left alone at this head."""
+        for key in plan.keys:
+            report.refuse(key, refusal)
+
+    def _part(self, plan: Plan, trial: Trial, report: StepReport) -> None:
+        """Note whose call failed in the trial of a plan of several accounts: the others are liquidated without."""
+        failed = [plan.outcome.parts[index].key for index in trial.skipped]
+        self._turns.part(failed)
+        for key in failed:
+            report.refuse(key, Refusal("trial", "skipped", {"plan": plan.plan_id}))
 
     def _awaits(self, plan: Plan, cleared: Sequence[Cleared]) -> Refusal | None:
         """Why a plan waits: after a pause the first liquidation goes alone, and must have paid before the next."""
@@ -402,7 +371,9 @@ class Engine:
         if self._sender is None:
             return Refusal("send", "dry_run", self.describe(plan, trial, view))
         if stuck is None:
-            self._plan_gas.learn(plan.key.protocol, trial.gas_used - plan.gas_estimate)
+            self._planning.gas.learn(
+                plan.key.protocol, (trial.gas_used - plan.gas_estimate) // len(plan.keys)
+            )
         return self._sender.refuses(plan, clearance.fees) or Cleared(
             plan, trial, clearance, self.describe(plan, trial, view)
         )
@@ -445,6 +416,24 @@ class Engine:
             self.stage(name)
         self._ledger.checkpoint(int(self._wall_clock()))
         self._heads += 1
-        self._plan_gas.fade()
+        self._planning.gas.fade()
         if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
             self._tips_wei = await self._chain.suggested_tips()
+
+
+def _nets_raw(way: Sequence[tuple[Plan, Trial | Refusal]]) -> int:
+    """What plans that were tried in this order net together, of what would be sent."""
+    return sum(
+        max(0, trial.profit_raw + one.later_raw - one.gas_cost_raw * trial.gas_used // one.gas_estimate)
+        for place, (one, trial) in enumerate(way)
+        if isinstance(trial, Trial) and not (place and _behind(one, trial))
+    )
+
+
+def _behind(plan: Plan, trial: Trial | Refusal) -> Refusal | None:
+    """Whether those before it moved its market so far that it had better be planned anew on what they leave."""
+    earned = trial.profit_raw if isinstance(trial, Trial) else plan.expected_profit_raw
+    if earned * _TENTHS >= plan.expected_profit_raw * (_TENTHS - 1):
+        return None
+    numbers = {"profit_raw": earned, "planned_profit_raw": plan.expected_profit_raw}
+    return Refusal("trial", "market_moved", numbers)

@@ -54,7 +54,8 @@ class Market:
         """Fees for what was tried, or for replacing what offers `replaced`; `affordable_wei` is its profit's limit.
 
         The gas limit carries a margin because a block that already touched the market makes the trial skip storage
-        writes (interest accrual) that inclusion a block later pays for.
+        writes (interest accrual) that inclusion a block later pays for. What a call that may fail must find left is on
+        top of that.
         """
         tip_wei, least_wei = self.tip(urgency), self.price(urgency)
         if replaced is not None:
@@ -75,7 +76,9 @@ class Market:
         return Fees(
             max_fee_wei=ceiling_wei,
             tip_wei=min(ceiling_wei, tip_wei),
-            gas_limit=Gas(trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT),
+            gas_limit=Gas(
+                trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT + trial.spare_gas
+            ),
         )
 
     def cancellation(self, replaced: Offered, plan_fee_wei: Wei) -> Offered:

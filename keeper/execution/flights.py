@@ -43,7 +43,7 @@ class Flight:
 
     `complaint` is why the last attempt was not taken, None where it was or nobody has answered; `published` whether
     it went to the public pool though the way out is another; `given_up` that its nonce is to be taken back; `dead`
-    that it can neither succeed nor be taken back.
+    that it can neither succeed nor be taken back. `others` are the positions it liquidates besides its own.
     """
 
     transaction: OpenTransaction
@@ -54,6 +54,7 @@ class Flight:
     published: bool = False
     given_up: bool = False
     dead: bool = False
+    others: tuple[PositionKey, ...] = ()
     told: set[tuple[Hash, str]] = field(default_factory=set)  # what was answered that is on record
 
     @property
@@ -65,6 +66,11 @@ class Flight:
     def key(self) -> PositionKey:
         """Which position it liquidates."""
         return self.transaction.key
+
+    @property
+    def keys(self) -> tuple[PositionKey, ...]:
+        """Every position it liquidates, in the order of its calls where they are several."""
+        return (self.key, *self.others)
 
     @property
     def relaying(self) -> bool:
@@ -170,7 +176,7 @@ class Flights:
 
     def holds(self, key: PositionKey) -> bool:
         """Whether something that may still succeed, or whose nonce is being taken back, is about this position."""
-        return any(flight.key == key and not flight.dead for flight in self)
+        return any(key in flight.keys and not flight.dead for flight in self)
 
     def worst_case_wei(self) -> int:
         """The most gas all of it can still cost."""
@@ -184,7 +190,10 @@ class Flights:
                 self.store.release(transaction.plan_id, self.now_s())
                 continue
             # as of the head before: what was signed at this one is left alone, and a run may be of one head only
-            self._flights[transaction.plan_id] = Flight(transaction, BlockNumber(head - 1), head)
+            others = self._others(transaction)
+            self._flights[transaction.plan_id] = Flight(
+                transaction, BlockNumber(head - 1), head, others=others
+            )
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
         self.ended.update(self.store.ended())
@@ -267,7 +276,7 @@ class Flights:
 
     def reopen(self, transaction: OpenTransaction, body: Mapping[str, Any], head: BlockNumber) -> None:
         """Take an outcome back whose block is gone."""
-        flight = Flight(replace(transaction, state="signed"), head, head)
+        flight = Flight(replace(transaction, state="signed"), head, head, others=self._others(transaction))
         with self.store.transaction():
             self.store.reopen(flight.plan_id)
             self.note("reorged", flight, body, self.now_s())
@@ -279,9 +288,26 @@ class Flights:
         del self._flights[flight.plan_id]
         self.ended.add(flight.plan_id)
 
-    def note(self, kind: str, flight: Flight, body: Mapping[str, Any], at_s: int) -> None:
-        """Book an entry about one."""
-        self.ledger.book(kind, flight.plan_id, flight.key.protocol, flight.key.account, body, at_s)
+    def note(
+        self,
+        kind: str,
+        flight: Flight,
+        body: Mapping[str, Any],
+        at_s: int,
+        of: PositionKey | None = None,
+    ) -> None:
+        """Book an entry about one, or about what one of its accounts has in it."""
+        key = of or flight.key
+        self.ledger.book(kind, flight.plan_id, key.protocol, key.account, body, at_s)
+
+    def _others(self, transaction: OpenTransaction) -> tuple[PositionKey, ...]:
+        """Whom a plan liquidates besides the position its nonce was claimed for, as its intent says."""
+        key = transaction.key
+        intents = self.ledger.entries(1, kind="intent", plan=transaction.plan_id)
+        accounts = (
+            [abi.address(each["account"]) for each in intents[0].body.get("accounts", ())] if intents else []
+        )
+        return tuple(replace(key, account=account) for account in accounts if account != key.account)
 
     def now_s(self) -> int:
         """Whole seconds of the wall's clock."""

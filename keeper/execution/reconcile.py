@@ -275,8 +275,9 @@ class _Search:
         )
         adapter = self._adapters.get(name)
         # a takeover begins with a deposit, which is nobody's liquidation
-        told = [adapter.position_of(each[3]) for each in calls] if adapter else []
-        key = next((each for each in told if each is not None), None)
+        told = dict.fromkeys(adapter.position_of(each[3]) for each in calls) if adapter else {}
+        keys = [each for each in told if each is not None]
+        key = keys[0] if keys else None
         if key is None or isinstance(decimals, Reverted):
             raise self._refused(
                 "unknown_protocol",
@@ -294,6 +295,8 @@ class _Search:
             "protocol_epoch": epochs[1],
             "last_block": last_block,
         }
+        if len(keys) > 1:
+            numbers["accounts"] = [{"account": each.account} for each in keys]
         if claim and claim.attempts and claim.plan_id != plan_id:
             raise self._refused(
                 "foreign_plan",

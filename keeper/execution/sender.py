@@ -203,9 +203,12 @@ class Sender:
                 self._flights.store.reserve(
                     plan.plan_id, nonce, sender=self._key.address, key=plan.key, at_s=at_s
                 )
-                flight = Flight(transaction, head.number, head.number, plan)
+                flight = Flight(transaction, head.number, head.number, plan, others=plan.keys[1:])
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
                 self._flights.note("intent", flight, body | dict(one.numbers), at_s)
+                for part in plan.outcome.parts[1:]:
+                    shares = {"repay_raw": part.repay_raw, "seize_raw": part.seize_raw}
+                    self._flights.note("joined", flight, {"with": plan.key.account, **shares}, at_s, part.key)
                 flights.append(flight)
         return flights
 

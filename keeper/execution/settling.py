@@ -20,7 +20,7 @@ from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
 from keeper.prices import Price
 from keeper.store import Attempt
-from keeper.trial import explain_revert
+from keeper.trial import explain_revert, skipped
 from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, Wei, hex_of
 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
@@ -152,10 +152,26 @@ class Settling:
         with self._flights.store.transaction():
             self._flights.store.settled(settlement, at_s)
             self._flights.note(kind, flight, body, at_s)
+            for of, what, numbers in self._each(flight, receipt) if liquidated else ():
+                self._flights.note(what, flight, numbers, at_s, of)
         self._flights.close(flight)
         key = flight.key
         self._log.info(kind, protocol=key.protocol, account=key.account, plan=flight.plan_id, **body)
         return settlement
+
+    def _each(self, flight: Flight, receipt: Receipt) -> list[tuple[PositionKey, str, dict[str, Any]]]:
+        """What a plan of several accounts came to for each, by the Liquidator's own events; calls keep their order."""
+        if not flight.others:
+            return []
+        liquidator = self._liquidator(flight)
+        failed = dict(skipped(flight.plan_id, [log for log in receipt.logs if log.address == liquidator]))
+        mined = {"tx": receipt.transaction_hash, "block": receipt.block_number}
+        return [
+            (key, "skipped", {**mined, "error": failed[place]})
+            if place in failed
+            else (key, "liquidated", mined)
+            for place, key in enumerate(flight.keys)
+        ]
 
     async def _why(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> tuple[str, dict[str, Any]]:
         """The kind of an outcome that liquidated nothing, and what else there is to say of it."""
@@ -178,10 +194,12 @@ class Settling:
         return "lost_race", {"error": error, "rival_tx": rival}
 
     async def _rival(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> Hash | None:
-        """Who liquidated the account after the trial of what was mined and before it; the first of several."""
+        """Who liquidated one of its accounts after the trial of what was mined and before it; the first of several."""
         own = {each.hash for each in flight.transaction.attempts}
         tried_at = int(self._terms(flight, attempt)["block"])
-        for transaction in await self._rivals(flight.key, tried_at + 1, receipt.block_number):
+        block = receipt.block_number
+        found = [one for key in flight.keys for one in await self._rivals(key, tried_at + 1, block)]
+        for transaction in dict.fromkeys(found):
             theirs = await self._chain.receipt(transaction) if transaction not in own else None
             if theirs is not None and (theirs.block_number, theirs.index) < (
                 receipt.block_number,

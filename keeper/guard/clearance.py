@@ -101,6 +101,10 @@ class Guard:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
         return self._ramp.stage(protocol) if self._ramp else None
 
+    def denies(self, account: Address) -> bool:
+        """Whether the operator forbids to liquidate an account."""
+        return account in self._limits.deny_accounts
+
     def standing(
         self, pause: PauseState | Refusal, protocol: str, head: Head, now_s: float
     ) -> Refusal | None:
@@ -163,8 +167,9 @@ class Guard:
 
     def _over_limit(self, plan: Plan, trial: Trial, fees: Fees, spent: Spent) -> Refusal | None:
         limits = self._limits
-        if plan.key.account in limits.deny_accounts:
-            return Refusal("clear", "denied_account", {"account": plan.key.account})
+        denied = [key.account for key in plan.keys if self.denies(key.account)]
+        if denied:
+            return Refusal("clear", "denied_account", {"account": denied[0]})
         if trial.profit_raw < plan.min_profit_raw:
             numbers = {"profit_raw": trial.profit_raw, "min_profit_raw": plan.min_profit_raw}
             return Refusal("clear", "unprofitable", numbers)

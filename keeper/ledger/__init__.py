@@ -36,7 +36,10 @@ KINDS: Final = frozenset(
         "signed",
         "sent",
         "not_taken",  # a node refused the signed bytes
+        "joined",  # an account is in the plan of another one's intent
         "settled",  # mined and succeeded
+        "liquidated",  # of a settled plan of several accounts: this one was
+        "skipped",  # of such a plan: this one was not, for its call failed
         "reverted",  # mined and reverted
         "lost_race",  # someone else was first; costs gas if it was mined
         "cancelled",  # a cancellation was mined

@@ -100,7 +100,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
     pair = (option.repay_token.address, option.seize_token.address)
     draft = Plan(
         plan_id=Hash(bytes(32)),
-        key=option.key,
+        key=size.outcome.parts[0].key if size.outcome.parts else option.key,
         option=option,
         outcome=size.outcome,
         flash=size.flash,

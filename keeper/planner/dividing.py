@@ -40,8 +40,8 @@ Parts = Sequence[tuple[Route, Quote]]  # the largest last; empty where no route 
 class Task:
     """What a step swaps: exactly `amount_raw`, of what is sold or of what is bought.
 
-    `assured_raw` of what is sold is there even if earlier legs end at their limits. `refused` counts why routes do not
-    give a quote.
+    `assured_raw` of it is there, or missing, even if earlier legs end at their limits and an account fails. `refused`
+    counts why routes do not give a quote.
     """
 
     terms: Terms
@@ -202,7 +202,7 @@ def _evened(task: Task, taken: dict[Route, int], move_raw: int) -> Reads[dict[Ro
 def _quoted(task: Task, amounts: Sequence[tuple[Route, int]]) -> Reads[Parts]:
     """The parts of a step; nothing where one has no quote, or where what is assured would not do for the first ones."""
     explicit_raw = sum(raw for _, raw in amounts[:-1])
-    if not task.step.buy and explicit_raw and explicit_raw > task.assured_raw:
+    if explicit_raw and explicit_raw > task.assured_raw:
         return []
     quotes = yield from task.quotes(amounts)
     parts = [(route, quote) for (route, _), quote in zip(amounts, quotes, strict=True) if quote]

@@ -148,12 +148,16 @@ def attempt(
     held = dict.fromkeys((repay, seize, profit), 0)
     held[seize] += size.outcome.seize_raw
     held[repay] -= size.owed_raw
-    assured = dict(held)  # the same, with every leg at its limit
+    assured = dict(held)  # the same, with every leg at its limit, and without the largest of several accounts
+    largest = size.largest
+    if largest is not None:
+        assured[seize] -= largest.seize_raw
+        assured[repay] += largest.repay_raw
     used: set[tuple[int, Address, int, Address]] = set()
     parts: dict[Step, Parts] = {}
     legs: list[SwapLeg] = []
     quotes: list[Quote] = []
-    gas = ctx.plan_gas
+    gas = size.gas
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
         amount_raw = -held[token_out] if step.buy else held[token_in]
@@ -166,7 +170,8 @@ def attempt(
             for route in routes(token_in, token_out)
             if used.isdisjoint(hops_of(route)) and not _is_locked(route, size.flash.locked)
         ]
-        task = Task(terms, step, amount_raw, assured[token_in], open_routes)
+        assured_raw = -assured[token_out] if step.buy else assured[token_in]
+        task = Task(terms, step, amount_raw, assured_raw, open_routes)
         shared = yield from divide(task)
         if not shared:
             return _no_route(size, task)
@@ -186,6 +191,8 @@ def attempt(
             else:
                 least_in_raw = min(max(assured[token_in], 0), part_raw)
                 worst_raw = mul_div_down(quote.amount_out_raw, least_in_raw, part_raw)
+                if largest is not None and not left_raw:
+                    worst_raw = 0  # however many accounts fail, what came is sold: the end check binds
                 limit_raw = mul_div_down(worst_raw, BPS - ctx.max_slippage_bps, BPS)
                 assured[token_in] -= least_in_raw
                 assured[token_out] += limit_raw
@@ -210,7 +217,7 @@ def attempt(
         legs=tuple(legs),
         quotes=tuple(quotes),
         gross_raw=gross_raw,
-        assured_raw=max(assured[profit], 0),
+        assured_raw=0 if largest is not None else max(assured[profit], 0),
         gas=gas,
         gas_cost_raw=ctx.gas_raw(gas),
         excess_usd_e8=required_usd_e8 - terms.usd_e8_down(profit, gross_raw),

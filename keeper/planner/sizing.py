@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
-from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
+from keeper.seams import FlashSource, Reads, Taking, Venue, readable, together
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -19,6 +19,7 @@ from keeper.types import (
     Health,
     Option,
     Outcome,
+    Part,
     ProtocolCall,
     Refusal,
     Token,
@@ -69,7 +70,7 @@ class PlanContext:
     """
 
     at: BlockTime
-    adapter: Adapter
+    adapter: Taking
     venues: Sequence[Venue]
     flash_sources: Sequence[FlashSource]
     profit_token: Token
@@ -193,13 +194,23 @@ class Size:
     owed_raw: int
     later_raw: int
 
+    @property
+    def gas(self) -> int:
+        """What it takes besides its swaps."""
+        return self.terms.ctx.plan_gas + self.terms.option.call_gas * (len(self.calls) - 1)
+
+    @property
+    def largest(self) -> Part | None:
+        """Of several accounts the one that moves most: it may fail, and the others must still be sold and paid for."""
+        return max(self.outcome.parts, key=lambda part: part.repay_raw, default=None)
+
     def most_net_raw(self, premium_bps: int) -> int:
         """The profit if the market paid that much above the oracle, without any swap's cost, less the least gas."""
         terms, option = self.terms, self.terms.option
         seized_usd_e8 = terms.usd_e8_up(option.seize_token.address, self.outcome.seize_raw)
         owed_usd_e8 = terms.usd_e8_down(option.repay_token.address, self.owed_raw)
         most_usd_e8 = mul_div_up(seized_usd_e8, BPS + premium_bps, BPS) - owed_usd_e8
-        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(terms.ctx.plan_gas)
+        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(self.gas)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -265,7 +276,7 @@ def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
     size = Size(terms, amount_raw, outcome, calls, loan, owed_raw, terms.later_raw(outcome))
     most_raw = size.most_net_raw(_PREMIUM_BPS)
     if most_raw < ctx.min_profit_raw:
-        gas_raw = ctx.gas_raw(ctx.plan_gas)
+        gas_raw = ctx.gas_raw(size.gas)
         numbers |= {
             "bound_raw": most_raw + gas_raw,
             "gas_cost_raw": gas_raw,

@@ -144,7 +144,8 @@ async def brute(case: Case, *, largest: bool = False) -> int | None:
                     held = dict.fromkeys((repay, seize, profit), 0)
                     held[seize] += outcome.seize_raw
                     held[repay] -= outcome.repay_raw + mul_div_up(needed, loan.premium_bps, BPS)
-                    tries.append(Try(option, outcome, held, ctx.plan_gas, raw, set()))
+                    gas = ctx.plan_gas + option.call_gas * (len(calls) - 1)
+                    tries.append(Try(option, outcome, held, gas, raw, set()))
                 for step in recipe:
                     await _swap(case, tries, step, loan)
                 nets = [net for one in tries if (net := _net(case, one)) is not None]
