@@ -318,8 +318,6 @@ class Engine:
             besides = spent.without(old.worst_case_wei) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
-            if isinstance(trial, Trial):
-                self._part(one, trial, report)
             if isinstance(answer, Refusal):
                 # a trial may have reverted only because of those before it
                 self._turns.turned_down(one, futile=untouched or answer.reason == "unprofitable")
@@ -328,8 +326,11 @@ class Engine:
                     self._sender.give_up(one.plan_id)
             else:
                 self._turns.sent(one)
+                report.take(one.keys)
                 cleared.append(answer)
                 spent = besides.with_in_flight(answer.clearance.fees)
+            if isinstance(trial, Trial):
+                self._part(one, trial, report)
         if self._sender:
             for asked, each in zip(cleared, await self._sender.send(cleared, standing), strict=True):
                 if isinstance(each, Refusal):

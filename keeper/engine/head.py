@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,3 +70,8 @@ class StepReport:
     def refuse(self, key: PositionKey, refusal: Refusal) -> None:
         """Note why a position is left alone at this head."""
         self.refused.append((key.protocol, key.account, refusal))
+
+    def take(self, keys: Iterable[PositionKey]) -> None:
+        """These are liquidated after all: what they came to alone does not count."""
+        taken = {(key.protocol, key.account) for key in keys}
+        self.refused = [each for each in self.refused if each[:2] not in taken]

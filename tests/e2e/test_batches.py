@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from keeper import abi
+from keeper.engine.head import StepReport
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
@@ -13,27 +17,41 @@ from keeper.lab.judge import judge
 from keeper.lab.node import Tx
 from keeper.lab.positions import PositionSpec, open_positions
 from keeper.lab.tokens import approve_txs, mint_txs
+from keeper.lab.uniswap import move_pool
 from keeper.lab.world import Lab
-from keeper.types import Address
+from keeper.planner.batches import Joint
+from keeper.types import Address, Option, ProtocolCall, Refusal
 from tests.e2e.line import Line, open_again, open_line
 
 ETHER = 10**18
 MARKET = "3.6"
+SMALL = account(4)
+RICH_RAW = 10**12
+DEAR_WEI = 20 * 10**9
 ACCOUNTS = [account(place) for place in (1, 2, 3)]
 
 
-async def fallen(lab: Lab, accounts: list[Address], ethers: int = 10) -> None:
-    """Accounts with ether against USDC, of different sizes, the price of which then falls."""
+async def fallen(lab: Lab, accounts: list[Address]) -> None:
+    """Accounts with ether against USDC, of different sizes."""
     specs = [
-        PositionSpec(who, {"WETH": (ethers + place) * ETHER}, {"USDC": 1}, 110 * WAD // 100)
+        PositionSpec(
+            who, {"WETH": ETHER // 5 if who == SMALL else (10 + place) * ETHER}, {"USDC": 1}, 110 * WAD // 100
+        )
         for place, who in enumerate(accounts)
     ]
     await open_positions(lab.node, lab.world.cast, lab.world.aave[MARKET], specs)
 
 
 async def fall(lab: Lab) -> None:
-    """The price of ether, to where such accounts are liquidatable whole."""
-    await set_price(lab.node, lab.world.feeds["WETH"], 1_700 * 10**8)
+    """The price of ether, everywhere, to where such accounts are liquidatable whole."""
+    world, weth = lab.world, lab.world.tokens["WETH"]
+    prices = world.prices_e8 | {"WETH": 1_700 * 10**8}
+    await set_price(lab.node, world.feeds["WETH"], prices["WETH"])
+    await lab.node.set_balances([world.cast.deployer.address], 10**32)
+    for pool in world.uniswap_v3.pools:
+        if weth in (pool.token0, pool.token1):
+            sides = prices[pool.token0.symbol], prices[pool.token1.symbol]
+            await move_pool(lab.node, world.cast, world.uniswap_v3, pool, *sides)
 
 
 def told(line: Line, kind: str) -> dict[str, Any]:
@@ -68,15 +86,19 @@ async def test_accounts_share_a_transaction(lab: Lab, tmp_path: Path) -> None:
     assert verdict.ok, str(verdict)
 
 
+async def ready_rival(lab: Lab) -> None:
+    """Give the cast's liquidator what it needs to take anybody."""
+    market, token, rich = lab.world.aave[MARKET], lab.world.tokens["USDC"], lab.world.cast.liquidator.address
+    approvals = await approve_txs(lab.node, token, rich, market.pool, RICH_RAW)
+    await lab.node.send_all([*mint_txs(lab.world.cast, token, rich, RICH_RAW), *approvals])
+
+
 async def rival(line: Line, who: Address) -> None:
-    """Somebody else's liquidation of an account, first in the next block."""
-    world, node = line.lab.world, line.lab.node
-    market, token, rich = world.aave[MARKET], world.tokens["USDC"], world.cast.liquidator.address
-    most_raw = 10**6 * 10**token.decimals
-    approvals = await approve_txs(node, token, rich, market.pool, most_raw)
-    await node.send_all([*mint_txs(world.cast, token, rich, most_raw), *approvals])
-    order = (world.tokens["WETH"].address, token.address, who, most_raw, False)
-    await line.pend(Tx(rich, market.pool, abi.load("AavePool").function("liquidationCall").encode(*order)))
+    """Its liquidation of an account, first in the next block."""
+    world = line.lab.world
+    tokens = world.tokens["WETH"].address, world.tokens["USDC"].address
+    data = abi.load("AavePool").function("liquidationCall").encode(*tokens, who, RICH_RAW, False)
+    await line.pend(Tx(world.cast.liquidator.address, world.aave[MARKET].pool, data))
 
 
 async def test_who_was_liquidated_by_another_does_not_sink_the_rest(lab: Lab, tmp_path: Path) -> None:
@@ -84,6 +106,7 @@ async def test_who_was_liquidated_by_another_does_not_sink_the_rest(lab: Lab, tm
     liquidated, for as much as the chain says.
     """
     await fallen(lab, ACCOUNTS)
+    await ready_rival(lab)
     async with open_line(lab, tmp_path) as line:
         await fall(lab)
         before_raw = await line.treasury_raw()
@@ -105,17 +128,55 @@ async def test_who_was_liquidated_by_another_does_not_sink_the_rest(lab: Lab, tm
     assert verdict.ok, str(verdict)
 
 
-async def test_who_fails_in_the_trial_goes_alone_afterwards(lab: Lab, tmp_path: Path) -> None:
-    """An account whose call fails in the trial is left out at the next head, and the others are liquidated."""
-    await fallen(lab, ACCOUNTS)
+async def test_who_does_not_pay_alone_pays_with_others(lab: Lab, tmp_path: Path) -> None:
+    """Where gas is dear a small account is refused alone, and liquidated together with larger ones."""
+    await fallen(lab, [*ACCOUNTS[:2], SMALL])
     async with open_line(lab, tmp_path) as line:
         await fall(lab)
+        await lab.node.set_base_fee(DEAR_WEI)
+        await lab.node.mine()
+        head = await line.parts.chain.head()
+        view = await line.engine.look(head)
+        [health] = [each for each in line.engine._assess(view, StepReport(head)) if each.key.account == SMALL]
+        alone = await line.engine.ask(line.engine.plan(health, view, head), head)
+        assert isinstance(alone, Refusal) and alone.reason == "unprofitable"
         report = await line.step()
-        assert report.sent
+        assert (len(report.sent), line.refusals(report, SMALL)) == (1, [])
+        await line.steps()
+        assert told(line, "liquidated").keys() == named(*ACCOUNTS[:2], SMALL)
+        assert await line.health(MARKET, SMALL) >= WAD
+
+
+async def test_who_fails_in_the_trial_goes_alone_afterwards(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account whose call fails in the trial is told so, does not sink the others, and shares nothing any more."""
+    calls_of = Joint.liquidation_calls
+
+    def spoilt(joint: Joint, option: Option, repay_raw: int) -> list[ProtocolCall]:
+        swapped = SMALL, account(9)  # who owes nothing
+        return [
+            replace(call, data=call.data.replace(*swapped)) for call in calls_of(joint, option, repay_raw)
+        ]
+
+    monkeypatch.setattr(Joint, "liquidation_calls", spoilt)
+    await fallen(lab, [*ACCOUNTS[:2], SMALL])
+    async with open_line(lab, tmp_path) as line:
+        await fall(lab)
+        await lab.node.set_base_fee(DEAR_WEI)
+        await lab.node.mine()
+        report = await line.step()
+        assert (len(report.sent), line.refusals(report, SMALL)) == (1, [("trial", "skipped")])
+        report = await line.step()
+        assert told(line, "liquidated").keys() == named(*ACCOUNTS[:2])
+        assert told(line, "skipped").keys() == named(SMALL)
+        assert line.refusals(report, SMALL) == [("plan", "unprofitable")]
+        assert len(line.booked("intent")) == 1
+    assert (await judge(line.rig.config)).differences == ()
 
 
 async def test_a_restart_knows_every_account_in_flight(lab: Lab, tmp_path: Path) -> None:
-    """A keeper that starts anew plans nothing for accounts of a transaction that is not mined yet, and books it whole."""
+    """A keeper that starts anew plans nothing for accounts of a transaction that is not mined, and books it whole."""
     await fallen(lab, ACCOUNTS)
     async with open_line(lab, tmp_path) as line:
         await fall(lab)
