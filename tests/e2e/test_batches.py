@@ -1,4 +1,4 @@
-"""Several accounts in one transaction, on the chain itself."""
+"""Several accounts in one transaction, and one in several steps, on the chain itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
 from keeper.lab.node import Tx
 from keeper.lab.positions import PositionSpec, open_positions
-from keeper.lab.tokens import approve_txs, mint_txs
+from keeper.lab.tokens import approve_txs, balance_of, mint_txs
 from keeper.lab.uniswap import move_pool
 from keeper.lab.world import Lab
 from keeper.planner.batches import Joint
@@ -52,6 +52,12 @@ async def fall(lab: Lab) -> None:
         if weth in (pool.token0, pool.token1):
             sides = prices[pool.token0.symbol], prices[pool.token1.symbol]
             await move_pool(lab.node, world.cast, world.uniswap_v3, pool, *sides)
+
+
+async def debt_raw(lab: Lab, market: str, who: Address) -> int:
+    """What an account owes in dollars."""
+    debt = lab.world.aave[market].reserves["USDC"].variable_debt
+    return await balance_of(lab.node, replace(lab.world.tokens["USDC"], address=debt), who)
 
 
 def told(line: Line, kind: str) -> dict[str, Any]:
@@ -190,5 +196,30 @@ async def test_a_restart_knows_every_account_in_flight(lab: Lab, tmp_path: Path)
         await line.steps()
         assert told(line, "liquidated").keys() == named(*ACCOUNTS)
         assert len(line.booked("intent")) == len(line.booked("settled")) == 1
+    verdict = await judge(line.rig.config)
+    assert verdict.ok, str(verdict)
+
+
+@pytest.mark.parametrize("market", ["3.0", "3.6"])
+async def test_an_account_is_liquidated_in_two_steps(lab: Lab, tmp_path: Path, market: str) -> None:
+    """Where the close factor allows half, one transaction takes more than half: twice, for what was expected."""
+    who = ACCOUNTS[0]
+    spec = PositionSpec(who, {"WETH": 20 * ETHER}, {"USDC": 1}, 114 * WAD // 100)
+    await open_positions(lab.node, lab.world.cast, lab.world.aave[market], [spec])
+    owed_raw = await debt_raw(lab, market, who)
+    async with open_line(lab, tmp_path) as line:
+        await fall(lab)
+        before_raw = await line.treasury_raw()
+        first, *_ = await line.steps()
+        assert (first.liquidatable, len(first.sent)) == (1, 1)
+        [settled] = line.booked("settled")
+        assert await line.treasury_raw() - before_raw == int(settled.body["profit_raw"]) > 0
+        assert settled.body["profit_raw"] == settled.body["expected_profit_raw"]
+        receipt = await line.parts.chain.receipt(first.sent[0].transaction_hash)
+        assert receipt is not None
+        topic = abi.load("AavePool").event("LiquidationCall").topic
+        assert [log.topics[0] for log in receipt.logs].count(topic) == 2
+        assert owed_raw - await debt_raw(lab, market, who) > owed_raw * 52 // 100
+        assert await line.health(market, who) >= WAD
     verdict = await judge(line.rig.config)
     assert verdict.ok, str(verdict)

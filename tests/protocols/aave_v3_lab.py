@@ -213,8 +213,8 @@ async def make_unsafe(follower: Follower, weth: float = 0.9) -> tuple[BlockTime,
 
 
 def only_option(found: Sequence[Option | Refusal]) -> Option:
-    """The one option there is."""
-    (option,) = found
+    """The one option there is, in one step."""
+    (option,) = [each for each in found if isinstance(each, Refusal) or not each.detail.first.repay_raw]
     assert isinstance(option, Option), option
     return option
 
