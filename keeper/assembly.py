@@ -307,6 +307,7 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
         max_slippage_bps=configured.profit.max_slippage_bps,
         max_fee_wei=configured.limits.max_fee_wei,
         max_repay_usd_e8=configured.limits.max_repay_usd_e8,
+        max_accounts=configured.limits.max_accounts,
         decisive=decisive,
         version=hex_of(hashlib.sha256(canonical(decisive).encode()).digest()),
     )

@@ -35,6 +35,9 @@ class Limits(Section):
     )
     max_consecutive_reverts: int = Field(3, ge=1, description="Reverts in a row after which nothing is sent.")
     max_repay_usd: Usd = Field(Decimal(10**6), description="Largest debt repaid by one liquidation, in USD.")
+    max_accounts: int = Field(
+        16, ge=1, le=64, description="Most accounts liquidated by one transaction; 1: each goes alone."
+    )
     deny_accounts: frozenset[Address] = Field(frozenset(), description="Accounts never liquidated.")
 
     @property

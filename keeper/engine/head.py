@@ -36,6 +36,7 @@ class Policy:
     max_slippage_bps: int
     max_fee_wei: Wei
     max_repay_usd_e8: int
+    max_accounts: int
     decisive: Mapping[str, Any]  # every setting that decides, in the ledger's words
     version: str  # their hash
 

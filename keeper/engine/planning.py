@@ -108,7 +108,8 @@ class Planning:
         """
         shared: list[Plan] = []
         keys: set[PositionKey] = set()
-        for name in dict.fromkeys(health.key.protocol for health, _ in found):
+        several = found if self._policy.max_accounts > 1 else ()
+        for name in dict.fromkeys(health.key.protocol for health, _ in several):
             marks = view.marks[name]
             if isinstance(marks, Refusal) or self._guard.stage(name) is not None:
                 continue
@@ -120,7 +121,8 @@ class Planning:
             context = self._context(name, [each for one in offers for each in one.options], view, market)
             if len(offers) < 2 or isinstance(context, Refusal):
                 continue
-            for joint in await self._chain.read(joined(offers, context), market.head.hash):
+            joints = joined(offers, context, self._policy.max_accounts)
+            for joint in await self._chain.read(joints, market.head.hash):
                 planned = plan(joint.health, [joint.option], replace(context, adapter=joint))
                 token = self._policy.profit_token.address
                 answer = await self._chain.read(

@@ -40,6 +40,7 @@ class Terms:
     max_price_age_s: int = 90_000
     unpause_confirmations: int = 0
     canary_usd: str = "10000000"  # as much as any: no ramp
+    max_accounts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ max_gas_spend_wei_per_hour = 1000000000000000000
 max_loss_usd_per_day = {terms.max_loss_usd_per_day}
 max_consecutive_reverts = {terms.max_consecutive_reverts}
 max_repay_usd = 10000000.0
+max_accounts = {terms.max_accounts}
 
 [pause]
 unpause_confirmations = {terms.unpause_confirmations}

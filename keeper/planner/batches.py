@@ -85,8 +85,8 @@ class _Member(NamedTuple):
     least_raw: int
 
 
-def joined(found: Sequence[Found], ctx: PlanContext) -> Reads[list[Joint]]:
-    """Accounts of one protocol that may share a transaction, each in one group at most."""
+def joined(found: Sequence[Found], ctx: PlanContext, most: int) -> Reads[list[Joint]]:
+    """Accounts of one protocol that may share transactions, each in one and at most so many in each."""
     chosen = [(option, one) for one in found if (option := _choice(one, ctx.adapter)) is not None]
     chosen.sort(key=lambda each: _kind(each[0]))
     joints: list[Joint] = []
@@ -102,7 +102,7 @@ def joined(found: Sequence[Found], ctx: PlanContext) -> Reads[list[Joint]]:
             if isinstance(outcome, Outcome) and (member := _member(option, outcome, terms))
         ]
         offers.sort(key=lambda each: _pays(*each), reverse=True)
-        for some in _batches([member for _, member in offers]):
+        for some in _batches([member for _, member in offers], most):
             joints.append(_joint(some, by_key[some[0].option.key], ctx.adapter))
     return joints
 
@@ -154,14 +154,15 @@ def _pays(outcome: Outcome, member: _Member) -> tuple[int, int]:
     return outcome.seize_raw * BPS**2 // max(outcome.repay_raw, 1), outcome.repay_raw
 
 
-def _batches(members: Sequence[_Member]) -> Iterator[list[_Member]]:
-    """As many together as the gas allows; who would be left alone is in none."""
+def _batches(members: Sequence[_Member], most: int) -> Iterator[list[_Member]]:
+    """As many together as the gas and the operator allow; who would be left alone is in none."""
     some: list[_Member] = []
     gas = 0
     for member in members:
         gas += member.option.call_gas
-        if len(some) > 1 and gas > _MOST_GAS:
-            yield some
+        if len(some) == most or (len(some) > 1 and gas > _MOST_GAS):
+            if len(some) > 1:
+                yield some
             some, gas = [], member.option.call_gas
         some.append(member)
     if len(some) > 1:

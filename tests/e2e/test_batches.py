@@ -16,6 +16,7 @@ from keeper.lab.chainlink import set_price
 from keeper.lab.judge import judge
 from keeper.lab.node import Tx
 from keeper.lab.positions import PositionSpec, open_positions
+from keeper.lab.rig import Terms
 from keeper.lab.tokens import approve_txs, balance_of, mint_txs
 from keeper.lab.uniswap import move_pool
 from keeper.lab.world import Lab
@@ -73,7 +74,7 @@ def named(*accounts: Address) -> set[str]:
 async def test_accounts_share_a_transaction(lab: Lab, tmp_path: Path) -> None:
     """One transaction liquidates all, for what its trial said to the unit; every account has its entries."""
     await fallen(lab, ACCOUNTS)
-    async with open_line(lab, tmp_path) as line:
+    async with open_line(lab, tmp_path, Terms(max_accounts=8)) as line:
         await fall(lab)
         before_raw = await line.treasury_raw()
         first, *_ = await line.steps()
@@ -113,7 +114,7 @@ async def test_who_was_liquidated_by_another_does_not_sink_the_rest(lab: Lab, tm
     """
     await fallen(lab, ACCOUNTS)
     await ready_rival(lab)
-    async with open_line(lab, tmp_path) as line:
+    async with open_line(lab, tmp_path, Terms(max_accounts=8)) as line:
         await fall(lab)
         before_raw = await line.treasury_raw()
         await lab.node.mine_on_demand()
@@ -137,7 +138,7 @@ async def test_who_was_liquidated_by_another_does_not_sink_the_rest(lab: Lab, tm
 async def test_who_does_not_pay_alone_pays_with_others(lab: Lab, tmp_path: Path) -> None:
     """Where gas is dear a small account is refused alone, and liquidated together with larger ones."""
     await fallen(lab, [*ACCOUNTS[:2], SMALL])
-    async with open_line(lab, tmp_path) as line:
+    async with open_line(lab, tmp_path, Terms(max_accounts=8)) as line:
         await fall(lab)
         await lab.node.set_base_fee(DEAR_WEI)
         await lab.node.mine()
@@ -167,7 +168,7 @@ async def test_who_fails_in_the_trial_goes_alone_afterwards(
 
     monkeypatch.setattr(Joint, "liquidation_calls", spoilt)
     await fallen(lab, [*ACCOUNTS[:2], SMALL])
-    async with open_line(lab, tmp_path) as line:
+    async with open_line(lab, tmp_path, Terms(max_accounts=8)) as line:
         await fall(lab)
         await lab.node.set_base_fee(DEAR_WEI)
         await lab.node.mine()
@@ -184,7 +185,7 @@ async def test_who_fails_in_the_trial_goes_alone_afterwards(
 async def test_a_restart_knows_every_account_in_flight(lab: Lab, tmp_path: Path) -> None:
     """A keeper that starts anew plans nothing for accounts of a transaction that is not mined, and books it whole."""
     await fallen(lab, ACCOUNTS)
-    async with open_line(lab, tmp_path) as line:
+    async with open_line(lab, tmp_path, Terms(max_accounts=8)) as line:
         await fall(lab)
         await lab.node.mine_on_demand()
         assert len((await line.step()).sent) == 1
@@ -207,7 +208,7 @@ async def test_an_account_is_liquidated_in_two_steps(lab: Lab, tmp_path: Path, m
     spec = PositionSpec(who, {"WETH": 20 * ETHER}, {"USDC": 1}, 114 * WAD // 100)
     await open_positions(lab.node, lab.world.cast, lab.world.aave[market], [spec])
     owed_raw = await debt_raw(lab, market, who)
-    async with open_line(lab, tmp_path) as line:
+    async with open_line(lab, tmp_path, Terms(max_accounts=8)) as line:
         await fall(lab)
         before_raw = await line.treasury_raw()
         first, *_ = await line.steps()

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from keeper.engine.planning import Planning
 from keeper.fixed import BPS, WAD, mul_div_up
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
@@ -171,19 +170,14 @@ async def market(line: Line, gas_used: int) -> Market:
 @pytest.mark.deep
 @pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 async def test_a_thin_market_is_emptied_in_the_best_order(
-    lab: Lab, tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch, count: Count
+    lab: Lab, tmp_path: Path, together: bool, count: Count
 ) -> None:
     """Whether they may share a transaction or not, no transaction reverts, and what all of them net is at most a
     hundredth less than what any order nets in which each goes alone.
     """
-    if not together:
-
-        async def nobody(*_: object) -> tuple[list[object], set[object]]:
-            return [], set()
-
-        monkeypatch.setattr(Planning, "_shared", nobody)
     chance = random.Random(SEED)
-    rig = await make_rig(lab, tmp_path, Terms(max_slippage_bps=1000))
+    terms = Terms(max_slippage_bps=1000, max_accounts=16 if together else 1)
+    rig = await make_rig(lab, tmp_path, terms)
     rig.config.write_text(rig.config.read_text().replace("[100, 500, 3000, 10000]", f"[{FEE}]"))
     await fallen(lab, chance)
     async with open_again(lab, rig) as line:

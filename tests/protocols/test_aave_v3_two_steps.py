@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from keeper.fixed import BPS, MAX_UINT256, WAD
@@ -20,10 +22,11 @@ CASES = [
 ]
 
 
-def gained_usd(option: Option, outcome: Outcome) -> float:
+def gained_base(option: Option, outcome: Outcome) -> float:
     """What a liquidation gains at the protocol's prices."""
-    seized = outcome.seize_raw * option.seize_price_base / 10**option.seize_token.decimals
-    return (seized - outcome.repay_raw * option.repay_price_base / 10**option.repay_token.decimals) / 1e8
+    seized = Fraction(outcome.seize_raw * option.seize_price_base, 10**option.seize_token.decimals)
+    repaid = Fraction(outcome.repay_raw * option.repay_price_base, 10**option.repay_token.decimals)
+    return float(seized - repaid)
 
 
 async def opened(follower: Follower, threshold_bps: int, bonus_bps: int, collateral: int, debt: int) -> None:
@@ -65,14 +68,14 @@ async def test_two_steps_gain_what_the_formula_says(
         single, double = (each for each in follower.options(BORROWER, marks) if isinstance(each, Option))
         assert len(follower.adapter.liquidation_calls(double, double.max_repay_raw)) == 2
         at_most = [await follower.outcome(each, each.max_repay_raw) for each in (single, double)]
-        one, two = (gained_usd(each, found) for each, found in zip((single, double), at_most, strict=True))
+        one, two = (gained_base(each, found) for each, found in zip((single, double), at_most, strict=True))
         assert abs(two / one - 1 - gain) < gain / 10_000
+        assert at_most[1].repay_raw == double.max_repay_raw
         between = (double.min_repay_raw + double.max_repay_raw) // 2
         for raw in (double.min_repay_raw, between, double.max_repay_raw):
             foretold = await follower.outcome(double, raw)
             result, paid, received = await follower.executed(double, raw, marks)
             assert (result.status, paid, received) == (1, foretold.repay_raw, foretold.seize_raw)
-        assert foretold.repay_raw == double.max_repay_raw
 
 
 @pytest.mark.parametrize("version", ["3.0", "3.6"])

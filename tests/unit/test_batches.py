@@ -60,9 +60,9 @@ def found(options: Sequence[Option], alone: Plan | Refusal = UNPROFITABLE) -> li
     return [Found(replace(HEALTH, key=option.key), [option], alone) for option in options]
 
 
-def together(options: Sequence[Option], ctx: PlanContext) -> list[Joint]:
+def together(options: Sequence[Option], ctx: PlanContext, most: int = 20) -> list[Joint]:
     """Those that may share a transaction."""
-    joints, _ = drive(joined(found(options), ctx))
+    joints, _ = drive(joined(found(options), ctx, most))
     return list(joints)
 
 
@@ -184,16 +184,19 @@ def test_who_may_not_share_is_left_out() -> None:
     assert joint.keys == {key_of(1), key_of(2)}
     assert not together([options[0], replace(options[1], call_gas=0)], ctx)
     mixed = [*found(options[:1]), *found(options[1:2], Refusal("plan", "no_route"))]
-    assert drive(joined(mixed, ctx))[0] == []
+    assert drive(joined(mixed, ctx, 20))[0] == []
     others = [options[0], replace(options[1], repay_price_base=options[1].repay_price_base + 1)]
     assert not together(others, ctx)
 
 
 def test_a_batch_is_no_larger_than_a_transaction_may_be() -> None:
-    """Thirty accounts make two batches, the largest first, each in one of them."""
+    """By gas thirty accounts make two batches, the largest first, each in one of them; or what the operator allows."""
     options = [option_of(place, 1_000 + place) for place in range(1, 31)]
     joints = together(options, _context(_Venue({})))
     assert [len(joint.keys) for joint in joints] == [18, 12]
+    smaller = together(options[:13], _context(_Venue({})), 4)
+    assert [len(joint.keys) for joint in smaller] == [4, 4, 4], "and the last goes alone"
+    assert not together(options, _context(_Venue({})), 1)
     assert joints[0].keys.isdisjoint(joints[1].keys)
     assert joints[0].health.key == joints[0].option.key == key_of(30)
 
