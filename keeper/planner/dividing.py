@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from keeper.planner.sizing import Terms
-from keeper.seams import Reads, Venue, together
-from keeper.types import Address, Path, Quote
+from keeper.seams import Reads, Venue, VenueKind, together
+from keeper.types import Address, Path, PoolId, Quote, Refusal
 
 _LEG_GAS: Final = (
     90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
@@ -32,7 +32,40 @@ class Step(NamedTuple):
     token_out: Address
 
 
-Route = tuple[Venue, Path]
+_Hop = tuple[int, Address, int, Address]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """A path through a venue's pools, and what was quoted there: one object for each in a plan.
+
+    `hops` are its pools, each in its direction.
+    """
+
+    venue: Venue
+    path: Path
+    hops: frozenset[_Hop]
+    known: dict[tuple[int, bool], Quote | Refusal] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, venue: Venue, path: Path) -> Route:
+        """The route of a venue's path."""
+        hops = zip(path.tokens[:-1], path.fees, path.tokens[1:], strict=True)
+        return cls(venue, path, frozenset((id(venue), *hop) for hop in hops))
+
+    def passes(self, pool: PoolId) -> bool:
+        """Whether it passes a pool of Uniswap V3; one of another deployment that is named alike counts as well."""
+        if self.venue.kind is not VenueKind.UNISWAP_V3:
+            return False
+        return any({one, other} == set(pool.tokens) and fee == pool.fee for _, one, fee, other in self.hops)
+
+    def quote(self, raw: int, *, exact_out: bool) -> Reads[Quote | Refusal]:
+        """What it gives for an amount, reckoned once."""
+        answer = yield from self.venue.quote(self.path, raw, exact_out=exact_out)
+        self.known[raw, exact_out] = answer
+        return answer
+
+
 Parts = Sequence[tuple[Route, Quote]]  # the largest last; empty where no route gives anything
 
 
@@ -53,11 +86,19 @@ class Task:
 
     def quotes(self, asked: Sequence[tuple[Route, int]]) -> Reads[list[Quote | None]]:
         """A quote of each amount by its route, None where there is none."""
-        answers = yield from together(
-            [venue.quote(path, raw, exact_out=self.step.buy) for (venue, path), raw in asked]
-        )
-        self.refused.update(answer.reason for answer in answers if not isinstance(answer, Quote))
-        return [answer if isinstance(answer, Quote) else None for answer in answers]
+        buy = self.step.buy
+        new = [(route, raw) for route, raw in asked if (raw, buy) not in route.known]
+        if new:
+            yield from together([route.quote(raw, exact_out=buy) for route, raw in new])
+        quotes: list[Quote | None] = []
+        for route, raw in asked:
+            answer = route.known[raw, buy]
+            if isinstance(answer, Refusal):
+                self.refused[answer.reason] += 1
+                quotes.append(None)
+            else:
+                quotes.append(answer)
+        return quotes
 
     def value(self, quote: Quote) -> int:
         """What a quote brings; below 0 what it costs."""
@@ -125,13 +166,6 @@ def divided(task: Task) -> Reads[Parts]:
     return best
 
 
-def hops_of(route: Route) -> set[tuple[int, Address, int, Address]]:
-    """The pools of a route, each in its direction."""
-    venue, path = route
-    hops = zip(path.tokens[:-1], path.fees, path.tokens[1:], strict=True)
-    return {(id(venue), token_in, fee, token_out) for token_in, fee, token_out in hops}
-
-
 def leg_gas(quote: Quote) -> int:
     """What a leg takes."""
     return quote.gas + _LEG_GAS
@@ -142,14 +176,13 @@ def _greedy(task: Task, offers: Sequence[tuple[Route, int]], chunk_raw: int) -> 
     taken: dict[Route, int] = {}
     worth = dict.fromkeys((route for route, _ in offers), 0)
     following: dict[Route, int | None] = dict(offers)
-    used: dict[Route, set[tuple[int, Address, int, Address]]] = {route: hops_of(route) for route, _ in offers}
     for _ in range(_CHUNKS):
         best: Route | None = None
         most = 0
         for route, value in following.items():
             if value is None or (
                 route not in taken
-                and (len(taken) == _MOST_PARTS or any(used[route] & used[other] for other in taken))
+                and (len(taken) == _MOST_PARTS or any(route.hops & other.hops for other in taken))
             ):
                 continue
             if best is None or value - worth[route] > most:
@@ -167,28 +200,19 @@ def _greedy(task: Task, offers: Sequence[tuple[Route, int]], chunk_raw: int) -> 
 
 def _evened(task: Task, taken: dict[Route, int], move_raw: int) -> Reads[dict[Route, int]]:
     """Smaller and smaller amounts moved from one route to another wherever that brings more."""
-    values: dict[tuple[Route, int], int | None] = {}
-
-    def value(route: Route, raw: int) -> Reads[int | None]:
-        if raw and (route, raw) not in values:
-            [quote] = yield from task.quotes([(route, raw)])
-            values[route, raw] = task.value(quote) if quote else None
-        return values[route, raw] if raw else 0
-
     taken = dict(taken)
     while move_raw and move_raw * _FINEST >= task.amount_raw:
         gains: dict[Route, int] = {}
         losses: dict[Route, int] = {}
         for route, raw in taken.items():
-            now = yield from value(route, raw)
-            more = yield from value(route, raw + move_raw)
-            less = (yield from value(route, raw - move_raw)) if raw > move_raw else None
+            amounts = [raw, raw + move_raw, *([raw - move_raw] if raw > move_raw else [])]
+            now, more, *less = yield from task.quotes([(route, amount) for amount in amounts])
             if now is None:
                 return taken
             if more is not None:
-                gains[route] = more - now
-            if less is not None:
-                losses[route] = now - less
+                gains[route] = task.value(more) - task.value(now)
+            if less and less[0] is not None:
+                losses[route] = task.value(now) - task.value(less[0])
         pairs = [(gains[one] - losses[two], one, two) for one in gains for two in losses if one is not two]
         gain, taker, giver = max(pairs, key=lambda pair: pair[0], default=(0, None, None))
         if gain > 0 and taker is not None and giver is not None:

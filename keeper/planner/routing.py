@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from keeper.fixed import BPS, mul_div_down, mul_div_up
-from keeper.planner.dividing import Divide, Parts, Route, Step, Task, hops_of, leg_gas, single
+from keeper.planner.dividing import Divide, Parts, Route, Step, Task, leg_gas, single
 from keeper.planner.search import PASSES, Rank
 from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Size, Terms
-from keeper.seams import Reads, VenueKind, together
-from keeper.types import Address, PoolId, Quote, Refusal, SwapLeg
+from keeper.seams import Reads, together
+from keeper.types import Address, Quote, Refusal, SwapLeg
 
 Recipe = tuple[Step, ...]
 Routes = Callable[[Address, Address], Sequence[Route]]
@@ -51,7 +51,7 @@ def routes_of(ctx: PlanContext) -> Routes:
     @cache
     def routes(token_in: Address, token_out: Address) -> Sequence[Route]:
         return [
-            (venue, path)
+            Route.of(venue, path)
             for venue in ctx.venues
             for path in venue.paths(token_in, token_out, thorough=ctx.thorough)
         ]
@@ -65,7 +65,7 @@ def synced(options: Sequence[Terms], routes: Routes, ctx: PlanContext) -> Reads[
     pairs = dict.fromkeys((step.token_in, step.token_out) for step in steps)
     ways = [route for pair in pairs for route in routes(*pair)]
     yield from together(
-        [venue.sync([path for other, path in ways if other is venue], ctx.at) for venue in ctx.venues]
+        [venue.sync([each.path for each in ways if each.venue is venue], ctx.at) for venue in ctx.venues]
     )
 
 
@@ -153,7 +153,8 @@ def attempt(
     if largest is not None:
         assured[seize] -= largest.seize_raw
         assured[repay] += largest.repay_raw
-    used: set[tuple[int, Address, int, Address]] = set()
+    locked = size.flash.locked
+    used: set[object] = set()
     parts: dict[Step, Parts] = {}
     legs: list[SwapLeg] = []
     quotes: list[Quote] = []
@@ -168,7 +169,7 @@ def attempt(
         open_routes = [
             route
             for route in routes(token_in, token_out)
-            if used.isdisjoint(hops_of(route)) and not _is_locked(route, size.flash.locked)
+            if used.isdisjoint(route.hops) and (locked is None or not route.passes(locked))
         ]
         assured_raw = -assured[token_out] if step.buy else assured[token_in]
         task = Task(terms, step, amount_raw, assured_raw, open_routes)
@@ -198,9 +199,9 @@ def attempt(
                 assured[token_out] += limit_raw
             held[token_in] -= quote.amount_in_raw
             held[token_out] += quote.amount_out_raw
-            used |= hops_of(route)
+            used |= route.hops
             # the last one takes what is there then, which is not quite what is expected now
-            legs.append(route[0].swap_leg(quote, whole_balance=not left_raw, limit_raw=limit_raw))
+            legs.append(route.venue.swap_leg(quote, whole_balance=not left_raw, limit_raw=limit_raw))
             quotes.append(quote)
             gas += leg_gas(quote)
     gross_raw = held[profit]
@@ -222,15 +223,6 @@ def attempt(
         gas_cost_raw=ctx.gas_raw(gas),
         excess_usd_e8=required_usd_e8 - terms.usd_e8_down(profit, gross_raw),
     )
-
-
-def _is_locked(route: Route, pool: PoolId | None) -> bool:
-    """Whether the route passes the pool; one of another deployment that is named alike counts as well."""
-    venue, path = route
-    if pool is None or venue.kind is not VenueKind.UNISWAP_V3:
-        return False
-    hops = zip(path.tokens[:-1], path.tokens[1:], path.fees, strict=True)
-    return any({one, other} == set(pool.tokens) and fee == pool.fee for one, other, fee in hops)
 
 
 def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
