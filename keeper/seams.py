@@ -280,6 +280,8 @@ def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:
 
     Results keep the order of `reads`. At one block hash equal calls have equal answers, so nothing is asked twice.
     """
+    if len(reads) == 1:
+        return [(yield from reads[0])]
     results: dict[int, T] = {}
     asking: dict[int, Sequence[Question]] = {}
 

@@ -61,9 +61,9 @@ class Joint:
         )
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
-        """One call of each account, which may fail; see `Taking`."""
+        """One call of each account, which may fail, and is paid from the loan for all; see `Taking`."""
         return [
-            replace(call, gas_limit=_LIMIT_TIMES * one.call_gas)
+            replace(call, gas_limit=_LIMIT_TIMES * one.call_gas, paid_after=False)
             for one, amount_raw in self._spread(repay_raw)
             for call in self._adapter.liquidation_calls(one, amount_raw)
         ]

@@ -35,7 +35,7 @@ from keeper.lab.morpho import (
 )
 from keeper.lab.node import Node
 from keeper.lab.positions import PositionSpec, open_position
-from keeper.lab.rig import Rig, make_rig
+from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.tokens import balance_of
 from keeper.lab.world import Lab
 from keeper.ledger import Booked, copies
@@ -112,10 +112,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_on(lab: Lab, folder: Path, *, listed: bool = True) -> AsyncIterator[Scene]:
+async def scene_on(
+    lab: Lab, folder: Path, *, listed: bool = True, max_accounts: int = 1
+) -> AsyncIterator[Scene]:
     """A keeper for Morpho and both Aaves at work on a lab."""
     morpho = await deploy_morpho(lab.node, lab.world)
-    rig = await make_rig(lab, folder, tables=table(morpho, lab.world, listed=listed))
+    rig = await make_rig(
+        lab, folder, Terms(max_accounts=max_accounts), tables=table(morpho, lab.world, listed=listed)
+    )
     async with open_again(lab, rig) as line:
         yield Scene(lab, morpho, rig, line)
 
@@ -199,6 +203,25 @@ async def test_bad_debt_is_realised_and_told(lab: Lab, tmp_path: Path) -> None:
         assert written_off_raw > 0
         # interest between the lender's supply and the liquidation went the other way
         assert abs(int(intent.body["bad_debt_raw"]) - written_off_raw) < 10**4
+
+
+async def test_accounts_of_one_market_share_a_transaction(lab: Lab, tmp_path: Path) -> None:
+    """What Morpho lends pays for all of them, a bad debt among them, and the judge finds nothing amiss."""
+    async with scene_on(lab, tmp_path, max_accounts=8) as scene:
+        await scene.open(
+            BorrowSpec(WHO, WETH_USDC, 10 * ETHER, 9_700),
+            BorrowSpec(OTHER, WETH_USDC, 7 * ETHER, 9_600),
+            BorrowSpec(account(3), WETH_USDC, 5 * ETHER, 9_900),
+        )
+        await scene.line.step()
+        await scene.move({"WETH": 0.88})
+        [settled] = await scene.work()
+        [intent] = scene.line.booked("intent")
+        assert intent.body["flash_premium_bps"] == 0 < int(intent.body["bad_debt_raw"])
+        assert len(scene.line.booked("liquidated")) == 3 and not scene.line.booked("skipped")
+        assert [(await scene.owed(who, WETH_USDC))[0] for who in (WHO, OTHER, account(3))] == [0, 0, 0]
+    verdict = await judge(scene.rig.config)
+    assert verdict.ok, (settled, str(verdict))
 
 
 async def test_one_account_in_two_markets_is_liquidated_in_both(lab: Lab, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _MARKET: Final = load("SynthetixPerpsMarket")
 # Who was liquidated, by each protocol's own event; a flag lost to another is a race lost as well.
 _LIQUIDATIONS: Final = (
     (load("AavePool").event("LiquidationCall"), "user"),
+    (load("MorphoBlue").event("Liquidate"), "borrower"),
     (load("CurieClearingHouse").event("PositionLiquidated"), "trader"),
     (load("CurieVault").event("CollateralLiquidated"), "trader"),
     (_MARKET.event("PositionFlagged"), "account"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from keeper.fixed import WAD, mul_div_down, mul_div_up
 from keeper.protocols.morpho_blue.market import LIQUIDATE, PRICE_DECIMALS, market_in
@@ -22,6 +23,9 @@ from keeper.protocols.morpho_blue.rules import (
     without_headroom_raw,
 )
 from keeper.types import Address, Health, Option, Outcome, Position, ProtocolCall, Refusal
+
+# What a call takes beside others of its kind, with an oracle of four feeds and the market's interest.
+_CALL_GAS: Final = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ def find_options(health: Health, morpho: Address) -> Sequence[Option | Refusal]:
             seize_price_base=state.collateral_price,
             detail=most,
             repay_round=state.loan.round_id,
+            call_gas=_CALL_GAS,
         )
     ]
 
