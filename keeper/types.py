@@ -346,6 +346,7 @@ class Weighed:
     lender: Address
     swaps: str
     repay_raw: int
+    calls: int
     legs: int
     net_raw: int
     reason: str | None

@@ -32,7 +32,7 @@ from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
-from keeper.trial import Attempt, describe, next_base_fee, try_stacked
+from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
@@ -90,7 +90,7 @@ class Engine:
         self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
         self._planning = Planning(
-            chain, watch, venues, flash_sources, guard, breakers, self._turns, policy, wall_clock
+            chain, watch, venues, flash_sources, guard, breakers, self._turns, policy, wall_clock, self._spent
         )
         self._spending = Spending(ledger, wall_clock)
         self._log = structlog.get_logger("keeper")
@@ -181,8 +181,7 @@ class Engine:
         pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
         if isinstance(pause, PauseState):
             await self.reflexes.see(pause, head)
-        dearest_wei = min(2 * next_base_fee(head) + self._tips_wei[0], self._policy.max_fee_wei)
-        self.breakers.funds(funds_wei, dearest_wei)
+        self.breakers.funds(funds_wei, self._market(head).ceiling())
         return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
 
     def plan(

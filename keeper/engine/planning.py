@@ -12,9 +12,9 @@ from keeper.breakers import Breakers
 from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View
 from keeper.execution.fees import Market
-from keeper.guard import Guard
+from keeper.guard import Guard, Spent
 from keeper.planner import PlanContext, plan
-from keeper.planner.batches import Found, joined
+from keeper.planner.batches import Found, Room, joined
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.seams import FlashSource, Reads, Venue, readable, together
@@ -38,6 +38,7 @@ class Planning:
         turns: Turns,
         policy: Policy,
         wall_clock: Callable[[], float],
+        spent: Callable[[], Spent],
     ) -> None:
         self.gas: Final = PlanGas({name: adapter.plan_gas for name, adapter in watch.adapters.items()})
         self._chain = chain
@@ -49,6 +50,7 @@ class Planning:
         self._turns = turns
         self._policy = policy
         self._wall_clock = wall_clock
+        self._spent = spent
         self._log = structlog.get_logger("keeper")
 
     def alone(
@@ -108,7 +110,8 @@ class Planning:
         """
         shared: list[Plan] = []
         keys: set[PositionKey] = set()
-        several = found if self._policy.max_accounts > 1 else ()
+        several = found if self._policy.max_accounts > 1 and len(found) > 1 else ()
+        room = Room(self._policy.max_accounts, *self._guard.room_gas(self._spent(), market.ceiling()))
         for name in dict.fromkeys(health.key.protocol for health, _ in several):
             marks = view.marks[name]
             if isinstance(marks, Refusal) or self._guard.stage(name) is not None:
@@ -121,8 +124,7 @@ class Planning:
             context = self._context(name, [each for one in offers for each in one.options], view, market)
             if len(offers) < 2 or isinstance(context, Refusal):
                 continue
-            joints = joined(offers, context, self._policy.max_accounts)
-            for joint in await self._chain.read(joints, market.head.hash):
+            for joint in await self._chain.read(joined(offers, context, room), market.head.hash):
                 planned = plan(joint.health, [joint.option], replace(context, adapter=joint))
                 token = self._policy.profit_token.address
                 answer = await self._chain.read(

@@ -48,6 +48,10 @@ class Market:
         """What a unit of gas costs in the next block."""
         return Wei(next_base_fee(self.head) + self.tip(urgency))
 
+    def ceiling(self) -> Wei:
+        """The most a transaction that replaces none offers for a unit of gas."""
+        return Wei(min(2 * next_base_fee(self.head) + self.tip(), self.most_fee_wei))
+
     def bid(
         self, trial: Trial, affordable_wei: Wei, replaced: Offered | None = None, urgency: int = 0
     ) -> Fees | Refusal:

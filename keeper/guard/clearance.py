@@ -101,6 +101,11 @@ class Guard:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
         return self._ramp.stage(protocol) if self._ramp else None
 
+    def room_gas(self, spent: Spent, fee_wei: int) -> tuple[int, int]:
+        """How much gas one transaction may have, and all that may be sent now, at a fee per gas."""
+        room = self._limits.room_gas(spent, fee_wei)
+        return min(room, self._limits.max_gas_limit), room
+
     def denies(self, account: Address) -> bool:
         """Whether the operator forbids to liquidate an account."""
         return account in self._limits.deny_accounts

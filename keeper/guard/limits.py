@@ -27,6 +27,11 @@ class Limits:
     deny_accounts: frozenset[Address]
     max_head_age_s: int
 
+    def room_gas(self, spent: Spent, fee_wei: int) -> int:
+        """How much gas more may be bought at a fee per gas within the hour; ≥ 0."""
+        left_wei = self.max_gas_spend_wei_per_hour - spent.gas_wei_last_hour - spent.in_flight_wei
+        return max(0, left_wei // max(1, fee_wei))
+
 
 @dataclass(frozen=True, slots=True)
 class Fees:

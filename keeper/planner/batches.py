@@ -18,9 +18,20 @@ from keeper.planner.sizing import PlanContext, Terms, terms_of
 from keeper.seams import Reads, Taking, readable, together
 from keeper.types import Address, Health, Option, Outcome, Part, Plan, PositionKey, ProtocolCall, Refusal
 
-# Of all calls of one transaction: with its swaps it then stays below what a trial has, and what may be signed.
+# Of all calls of one transaction: with its swaps it then stays below what a trial has.
 _MOST_GAS: Final = 4_500_000
 _LIMIT_TIMES: Final = 3  # a call that may fail gets so many times the gas it should take
+_SWAPS_GAS: Final = 400_000  # as far as the gas limit is foreseen here, generously
+_MARGIN_PERCENT: Final = 140
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many accounts may be in a transaction, how much gas it may be given, and all of them together."""
+
+    accounts: int
+    gas: int
+    gas_in_all: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,9 @@ class _Member(NamedTuple):
     least_raw: int
 
 
-def joined(found: Sequence[Found], ctx: PlanContext, most: int) -> Reads[list[Joint]]:
-    """Accounts of one protocol that may share transactions, each in one and at most so many in each."""
+def joined(found: Sequence[Found], ctx: PlanContext, room: Room) -> Reads[list[Joint]]:
+    """Accounts of one protocol that may share transactions, each in one at most."""
+    left = room.gas_in_all
     chosen = [(option, one) for one in found if (option := _choice(one, ctx.adapter)) is not None]
     chosen.sort(key=lambda each: _kind(each[0]))
     joints: list[Joint] = []
@@ -102,7 +114,10 @@ def joined(found: Sequence[Found], ctx: PlanContext, most: int) -> Reads[list[Jo
             if isinstance(outcome, Outcome) and (member := _member(option, outcome, terms))
         ]
         offers.sort(key=lambda each: _pays(*each), reverse=True)
-        for some in _batches([member for _, member in offers], most):
+        for some in _batches([member for _, member in offers], room, ctx):
+            left -= _gas_limit(some, ctx)
+            if left < 0:
+                return joints
             joints.append(_joint(some, by_key[some[0].option.key], ctx.adapter))
     return joints
 
@@ -154,19 +169,30 @@ def _pays(outcome: Outcome, member: _Member) -> tuple[int, int]:
     return outcome.seize_raw * BPS**2 // max(outcome.repay_raw, 1), outcome.repay_raw
 
 
-def _batches(members: Sequence[_Member], most: int) -> Iterator[list[_Member]]:
+def _batches(members: Sequence[_Member], room: Room, ctx: PlanContext) -> Iterator[list[_Member]]:
     """As many together as the gas and the operator allow; who would be left alone is in none."""
     some: list[_Member] = []
-    gas = 0
     for member in members:
-        gas += member.option.call_gas
-        if len(some) == most or (len(some) > 1 and gas > _MOST_GAS):
+        more = [*some, member]
+        fits = _calls_gas(more) <= _MOST_GAS and _gas_limit(more, ctx) <= min(room.gas, room.gas_in_all)
+        if some and not (fits and len(more) <= room.accounts):
             if len(some) > 1:
                 yield some
-            some, gas = [], member.option.call_gas
-        some.append(member)
+            more = [member]
+        some = more
     if len(some) > 1:
         yield some
+
+
+def _calls_gas(members: Sequence[_Member]) -> int:
+    return sum(member.option.call_gas for member in members)
+
+
+def _gas_limit(members: Sequence[_Member], ctx: PlanContext) -> int:
+    """About what a transaction of so many will be given: what one call must find left may be a good part of it."""
+    most = max(member.option.call_gas for member in members)
+    used = ctx.plan_gas + _SWAPS_GAS + _calls_gas(members)
+    return used * _MARGIN_PERCENT // 100 + most * _LIMIT_TIMES * _MARGIN_PERCENT // 100
 
 
 def _joint(members: Sequence[_Member], health: Health, adapter: Taking) -> Joint:

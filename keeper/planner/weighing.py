@@ -60,6 +60,7 @@ class Way:
                 for step in self.recipe
             ),
             repay_raw=result.size.outcome.repay_raw if isinstance(result, Candidate) else amount_raw,
+            calls=len(result.size.calls) if isinstance(result, Candidate) else 0,
             legs=len(result.legs) if isinstance(result, Candidate) else 0,
             net_raw=end.net_raw,
             reason=None if isinstance(result, Candidate) and result.acceptable else end.refusal.reason,

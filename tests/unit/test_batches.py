@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keeper.planner import PlanContext, plan
-from keeper.planner.batches import Found, Joint, joined
+from keeper.planner.batches import Found, Joint, Room, joined
 from keeper.planner.turns import Turns
 from keeper.types import (
     Address,
@@ -41,6 +41,7 @@ from tests.unit.test_planner import (
 )
 
 CALL_GAS = 250_000
+ROOM = Room(20, 10_000_000, 100_000_000)
 UNPROFITABLE = Refusal("plan", "unprofitable")
 PAIRS = [pytest.param(USDC, id="kept in the debt"), pytest.param(WETH, id="kept in the collateral")]
 
@@ -60,9 +61,9 @@ def found(options: Sequence[Option], alone: Plan | Refusal = UNPROFITABLE) -> li
     return [Found(replace(HEALTH, key=option.key), [option], alone) for option in options]
 
 
-def together(options: Sequence[Option], ctx: PlanContext, most: int = 20) -> list[Joint]:
+def together(options: Sequence[Option], ctx: PlanContext, room: Room = ROOM) -> list[Joint]:
     """Those that may share a transaction."""
-    joints, _ = drive(joined(found(options), ctx, most))
+    joints, _ = drive(joined(found(options), ctx, room))
     return list(joints)
 
 
@@ -184,7 +185,7 @@ def test_who_may_not_share_is_left_out() -> None:
     assert joint.keys == {key_of(1), key_of(2)}
     assert not together([options[0], replace(options[1], call_gas=0)], ctx)
     mixed = [*found(options[:1]), *found(options[1:2], Refusal("plan", "no_route"))]
-    assert drive(joined(mixed, ctx, 20))[0] == []
+    assert drive(joined(mixed, ctx, ROOM))[0] == []
     others = [options[0], replace(options[1], repay_price_base=options[1].repay_price_base + 1)]
     assert not together(others, ctx)
 
@@ -194,9 +195,13 @@ def test_a_batch_is_no_larger_than_a_transaction_may_be() -> None:
     options = [option_of(place, 1_000 + place) for place in range(1, 31)]
     joints = together(options, _context(_Venue({})))
     assert [len(joint.keys) for joint in joints] == [18, 12]
-    smaller = together(options[:13], _context(_Venue({})), 4)
+    smaller = together(options[:13], _context(_Venue({})), replace(ROOM, accounts=4))
     assert [len(joint.keys) for joint in smaller] == [4, 4, 4], "and the last goes alone"
-    assert not together(options, _context(_Venue({})), 1)
+    assert not together(options, _context(_Venue({})), replace(ROOM, accounts=1))
+    gas = 4_000_000  # of which a third is left to spare
+    bought = together(options, _context(_Venue({})), Room(20, gas, gas))
+    assert [len(joint.keys) for joint in bought] == [5]
+    assert not together(options, _context(_Venue({})), Room(20, gas // 2, gas))
     assert joints[0].keys.isdisjoint(joints[1].keys)
     assert joints[0].health.key == joints[0].option.key == key_of(30)
 
