@@ -20,6 +20,7 @@ from keeper.lab.rig import Terms
 from keeper.lab.tokens import approve_txs, balance_of, mint_txs
 from keeper.lab.uniswap import move_pool
 from keeper.lab.world import Lab
+from keeper.ledger import copies
 from keeper.planner.batches import Joint
 from keeper.types import Address, Option, ProtocolCall, Refusal
 from tests.e2e.line import Line, open_again, open_line
@@ -28,6 +29,7 @@ ETHER = 10**18
 MARKET = "3.6"
 SMALL = account(4)
 RICH_RAW = 10**12
+LONG_AGO_S = 121  # so that nothing that was signed before can be mined any more
 DEAR_WEI = 20 * 10**9
 ACCOUNTS = [account(place) for place in (1, 2, 3)]
 
@@ -199,6 +201,48 @@ async def test_a_restart_knows_every_account_in_flight(lab: Lab, tmp_path: Path)
         assert len(line.booked("intent")) == len(line.booked("settled")) == 1
     verdict = await judge(line.rig.config)
     assert verdict.ok, str(verdict)
+
+
+async def test_a_restored_record_learns_of_every_account(lab: Lab, tmp_path: Path) -> None:
+    """A backup older than the transaction finds it on chain, with all its accounts, and books each of them."""
+    await fallen(lab, ACCOUNTS)
+    backup, terms = tmp_path / "backup.db", Terms(max_accounts=8)
+    async with open_line(lab, tmp_path / "keeper", terms) as line:
+        rig, before_raw = line.rig, await line.treasury_raw()
+        await line.step()
+        copies.back_up(line.store.path, backup, line.head.timestamp_s - LONG_AGO_S)
+        await fall(lab)
+        await line.steps()
+        assert len(line.booked("settled")) == 1
+    (rig.folder / "keeper.db").rename(rig.folder / "lost.db")
+    copies.restore(backup, rig.folder / "keeper.db", lab.world.chain_id, line.head.timestamp_s - LONG_AGO_S)
+    async with open_again(lab, rig) as line:
+        assert not (await line.step()).sent
+        assert told(line, "liquidated").keys() == named(*ACCOUNTS)
+        gained_raw = await line.treasury_raw() - before_raw
+        assert line.ledger.gross_profit_raw(lab.world.tokens["USDC"].address) == gained_raw > 0
+    assert (await judge(rig.config)).differences == ()
+
+
+async def test_an_orphaned_batch_holds_all_its_accounts_again(own_lab: Lab, tmp_path: Path) -> None:
+    """While its block is gone none of them is planned anew; it is mined once more, and booked once more."""
+    await fallen(own_lab, ACCOUNTS)
+    async with open_line(own_lab, tmp_path, Terms(max_accounts=8, max_head_age_s=3_600)) as line:
+        await fall(own_lab)
+        assert len((await line.step()).sent) == 1
+        assert len((await line.step()).settled) == 1
+        await own_lab.node.mine_on_demand()
+        await own_lab.node.rpc.request("anvil_reorg", 1, [])
+        await own_lab.node.drop_pending()
+        await own_lab.node.mine()
+        again = await line.step()
+        assert (again.liquidatable, again.sent, len(line.booked("reorged"))) == (3, [], 1)
+        for _ in range(4):
+            await own_lab.node.mine()
+            assert not (await line.step()).sent
+        assert len(line.booked("settled")) == 2 and len(line.booked("intent")) == 1
+        assert [each.kind for each in line.booked("liquidated", "skipped")] == ["liquidated"] * 6
+    assert (await judge(line.rig.config)).differences == ()
 
 
 @pytest.mark.parametrize("market", ["3.0", "3.6"])
