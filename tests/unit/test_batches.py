@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keeper.engine import _nets_raw
 from keeper.planner import PlanContext, plan
 from keeper.planner.batches import Found, Joint, Room, joined
 from keeper.planner.turns import Turns
 from keeper.types import (
     Address,
     BlockNumber,
+    Gas,
     Option,
     Outcome,
     Part,
@@ -25,6 +27,7 @@ from keeper.types import (
     Refusal,
     Wei,
 )
+from tests.unit.test_guard import PLAN, TRIAL
 from tests.unit.test_planner import (
     HEALTH,
     KEY,
@@ -244,3 +247,14 @@ def test_a_plan_names_everybody_it_liquidates() -> None:
     assert replace(answer, outcome=Outcome(2, 2, parts=parts)).keys == (key_of(2), key_of(1))
     assert replace(answer, outcome=Outcome(2, 2)).keys == (answer.key,)
     assert answer.keys[0] == answer.key
+
+
+def test_the_order_that_nets_more_is_sent() -> None:
+    """By what trials measured, each at its own gas; what reverted, does not pay, or waits counts for nothing."""
+    one = replace(PLAN, expected_profit_raw=100, gas_cost_raw=30, gas_estimate=300)
+    earned = replace(TRIAL, profit_raw=100, gas_used=Gas(200))
+    assert _nets_raw([(one, earned)]) == 80
+    assert _nets_raw([(one, earned), (one, replace(earned, profit_raw=90))]) == 150
+    assert _nets_raw([(one, earned), (one, replace(earned, profit_raw=89))]) == 80, "it had better wait"
+    assert _nets_raw([(one, replace(earned, profit_raw=89))]) == 69, "nobody was before it"
+    assert _nets_raw([(one, UNPROFITABLE), (one, replace(earned, gas_used=Gas(2_000)))]) == 0

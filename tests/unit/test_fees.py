@@ -36,6 +36,12 @@ def test_the_first_offer_is_the_stated_rule() -> None:
     assert fees.gas_limit == TRIAL.gas_used * 130 // 100 + 60_000
 
 
+def test_what_a_call_must_find_left_is_in_the_gas_limit() -> None:
+    """On top of the margin, which is of what the trial used."""
+    answer = MARKET.bid(replace(TRIAL, spare_gas=Gas(500_000)), PLENTY)
+    assert isinstance(answer, Fees) and answer.gas_limit == _bid().gas_limit + 500_000
+
+
 def test_tips_rise_with_every_replacement_and_stop_at_the_highest() -> None:
     """The first replacement tips by the 75th percentile, all later ones by the 90th."""
     assert [_bid(urgency=number).tip_wei for number in range(4)] == [1, 2 * GWEI, 5 * GWEI, 5 * GWEI]

@@ -25,6 +25,7 @@ from keeper.types import (
     Head,
     Option,
     Outcome,
+    Part,
     Plan,
     PositionKey,
     Refusal,
@@ -155,6 +156,24 @@ def test_a_doubt_refuses(reason: str, changes: dict[str, Any]) -> None:
     answer = ask(**changes)
     assert isinstance(answer, Refusal)
     assert (answer.stage, answer.reason) == ("clear", reason)
+
+
+def test_no_company_hides_a_denied_account() -> None:
+    """A plan of several accounts is refused for any one of them."""
+    denied = replace(KEY, account=Address(b"\x0d" * 20))
+    several = replace(PLAN, outcome=Outcome(2, 2, parts=(Part(KEY, 1, 1), Part(denied, 1, 1))))
+    limits = replace(LIMITS, deny_accounts=frozenset({denied.account}))
+    answer = ask(plan=several, limits=limits)
+    assert isinstance(answer, Refusal) and answer.numbers == {"account": denied.account}
+    assert isinstance(ask(limits=limits), Clearance)
+
+
+def test_room_for_gas_is_what_the_hour_leaves() -> None:
+    """One transaction may have no more than the highest limit; all together what was neither spent nor is in flight."""
+    spent = replace(NOTHING_SPENT, gas_wei_last_hour=10**16, in_flight_wei=2 * 10**16)
+    limits = replace(LIMITS, max_gas_limit=Gas(5_000_000))
+    assert guard(limits).room_gas(spent, 10**10) == (5_000_000, 7_000_000)
+    assert guard(limits).room_gas(replace(spent, in_flight_wei=10**17), 10**10) == (0, 0)
 
 
 def test_at_the_limits_it_clears() -> None:
