@@ -52,8 +52,10 @@ async def test_a_pause_is_measured_and_counted(
     assert (document["schema"], document["name"], document["trials"]) == (1, "pause", 2)
     assert document["figures"].pop("executed_after_pause") == 0
     assert set(document["figures"]) == {"gate_pending_ms", "gate_head_ms", "cancel_ms"}
-    for figure in document["figures"].values():
-        assert 0 < figure["p50"] <= figure["p90"] <= figure["p99"] and figure["unit"] == "ms"
+    for name, figure in document["figures"].items():
+        assert figure["p50"] <= figure["p90"] <= figure["p99"] and figure["unit"] == "ms"
+        if name != "gate_head_ms":  # of the head the keeper may hear before the bench does
+            assert figure["p50"] > 0
     document["figures"]["executed_after_pause"] = 7
     bench.render_pause(document)
     assert "after it: 7" in capsys.readouterr().out
