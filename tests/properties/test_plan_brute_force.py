@@ -21,7 +21,7 @@ from keeper.types import Plan
 from tests.conftest import Count
 
 DEEP: Final = os.environ.get("KEEPER_DEEP") == "1"
-CASES: Final = 500 if DEEP else 6  # of each protocol
+CASES: Final = 500 if DEEP else 3  # of each protocol
 SEED: Final = int(os.environ.get("KEEPER_SEED", "6"))
 _WORST: Final = 1_000  # the plan may net so much less than the best: one part in
 
