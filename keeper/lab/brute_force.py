@@ -1,86 +1,26 @@
 """Every way to liquidate an account, tried: hundreds of amounts of every pair, by every route and every lender.
 
-Each swap is priced by the pools' own contracts in `eth_call`s at one block: QuoterV2, and the router of Uniswap V2.
-Nothing is taken from the planner; what a swap takes of gas is the venue's figure, which the planner goes by too.
+Each swap is priced by the pools' own contracts in `eth_call`s at one block (`keeper/lab/swaps.py`). Nothing is taken
+from the planner; what a swap takes of gas is the venue's figure, which the planner goes by too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Final
 
-from keeper import abi
 from keeper.fixed import BPS, convert_up, mul_div_up
-from keeper.lab.artifacts import published
+from keeper.lab.swaps import V3, Hop, Pools, Swap, Told
 from keeper.lab.unhealthy import Case
 from keeper.planner import plan
-from keeper.seams import Reads, Venue, each, together
-from keeper.types import (
-    ZERO_ADDRESS,
-    Address,
-    Call,
-    FlashQuote,
-    Option,
-    Outcome,
-    Path,
-    Plan,
-    Quote,
-    Refusal,
-    Reverted,
-)
-from keeper.venues.uniswap_v2 import FEE_PPM
-from keeper.venues.uniswap_v3 import pack
+from keeper.seams import together
+from keeper.types import ZERO_ADDRESS, Address, FlashQuote, Option, Outcome, Plan, Refusal
 
 AMOUNTS: Final = 200  # of every pair, besides those at which a rule changes
-_EVERY_ROUTE: Final = (
-    8  # of so many amounts one goes on from every first route, the others from the best of them
-)
-_LEG_GAS: Final = 90_000  # the planner's, besides what a swap itself takes
-_V2_ROUTER: Final = published("@uniswap/v2-periphery/build/UniswapV2Router02.json").abi
-_V3, _V2 = 3, 2
-# by version and whether the amount is what comes out
-_FUNCTIONS: Final = {
-    (_V3, False): abi.load("QuoterV2").function("quoteExactInput"),
-    (_V3, True): abi.load("QuoterV2").function("quoteExactOutput"),
-    (_V2, False): _V2_ROUTER.function("getAmountsOut"),
-    (_V2, True): _V2_ROUTER.function("getAmountsIn"),
-}
-
-Hop = tuple[int, Address, int, Address]  # a pool in a direction
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A path through the pools of one version of Uniswap."""
-
-    version: int
-    path: Path
-
-    @property
-    def hops(self) -> frozenset[Hop]:
-        """Its pools, each in its direction."""
-        hops = zip(self.path.tokens[:-1], self.path.fees, self.path.tokens[1:], strict=True)
-        return frozenset((self.version, *hop) for hop in hops)
-
-
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """An amount by a route: what comes out of it if `buy`, else what goes in."""
-
-    route: Route
-    raw: int
-    buy: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a swap takes in or gives out, and its gas."""
-
-    other_raw: int
-    gas: int
+_EVERY_ROUTE: Final = 8  # one of so many amounts goes on from every first route, the others from the best
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +103,7 @@ async def compare(case: Case) -> Compared:
     nets = await _nets(case, pools)
     brute_s = time.perf_counter() - began_s
     if isinstance(answer, Plan):
-        await _require_true(case, pools, answer)
+        await pools.require_true(answer)
     return Compared(
         answer,
         max((net_raw for _, net_raw in nets), default=None),
@@ -172,94 +112,6 @@ async def compare(case: Case) -> Compared:
         plan_s,
         brute_s,
     )
-
-
-# --- swaps -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Pools:
-    """What the pools' own contracts say of swaps at the case's block, each asked once."""
-
-    case: Case
-    told: dict[Swap, Told | None] = field(
-        default_factory=dict
-    )  # None: nothing, or the keeper does not look so far
-    _routes: dict[tuple[Address, Address], list[Route]] = field(default_factory=dict)
-
-    def routes(self, token_in: Address, token_out: Address) -> list[Route]:
-        """All that there are: direct, and over one token between."""
-        if (token_in, token_out) not in self._routes:
-            paths = [(token_in, token_out), *((token_in, each, token_out) for each in self.case.between)]
-            self._routes[token_in, token_out] = [
-                Route(version, Path(tokens, fees))
-                for version in (_V3, _V2)
-                for tokens in paths
-                if len(set(tokens)) == len(tokens)
-                for fees in product(*(self._fees(version, *hop) for hop in pairwise(tokens)))
-            ]
-        return self._routes[token_in, token_out]
-
-    def _fees(self, version: int, one: Address, other: Address) -> list[int]:
-        world = self.case.lab.world
-        opened = world.uniswap_v3.pools if version == _V3 else world.uniswap_v2.pairs
-        pair = {one, other}
-        found = [pool.fee for pool in opened if {pool.token0.address, pool.token1.address} == pair]
-        return found if version == _V3 else [FEE_PPM for _ in found]
-
-    async def ask(self, swaps: Iterable[Swap]) -> None:
-        """Ask what was not asked before."""
-        new = [swap for swap in dict.fromkeys(swaps) if swap not in self.told]
-        answers = await self.case.read(each([self._call(swap) for swap in new]))
-        quotes = await self.case.read(self._reckoned(new))
-        for swap, answer, quote in zip(new, answers, quotes, strict=True):
-            self.told[swap] = None
-            if isinstance(quote, Quote):
-                assert not isinstance(answer, Reverted), f"{quote} is quoted, which reverts"
-                amounts = _FUNCTIONS[swap.route.version, swap.buy].decode(answer)
-                other_raw = amounts[0]
-                if swap.route.version == _V2:
-                    other_raw = amounts[0][0 if swap.buy else -1]
-                ours_raw = quote.amount_in_raw if swap.buy else quote.amount_out_raw
-                assert other_raw == ours_raw, f"{quote} is {other_raw} by the pools' own contracts"
-                self.told[swap] = Told(other_raw, quote.gas + _LEG_GAS)
-
-    def _call(self, swap: Swap) -> Call:
-        world, path = self.case.lab.world, swap.route.path
-        function = _FUNCTIONS[swap.route.version, swap.buy]
-        if swap.route.version == _V3:
-            return function.call(world.uniswap_v3.quoter, pack(path, reverse=swap.buy), swap.raw)
-        return function.call(world.uniswap_v2.router, swap.raw, list(path.tokens))
-
-    def _reckoned(self, swaps: Sequence[Swap]) -> Reads[list[Quote | Refusal]]:
-        """The keeper's own quotes, for their gas."""
-        venues: dict[int, Venue] = {_V3: self.case.v3, _V2: self.case.v2}
-        for version, venue in venues.items():
-            paths = {swap.route.path for swap in swaps if swap.route.version == version}
-            yield from venue.sync(paths, self.case.ctx.at)
-        asked = [
-            venues[swap.route.version].quote(swap.route.path, swap.raw, exact_out=swap.buy) for swap in swaps
-        ]
-        return (yield from together(asked))
-
-
-async def _require_true(case: Case, pools: Pools, answer: Plan) -> None:
-    """Hold the plan's quotes to the pools, and use no pool twice in a direction."""
-    routers = {case.v3.router: _V3, case.v2.router: _V2}
-    swaps = [
-        Swap(
-            Route(routers[leg.router], quote.path),
-            quote.amount_out_raw if quote.exact_out else quote.amount_in_raw,
-            quote.exact_out,
-        )
-        for leg, quote in zip(answer.legs, answer.quotes, strict=True)
-    ]
-    await pools.ask(swaps)
-    for swap, quote in zip(swaps, answer.quotes, strict=True):
-        told = pools.told[swap]
-        assert told and told.other_raw == (quote.amount_in_raw if swap.buy else quote.amount_out_raw), quote
-    hops = [hop for swap in swaps for hop in swap.route.hops]
-    assert len(set(hops)) == len(hops), f"a pool is used twice in a direction: {answer}"
 
 
 # --- ways ------------------------------------------------------------------------------------------------------------
@@ -355,7 +207,7 @@ def _swaps(pools: Pools, one: Try) -> list[Swap]:
     if raw <= 0:
         return []
     locked = one.loan.locked
-    shut = {(_V3, a, locked.fee, b) for a, b in (locked.tokens, locked.tokens[::-1])} if locked else set()
+    shut = {(V3, a, locked.fee, b) for a, b in (locked.tokens, locked.tokens[::-1])} if locked else set()
     routes = pools.routes(step.token_in, step.token_out)
     return [Swap(route, raw, step.buy) for route in routes if not route.hops & (one.used | shut)]
 
