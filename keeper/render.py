@@ -20,7 +20,8 @@ _console: Final = Console(highlight=False, soft_wrap=True, width=max(Console().w
 def scan(document: Mapping[str, Any]) -> None:
     """Positions, least healthy first."""
     table = _table(
-        "protocol", "account", "health factor", "collateral $", "debt $", "liquidation price $", ""
+        *("protocol", "account", "health factor", "collateral $", "debt $", "bad debt $"),
+        *("liquidation price $", ""),
     )
     for row in document["positions"]:
         health = Decimal(row["health_factor_wad"]) / _WAD
@@ -30,6 +31,7 @@ def scan(document: Mapping[str, Any]) -> None:
             f"{health:.6f}" if health < 10**6 else "> 1e6",
             _usd(row["collateral_usd"]),
             _usd(row["debt_usd"]),
+            _usd(row["bad_debt_usd"]) if row["bad_debt"] else "-",
             _usd(row["liquidation_price"]) if row["liquidation_price"] else "-",
             Text("liquidatable", style="red") if row["liquidatable"] else "",
         )

@@ -267,7 +267,7 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
     say(
         "assess",
         "liquidatable" if health.liquidatable else "healthy",
-        {"health_factor_wad": health.health_factor_wad},
+        {"health_factor_wad": health.health_factor_wad} | _uncovered(health, engine.budget_usd_e8(view)),
     )
     if not health.liquidatable:
         return answer
@@ -357,7 +357,25 @@ def _position(adapter: Adapter, watch: Watch, health: Health, marks: Marks) -> d
         "debt_usd": _decimal(health.debt_base, health.base_decimals),
         "liquidation_price": None if price is None else _decimal(price, health.base_decimals),
         "liquidatable": health.liquidatable,
+        "bad_debt_usd": _decimal(sum(owed.usd_e8 or 0 for owed in health.bad_debt), 8),
+        "bad_debt": [
+            {
+                "token": abi.checksum(owed.token.address),
+                "symbol": owed.token.symbol,
+                "decimals": owed.token.decimals,
+                "raw": str(owed.raw),
+            }
+            for owed in health.bad_debt
+        ],
     }
+
+
+def _uncovered(health: Health, budget_usd_e8: int | None) -> dict[str, Any]:
+    """What the collateral does not cover, and what liquidating it may cost, None being nothing."""
+    if not health.bad_debt:
+        return {}
+    usd_e8 = sum(owed.usd_e8 or 0 for owed in health.bad_debt)
+    return {"bad_debt_usd_e8": usd_e8, "budget_usd_e8": budget_usd_e8}
 
 
 def _decimal(raw: int, decimals: int) -> str:

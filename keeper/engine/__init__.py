@@ -17,6 +17,7 @@ import structlog
 from keeper.breakers import Breakers
 from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
+from keeper.engine.bad_debt import BadDebts
 from keeper.engine.head import Policy, StepReport, View
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
@@ -39,6 +40,7 @@ from keeper.types import (
     BlockTime,
     Head,
     Health,
+    Log,
     Plan,
     Refusal,
     Trial,
@@ -93,6 +95,7 @@ class Engine:
         self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
         self._spending = Spending(ledger, wall_clock)
+        self._bad_debts = BadDebts(ledger, watch.adapters, wall_clock)
         self._log = structlog.get_logger("keeper")
 
     @property
@@ -112,7 +115,7 @@ class Engine:
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
-        await self._watch.start(head)
+        self._bad_debts.missed = await self._watch.start(head)
         self.breakers.at(head)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
@@ -159,7 +162,7 @@ class Engine:
         if self._sender:
             await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         await self.reflexes.carry()
-        self._book(report)
+        self._book(report, unsafe, view, logs)
         self._watch.save()
         await self._housekeep()
         await self._upgrades.patrol(head)
@@ -215,6 +218,7 @@ class Engine:
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
             plan_gas=self._plan_gas.of(health.key.protocol),
             thorough=thorough,
+            budget_usd_e8=self.budget_usd_e8(view) if health.bad_debt else None,
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
         return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
@@ -240,6 +244,12 @@ class Engine:
         refusal = self._guard.standing(view.pause, protocol, head, self._wall_clock())
         return refusal or self.breakers.standing(protocol, new=new)
 
+    def budget_usd_e8(self, view: View) -> int | None:
+        """What liquidating bad debt may cost now, in USD with 8 decimals; None where it may cost nothing at all."""
+        if isinstance(view.native, Refusal):
+            return None
+        return self._guard.budget_usd_e8(self._spent(), view.native.usd_e8_up)
+
     def stage(self, protocol: str) -> Stage | None:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
         return self._guard.stage(protocol)
@@ -259,13 +269,19 @@ class Engine:
     ) -> Clearance | Refusal:
         if isinstance(view.native, Refusal):
             return view.native
-        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, view.native.usd_e8_up)
+        native_usd_e8 = view.native.usd_e8_up
+        affordable = (
+            self._policy.max_fee_wei  # the budget bounds it (`Guard.clear`)
+            if plan.budgeted
+            else affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        )
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
         fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
             return fees
+        now_s = self._wall_clock()
         refusal = self.breakers.admits(plan, new=stuck is None)
-        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s, native_usd_e8)
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""
@@ -281,7 +297,9 @@ class Engine:
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""
-        return self._spending.lately(self._sender.in_flight_wei() if self._sender else 0)
+        if self._sender is None:
+            return self._spending.lately(0)
+        return self._spending.lately(self._sender.in_flight_wei(), self._sender.budgeted_wei())
 
     async def _spent_meanwhile(self) -> Spent:
         return self._spent()
@@ -359,7 +377,7 @@ class Engine:
         for one, trial in zip(chosen, trials, strict=True):
             untouched = untouched and isinstance(trial, Refusal)
             old = replacing.get(one.plan_id)
-            besides = spent.without(old.worst_case_wei) if old else spent
+            besides = spent.without(old.worst_case_wei, budgeted=one.budgeted) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
             # a trial may have reverted only because of those before it
@@ -372,7 +390,7 @@ class Engine:
             else:
                 self._turns.sent(one)
                 cleared.append(answer)
-                spent = besides.with_in_flight(answer.clearance.fees)
+                spent = besides.with_in_flight(answer.clearance.fees, budgeted=one.budgeted)
         if self._sender:
             for asked, each in zip(cleared, await self._sender.send(cleared, standing), strict=True):
                 if isinstance(each, Refusal):
@@ -407,12 +425,13 @@ class Engine:
             plan, trial, clearance, self.describe(plan, trial, view)
         )
 
-    def _book(self, report: StepReport) -> None:
+    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
         at_s = int(self._wall_clock())
         in_flight = self._sender.in_flight_plans() if self._sender else {}
         self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
             self.breakers.book()
+            self._bad_debts.book(unsafe, view, report, logs)
             for protocol, account, refusal in report.refused:
                 entry = self._ledger.book_refusal(
                     refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s

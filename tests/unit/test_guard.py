@@ -102,6 +102,7 @@ def ask(**changes: Any) -> Clearance | Refusal:
         "spent": NOTHING_SPENT,
         "head": HEAD,
         "now_s": 1_001.5,
+        "native_usd_e8": 2_000 * 10**8,
     }
     limits = changes.pop("limits", LIMITS)
     return guard(limits).clear(**{**arguments, **changes})
