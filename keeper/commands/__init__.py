@@ -299,7 +299,8 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
         return answer
     [trial] = await engine.attempt([plan], view.pause, head)
     if isinstance(trial, Refusal):
-        return say(trial.stage, trial.reason, trial.numbers)
+        blamed = await engine.blame(plan, trial, head)
+        return say(blamed.stage, blamed.reason, blamed.numbers)
     say("trial", "pays", engine.describe(plan, trial, view))
     clearance = engine.clear(plan, trial, view, head)
     if isinstance(clearance, Refusal):

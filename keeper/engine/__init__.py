@@ -33,7 +33,7 @@ from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
-from keeper.trial import Attempt, describe, next_base_fee, try_stacked
+from keeper.trial import Attempt, Tolls, describe, next_base_fee, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
@@ -94,6 +94,7 @@ class Engine:
         self._heads = 0
         self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
+        self._tolls = Tolls(chain, policy.liquidator)
         self._spending = Spending(ledger, wall_clock)
         self._bad_debts = BadDebts(ledger, watch.adapters, wall_clock)
         self._log = structlog.get_logger("keeper")
@@ -235,6 +236,11 @@ class Engine:
             self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
         )
 
+    async def blame(self, plan: Plan, refusal: Refusal, head: Head) -> Refusal:
+        """Why a plan is not sent, in the right words where its trial reverted for a token's sake."""
+        contracts = self._watch.adapters[plan.key.protocol].contracts()
+        return await self._tolls.blame(plan, refusal, contracts, head)
+
     async def ask(self, read: Reads[T], head: Head) -> T:
         """Drive one read at `head`."""
         return await self._chain.read(read, head.hash)
@@ -373,6 +379,7 @@ class Engine:
         # in this order: the ledger is summed, where it must be, while the node runs the trial
         trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
         cleared: list[Cleared] = []
+        refused: list[tuple[Plan, Refusal]] = []
         untouched = True
         for one, trial in zip(chosen, trials, strict=True):
             untouched = untouched and isinstance(trial, Refusal)
@@ -384,7 +391,7 @@ class Engine:
             too_dear = isinstance(answer, Refusal) and answer.reason == "unprofitable"
             self._turns.turned_down(one, futile=untouched or too_dear)
             if isinstance(answer, Refusal):
-                report.refuse(one.key, answer)
+                refused.append((one, answer))
                 if self._sender and old:
                     self._sender.give_up(one.plan_id)
             else:
@@ -397,6 +404,8 @@ class Engine:
                     report.refuse(asked.plan.key, each)
                 else:
                     (report.replaced if each.plan_id in replacing else report.sent).append(each)
+        for one, refusal in refused:  # only now: what may be sent does not wait for why the rest is not
+            report.refuse(one.key, await self.blame(one, refusal, head))
 
     def _awaits(self, plan: Plan, cleared: Sequence[Cleared]) -> Refusal | None:
         """Why a plan waits: after a pause the first liquidation goes alone, and must have paid before the next."""
