@@ -10,7 +10,7 @@ from keeper import commands
 from keeper.abi import checksum
 from keeper.fixed import WAD
 from keeper.lab.actors import account
-from keeper.lab.artifacts import own
+from keeper.lab.artifacts import aave_v3_0, own
 from keeper.lab.chainlink import set_price
 from keeper.lab.node import Contract
 from keeper.lab.positions import PositionSpec, open_position
@@ -60,3 +60,30 @@ async def test_a_token_that_takes_a_fee_is_refused_by_its_name(
         await line.steps()
         assert [entry.account for entry in line.booked("settled")][:1] == [checksum(WHO)]
         assert await line.health(market, WHO) >= WAD
+
+
+async def test_a_sequencer_that_was_down_is_waited_for(lab: Lab, tmp_path: Path) -> None:
+    """While the sentinel says that the sequencer is down, and for its grace period after, an account above 0.95 is
+    refused for that reason; then it is liquidated.
+    """
+    world, node, admin = lab.world, lab.node, lab.world.cast.deployer.address
+    market = world.aave["3.6"]
+    oracle_code, sentinel_code = aave_v3_0("SequencerOracle"), aave_v3_0("PriceOracleSentinel")
+    sequencer = Contract(node, await node.deploy(admin, oracle_code.creation_code(admin)), oracle_code.abi)
+    sentinel = await node.deploy(admin, sentinel_code.creation_code(market.provider, sequencer.address, 60))
+    provider = Contract(node, market.provider, aave_v3_0("PoolAddressesProvider").abi)
+    rig = await make_rig(lab, tmp_path, Terms())
+    spec = PositionSpec(WHO, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100)
+    await open_position(node, world.cast, market, spec)
+    async with open_again(lab, rig) as line:
+        await line.step()
+        await sequencer.send(admin, "setAnswer", True, (await node.head()).timestamp_s)
+        await provider.send(admin, "setPriceOracleSentinel", sentinel)
+        await set_price(node, world.feeds["WETH"], 1_750 * _E8)
+        assert line.refusals(await line.step(), WHO) == [("options", "sentinel")]
+        await sequencer.send(admin, "setAnswer", False, (await node.head()).timestamp_s)
+        assert line.refusals(await line.step(), WHO) == [("options", "sentinel")]
+        await node.advance(61)
+        await line.steps()
+        assert [entry.account for entry in line.booked("settled")][:1] == [checksum(WHO)]
+        assert await line.health("3.6", WHO) >= WAD
