@@ -52,6 +52,8 @@ def explain(document: Mapping[str, Any]) -> None:
                 f"  health factor {health:.6f}, collateral ${_usd(position['collateral_usd'])}, "
                 f"debt ${_usd(position['debt_usd'])}"
             )
+        for each in protocol["auctioned_feeds"]:
+            _console.print(f"  the price of {each['symbol']} is auctioned: feed {each['feed']}")
         for stage in protocol["stages"]:
             _console.print(f"  {stage['stage']:<9} {stage['answer']:<22} {_numbers(stage['numbers'])}")
     for trip in document["breakers"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from keeper import abi, assembly
+from keeper import abi, assembly, auctions
 from keeper.assembly import Parts
 from keeper.commands import pause as signers
 from keeper.commands.breakers import trip_of, tripped
@@ -114,7 +114,15 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
                 await watch.refresh(name, held, head)
                 keys += held
             view = await engine.look(head)
-            protocols = [await _stages(engine, watch, key, view, head) for key in keys]
+            auctioned = {
+                name: await auctions.find(parts.chain, adapter.contracts(), head.hash)
+                for name, adapter in watch.adapters.items()
+            }
+            protocols = [
+                await _stages(engine, watch, key, view, head)
+                | {"auctioned_feeds": [_auctioned(each) for each in auctioned[key.protocol]]}
+                for key in keys
+            ]
             history = [entry_of(entry) for entry in Ledger(store).entries(50, account=account)]
     return {
         "schema": SCHEMA,
@@ -377,6 +385,17 @@ def _uncovered(health: Health, budget_usd_e8: int | None) -> dict[str, Any]:
         return {}
     usd_e8 = sum(owed.usd_e8 or 0 for owed in health.bad_debt)
     return {"bad_debt_usd_e8": usd_e8, "budget_usd_e8": budget_usd_e8}
+
+
+def _auctioned(each: auctions.Auctioned) -> dict[str, Any]:
+    return {
+        "of": each.priced,
+        "symbol": each.symbol,
+        "source": abi.checksum(each.source),
+        "feed": abi.checksum(each.feed),
+        "aggregator": abi.checksum(each.aggregator),
+        "version": each.version,
+    }
 
 
 def _decimal(raw: int, decimals: int) -> str:
