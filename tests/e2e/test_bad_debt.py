@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from keeper.lab.world import BASE_FEE_WEI, Lab
 from keeper.ledger import Booked
 from keeper.types import Address, Filters
 from tests.e2e.line import Line, open_again
+from tests.fork.forgery import Change, Row, tampered
 
 ETHER = 10**18
 _E8 = 10**8
@@ -184,3 +186,28 @@ async def test_bad_debt_is_on_record_once(lab: Lab, tmp_path: Path) -> None:
         assert len(_states(line)) == booked
     verdict = await judge(rig.config)
     assert verdict.ok, str(verdict)
+    for lie in (_written_off(raw="1"), _written_off(log_index=0), _written_off(tx="0x" + "11" * 32), _twice):
+        folder = tmp_path / "forged"
+        folder.mkdir(exist_ok=True)
+        verdict = await judge(tampered(rig, folder, lie, rehash=True))
+        assert [each.check for each in verdict.differences] == ["written_off"], str(verdict)
+        (folder / "copy.db").unlink()
+
+
+def _written_off(**figures: Any) -> Change:
+    """Other figures in the first write-off on record."""
+
+    def change(rows: list[Row]) -> None:
+        row = _first_write_off(rows)
+        row["body"] = json.dumps(json.loads(row["body"]) | figures, sort_keys=True, separators=(",", ":"))
+
+    return change
+
+
+def _twice(rows: list[Row]) -> None:
+    """The first write-off once more."""
+    rows.append(_first_write_off(rows) | {"seq": len(rows) + 1})
+
+
+def _first_write_off(rows: list[Row]) -> Row:
+    return next(row for row in rows if row["kind"] == "bad_debt" and '"written_off"' in row["body"])
