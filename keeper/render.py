@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 _WAD: Final = Decimal(10) ** 18
-_WIDE: Final = 140  # a table in full: whoever reads it narrower wraps it, nobody gets half an address
+_WIDE: Final = 160  # a table in full: whoever reads it narrower wraps it, nobody gets half an address
 _console: Final = Console(highlight=False, soft_wrap=True, width=max(Console().width, _WIDE))
 
 
