@@ -24,6 +24,7 @@ from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveFlash
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     FlashQuote,
     Option,
@@ -116,22 +117,31 @@ async def test_a_close_factor_that_would_leave_dust_is_cut_back(lab: Lab) -> Non
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_bad_debt_is_seized_whole_and_forgotten_where_the_pool_does(version: Version, lab: Lab) -> None:
     """When the collateral is worth less than the debt, all of it is seized for less than the debt. 3.6 writes the rest
-    off and the account leaves the book; 3.0 leaves it owing, with nothing to seize.
+    off, as foretold to the unit, and the account leaves the book; 3.0 leaves it owing, with nothing to seize.
     """
     async with following(version, lab) as follower:
-        _, marks = await make_unsafe(follower, 0.5)
+        head, _ = await make_unsafe(follower, 0.5)
+        marks = await follower.marks(head, ahead_s=3)
         option = only_option(follower.options(BORROWER, marks))
         health = follower.health(BORROWER, marks)
-        assert health.collateral_base < health.debt_base
+        [short] = health.bad_debt
+        assert 0 <= (short.usd_e8 or 0) - (health.debt_base - health.collateral_base) <= 1
+        assert short.token.symbol == "USDC" and 0 <= short.raw - (short.usd_e8 or 0) // 100 <= 1
         outcome = await follower.outcome(option, option.max_repay_raw)
         # the fee is a tenth of the 5 % bonus, so 99.5 % of the collateral comes out
         assert 9.95 * ETHER < outcome.seize_raw < 9.96 * ETHER
         assert option.max_repay_raw < health.detail.debt[0].amount_raw
         await liquidate_exactly(follower, option, option.max_repay_raw)
         head = await follower.follow()
+        adapter = follower.adapter
+        logs = await follower.chain.logs([adapter.sources()], 0, head.number)
+        told = [lost for log in logs if (lost := adapter.written_off(log, marks)) is not None]
         if version == "3.6":
             assert follower.key(BORROWER) not in follower.book
+            worth = outcome.bad_debt_raw * 100
+            assert told == [(follower.key(BORROWER), BadDebt(short.token, outcome.bad_debt_raw, worth))]
             return
+        assert not told and not outcome.bad_debt_raw
         marks = await follower.marks(head)
         assert follower.health(BORROWER, marks).health_factor_wad == 0
         assert follower.key(BORROWER) in follower.book.candidates(marks)
