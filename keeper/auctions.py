@@ -31,7 +31,8 @@ _INNER: Final = tuple(
 )
 _DEEPEST: Final = 3  # adapters upon adapters
 _AUCTIONED: Final = "DualAggregator "
-_ROLES: Final = ("price source of ", "dollar feed of ", "oracle of ")  # as adapters name them in `contracts`
+# As adapters name them in `contracts`, where what is priced comes last.
+_ROLES: Final = ("price source", "dollar feed of ", "oracle of ", "aggregator of ")
 _SYMBOL: Final = abi.load("Erc20").function("symbol")
 _TOKEN_LENGTH: Final = 42  # of an address in text
 _PUSH32: Final = b"\x7f"
@@ -55,10 +56,9 @@ class Auctioned:
 async def find(chain: Chain, contracts: Mapping[str, Address], at: Hash) -> list[Auctioned]:
     """Those among a protocol's contracts (`Adapter.contracts`) that price something, as of a block."""
     sources = {
-        role.removeprefix(prefix): address
+        role.partition(" of ")[2] or role: address
         for role, address in contracts.items()
-        for prefix in _ROLES
-        if role.startswith(prefix)
+        if role.startswith(_ROLES)
     }
     found: list[Auctioned] = []
     reached = await chain.read(_reached(tuple(dict.fromkeys(sources.values()))), at)
