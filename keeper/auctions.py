@@ -8,6 +8,7 @@ prices; those are followed by their getters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -34,7 +35,7 @@ _AUCTIONED: Final = "DualAggregator "
 # As adapters name them in `contracts`, where what is priced comes last.
 _ROLES: Final = ("price source", "dollar feed of ", "oracle of ", "aggregator of ")
 _SYMBOL: Final = abi.load("Erc20").function("symbol")
-_TOKEN_LENGTH: Final = 42  # of an address in text
+_TOKEN: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _PUSH32: Final = b"\x7f"
 
 
@@ -81,7 +82,7 @@ async def find(chain: Chain, contracts: Mapping[str, Address], at: Hash) -> list
 
 def _symbols(priced: Iterable[str]) -> Reads[dict[str, str]]:
     """What tokens among the names call themselves."""
-    tokens = {name: Address(bytes.fromhex(name[2:])) for name in priced if len(name) == _TOKEN_LENGTH}
+    tokens = {name: abi.address(name) for name in priced if _TOKEN.fullmatch(name)}
     results = (yield [_SYMBOL.call(token) for token in tokens.values()]) if tokens else []
     return {name: symbol_of(result, tokens[name]) for name, result in zip(tokens, results, strict=True)}
 

@@ -297,7 +297,8 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
     for way in plan.weighed:
         pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
         figures = {"repay_raw": way.repay_raw, "legs": way.legs, "net_raw": way.net_raw}
-        say("weigh", way.reason or "pays", {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
+        pays = "within_budget" if plan.budgeted else "pays"
+        say("weigh", way.reason or pays, {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
     say(
         "plan",
         "planned",

@@ -166,6 +166,13 @@ async def test_bad_debt_is_on_record_once(lab: Lab, tmp_path: Path) -> None:
         assert (state, body["since_block"]) == ("standing", first)
         assert int(body["usd_e8"]) > 2 * short_base
     _allow(rig, "100.0")
+    told = await commands.explain(rig.config, checksum(who))
+    [stages] = [each["stages"] for each in told["protocols"] if each["protocol"] == "aave-3-6"]
+    by_stage = {each["stage"]: each for each in stages}
+    assert int(by_stage["assess"]["numbers"]["bad_debt_usd_e8"]) == int(body["usd_e8"])
+    assert int(by_stage["assess"]["numbers"]["budget_usd_e8"]) == 100 * _E8
+    assert by_stage["weigh"]["answer"] == "within_budget"
+    assert by_stage["trial"]["numbers"]["budgeted"] is True
     async with open_again(lab, rig) as line:
         await line.step()
         await _tick(lab)
