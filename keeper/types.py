@@ -173,10 +173,6 @@ class Marks:
     weights: Mapping[int, Weights]
     parts: frozenset[str] = frozenset()
 
-    def covers(self, market: str) -> bool:
-        """Whether positions of a market can be judged by these marks."""
-        return market == self.market or market in self.parts
-
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -189,10 +185,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class BadDebt:
-    """Debt in one token that no collateral covers; `usd_e8` is its worth at the protocol's prices, rounded up.
-
-    None where the protocol has no price of the token at the moment.
-    """
+    """Debt in one token that no collateral covers; `usd_e8` is its worth, rounded up, None without a price of it."""
 
     token: Token
     raw: int

@@ -17,7 +17,7 @@ import structlog
 from keeper.breakers import Breakers
 from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
-from keeper.engine.bad_debt import BadDebts
+from keeper.engine.booking import Booking
 from keeper.engine.head import Policy, StepReport, View
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
@@ -92,11 +92,10 @@ class Engine:
         self._plan_gas = PlanGas({name: adapter.plan_gas for name, adapter in watch.adapters.items()})
         self._block_time_s = 1
         self._heads = 0
-        self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
         self._tolls = Tolls(chain, policy.liquidator)
         self._spending = Spending(ledger, wall_clock)
-        self._bad_debts = BadDebts(ledger, watch.adapters, wall_clock)
+        self._booking = Booking(ledger, watch.adapters, wall_clock)
         self._log = structlog.get_logger("keeper")
 
     @property
@@ -116,11 +115,11 @@ class Engine:
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
-        self._bad_debts.missed = await self._watch.start(head)
+        self._booking.bad_debts.missed = await self._watch.start(head)
         self.breakers.at(head)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
-        self._warned = self._warnings()  # preflight has told these
+        self._booking.warned()  # by preflight
         if self._sender:
             self._sender.doubt(self._watch.common)
             await self._sender.recover(head)
@@ -142,7 +141,7 @@ class Engine:
         self.breakers.reorganised(self._watch.depth)
         if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
-            self._warn()
+            self._booking.warn()
         view = view.without(self._watch.unread)
         if self._upgrades.suspects(logs, reloaded=reloaded):
             await self._upgrades.settle(head)
@@ -276,11 +275,7 @@ class Engine:
         if isinstance(view.native, Refusal):
             return view.native
         native_usd_e8 = view.native.usd_e8_up
-        affordable = (
-            self._policy.max_fee_wei  # the budget bounds it (`Guard.clear`)
-            if plan.budgeted
-            else affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
-        )
+        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
         fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
@@ -305,7 +300,8 @@ class Engine:
         """What was spent lately, with what is in flight."""
         if self._sender is None:
             return self._spending.lately(0)
-        return self._spending.lately(self._sender.in_flight_wei(), self._sender.budgeted_wei())
+        sender = self._sender
+        return self._spending.lately(sender.in_flight_wei(), sender.in_flight_wei(budgeted=True))
 
     async def _spent_meanwhile(self) -> Spent:
         return self._spent()
@@ -435,37 +431,11 @@ class Engine:
         )
 
     def _book(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
-        at_s = int(self._wall_clock())
         in_flight = self._sender.in_flight_plans() if self._sender else {}
         self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
             self.breakers.book()
-            self._bad_debts.book(unsafe, view, report, logs)
-            for protocol, account, refusal in report.refused:
-                entry = self._ledger.book_refusal(
-                    refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s
-                )
-                if entry is not None:
-                    self._log.info(
-                        "refused",
-                        head=report.head.number,
-                        protocol=protocol,
-                        account=account,
-                        stage=refusal.stage,
-                        reason=refusal.reason,
-                        **{f"n_{name}": value for name, value in refusal.numbers.items()},
-                    )
-
-    def _warnings(self) -> set[tuple[str, str]]:
-        return {(name, text) for name, adapter in self._watch.adapters.items() for text in adapter.warnings()}
-
-    def _warn(self) -> None:
-        """Say what the protocols warn of since they were loaded again (a pool upgraded to an unknown revision)."""
-        standing = self._warnings()
-        for name, text in sorted(standing - self._warned):
-            self._log.warning("standing_warning", protocol=name, detail=text)
-            self._ledger.book("warning", None, name, None, {"detail": text}, int(self._wall_clock()))
-        self._warned = standing
+            self._booking.head(report, unsafe, view, logs)
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it; nor for how large it may be

@@ -63,7 +63,7 @@ class BadDebts:
 
         def known(key: PositionKey) -> bool:
             marks = _marks(view, key.protocol)
-            covered = marks is not None and marks.covers(key.market)
+            covered = marks is not None and (key.market == marks.market or key.market in marks.parts)
             return covered and (key.protocol, key.account) not in untold
 
         self._saw(unsafe, known, report.head)

@@ -173,13 +173,9 @@ class Flights:
         """Whether something that may still succeed, or whose nonce is being taken back, is about this position."""
         return any(flight.key == key and not flight.dead for flight in self)
 
-    def worst_case_wei(self) -> int:
-        """The most gas all of it can still cost."""
-        return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
-
-    def budgeted_wei(self) -> int:
-        """Of that, what the budget for bad debt pays."""
-        flying = (flight for flight in self if flight.budgeted and not flight.dead)
+    def worst_case_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas all of it can still cost, or all that the budget for bad debt pays."""
+        flying = (flight for flight in self if not flight.dead and (flight.budgeted or not budgeted))
         return sum(flight.transaction.worst_case_wei for flight in flying)
 
     def recover(self, head: BlockNumber) -> None:

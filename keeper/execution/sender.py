@@ -101,13 +101,9 @@ class Sender:
             flight.plan_id: flight.key for flight in self._flights if not (flight.relaying or flight.dead)
         }
 
-    def in_flight_wei(self) -> int:
-        """The most gas everything in flight can still cost."""
-        return self._flights.worst_case_wei()
-
-    def budgeted_wei(self) -> int:
-        """Of that, what the budget for bad debt pays."""
-        return self._flights.budgeted_wei()
+    def in_flight_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas everything in flight can still cost, or all that the budget for bad debt pays."""
+        return self._flights.worst_case_wei(budgeted=budgeted)
 
     def refuses(self, plan: Plan, fees: Fees) -> Refusal | None:
         """Why a cleared plan is not sent: the operator is out of gas, or this very plan has ended already.
