@@ -78,7 +78,7 @@ def _address(text: str) -> Address:
 async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -> None:
     """Without a budget nothing is sent, and the numbers say what it would cost. With one the first account is
     liquidated, the treasury loses nothing, what gas cost beyond its gain is booked against the budget, and what is left
-    is too little for the next: also after a restart, until the day is over.
+    is too little for the next: also after a restart, before the first is mined and after, until the day is over.
     """
     rig = await make_rig(lab, tmp_path, Terms())
     await _in_trouble(lab)
@@ -90,6 +90,7 @@ async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -
             assert (refusal.stage, refusal.reason) == ("plan", "unprofitable")
             assert refusal.numbers["net_raw"] < 0 < refusal.numbers["gross_raw"]
     _allow(rig, BUDGET_USD)
+    await lab.node.mine_on_demand()
     async with open_again(lab, rig) as line:
         before_raw = await line.treasury_raw()
         report = await line.step()
@@ -97,6 +98,12 @@ async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -
         left = [refusal for _, _, refusal in report.refused]
         assert [(each.stage, each.reason) for each in left] == [("clear", "bad_debt_budget")] * 2
         assert left[0].numbers["in_flight_usd_e8"] > 0 == left[0].numbers["spent_usd_e8"]
+    async with open_again(lab, rig) as line:
+        report = await line.step()
+        again = [refusal for _, _, refusal in report.refused]
+        assert not report.sent
+        assert [(each.stage, each.reason) for each in again] == [("plan", "bad_debt_budget")] * 2
+        assert again[0].numbers["budget_usd_e8"] == left[0].numbers["left_usd_e8"]
         await _tick(lab)
         report = await line.step()
         [settlement] = report.settled
@@ -122,6 +129,7 @@ async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -
         [first, _] = [refusal for _, _, refusal in report.refused]
         assert first.reason == "bad_debt_budget" and first.numbers["spent_usd_e8"] == lost_usd_e8
         assert first.numbers["left_usd_e8"] == 350_000_000 - lost_usd_e8 < first.numbers["needed_usd_e8"]
+        await lab.node.mine_each_transaction()
         await lab.node.advance(_DAY_S + 1)
         feeds = lab.world.feeds.values()
         await set_prices(lab.node, {feed: (await latest(lab.node, feed)).price_raw for feed in feeds})
