@@ -43,7 +43,7 @@ class Flight:
 
     `complaint` is why the last attempt was not taken, None where it was or nobody has answered; `published` whether
     it went to the public pool though the way out is another; `given_up` that its nonce is to be taken back; `dead`
-    that it can neither succeed nor be taken back.
+    that it can neither succeed nor be taken back; `budgeted` that what it loses is on the budget for bad debt.
     """
 
     transaction: OpenTransaction
@@ -54,6 +54,7 @@ class Flight:
     published: bool = False
     given_up: bool = False
     dead: bool = False
+    budgeted: bool = False
     told: set[tuple[Hash, str]] = field(default_factory=set)  # what was answered that is on record
 
     @property
@@ -172,9 +173,10 @@ class Flights:
         """Whether something that may still succeed, or whose nonce is being taken back, is about this position."""
         return any(flight.key == key and not flight.dead for flight in self)
 
-    def worst_case_wei(self) -> int:
-        """The most gas all of it can still cost."""
-        return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
+    def worst_case_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas all of it can still cost, or all that the budget for bad debt pays."""
+        flying = (flight for flight in self if not flight.dead and (flight.budgeted or not budgeted))
+        return sum(flight.transaction.worst_case_wei for flight in flying)
 
     def recover(self, head: BlockNumber) -> None:
         """Take over what an earlier run left; the nonces of plans it died on before signing are freed."""
@@ -184,7 +186,9 @@ class Flights:
                 self.store.release(transaction.plan_id, self.now_s())
                 continue
             # as of the head before: what was signed at this one is left alone, and a run may be of one head only
-            self._flights[transaction.plan_id] = Flight(transaction, BlockNumber(head - 1), head)
+            flight = Flight(transaction, BlockNumber(head - 1), head)
+            flight.budgeted = self._was_budgeted(flight.plan_id)
+            self._flights[flight.plan_id] = flight
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
         self.ended.update(self.store.ended())
@@ -268,11 +272,16 @@ class Flights:
     def reopen(self, transaction: OpenTransaction, body: Mapping[str, Any], head: BlockNumber) -> None:
         """Take an outcome back whose block is gone."""
         flight = Flight(replace(transaction, state="signed"), head, head)
+        flight.budgeted = self._was_budgeted(flight.plan_id)
         with self.store.transaction():
             self.store.reopen(flight.plan_id)
             self.note("reorged", flight, body, self.now_s())
         self._flights[flight.plan_id] = flight
         self.ended.discard(flight.plan_id)
+
+    def _was_budgeted(self, plan_id: Hash) -> bool:
+        intents = self.ledger.entries(1, kind="intent", plan=plan_id)
+        return bool(intents and intents[0].body.get("budgeted"))
 
     def close(self, flight: Flight) -> None:
         """Forget what is accounted for."""

@@ -21,11 +21,14 @@ LIQUIDATION_CALL_SELECTOR: Final = _LIQUIDATION_CALL.selector
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What an option remembers: its exact arithmetic, and whether its maximum is all the close factor allows."""
+    """What an option remembers: its exact arithmetic, whether its maximum is all the close factor allows, and whether
+    the pool writes the debts off that are left when this collateral is gone (3.3+: it is the account's last).
+    """
 
     pool: Address
     pair: Pair
     takes_all: bool
+    writes_off: bool
 
 
 def find_options(health: Health, marks: AaveMarks) -> Sequence[Option | Refusal]:
@@ -42,7 +45,7 @@ def find_options(health: Health, marks: AaveMarks) -> Sequence[Option | Refusal]
         return [*found, Refusal("options", "no_collateral", {"debt_base": str(health.debt_base)})]
     for debt in account.debt:
         found += [
-            _option(health, health.health_factor_wad, marks, debt, side)
+            _option(health, health.health_factor_wad, marks, debt, side, alone=len(collateral) == 1)
             for side in collateral
             if debt.amount_raw
         ]
@@ -50,10 +53,13 @@ def find_options(health: Health, marks: AaveMarks) -> Sequence[Option | Refusal]
 
 
 def outcome_of(option: Option, repay_raw: int) -> Outcome:
-    """What the pool would move if the calls of this amount ran at the marks' timestamp."""
+    """What the pool would move if the calls of this amount ran at the marks' timestamp, and write off of this debt."""
     choice: _Choice = option.detail
-    moved = choice.pair.amounts(_offered_raw(option, repay_raw))
-    return Outcome(moved.repay_raw, moved.seize_raw)
+    pair = choice.pair
+    moved = pair.amounts(_offered_raw(option, repay_raw))
+    emptied = moved.seize_raw + moved.fee_raw >= pair.collateral_raw
+    bad_debt_raw = pair.debt_raw - moved.repay_raw if emptied and choice.writes_off else 0
+    return Outcome(moved.repay_raw, moved.seize_raw, bad_debt_raw=bad_debt_raw)
 
 
 def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
@@ -80,7 +86,7 @@ def account_of(calldata: bytes) -> Address | None:
 
 
 def _option(
-    health: Health, health_factor_wad: int, marks: AaveMarks, debt: Side, collateral: Side
+    health: Health, health_factor_wad: int, marks: AaveMarks, debt: Side, collateral: Side, *, alone: bool
 ) -> Option | Refusal:
     market = marks.market
     group = health.detail.group
@@ -130,7 +136,7 @@ def _option(
         min_repay_raw=pair.min_raw,
         repay_price_base=pair.debt_price,
         seize_price_base=pair.collateral_price,
-        detail=_Choice(market.pool, pair, takes_all),
+        detail=_Choice(market.pool, pair, takes_all, market.rules.close_factor_by_value and alone),
         repay_round=marks.round_of(owed.id, pair.debt_price),
         seize_round=marks.round_of(held.id, pair.collateral_price),
     )
