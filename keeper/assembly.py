@@ -357,6 +357,7 @@ def limits(configured: Settings) -> Limits:
         max_repay_usd_e8=given.max_repay_usd_e8,
         deny_accounts=given.deny_accounts,
         max_head_age_s=configured.chain.max_head_age_s,
+        bad_debt_budget_usd_e8_per_day=given.bad_debt_budget_usd_e8_per_day,
     )
 
 

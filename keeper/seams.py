@@ -17,6 +17,7 @@ from keeper import abi
 from keeper.errors import AdapterError
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     FlashQuote,
@@ -152,6 +153,13 @@ class Adapter(Taking, Protocol):
 
     def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
         """Every liquidation in those logs: of which position, and by which transaction."""
+        ...
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """Whose debt the log says nobody will repay any more, and how much; None where it says no such thing.
+
+        Its worth is by `marks`, where there are any. Raises `AdapterError` for a log that cannot be read.
+        """
         ...
 
     def enumerate(self) -> Reads[set[PositionKey]]:

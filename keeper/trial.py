@@ -6,15 +6,17 @@ tried stacked, so a second plan sees what the first one did to pools and reserve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from keeper import abi
 from keeper.chain.client import Chain
 from keeper.chain.simulation import SimCall, SimResult
-from keeper.errors import AdapterError
+from keeper.errors import AdapterError, ChainError
+from keeper.fixed import BPS, mul_div_up
 from keeper.prices import Price
+from keeper.seams import each
 from keeper.types import (
     Address,
     BlockNumber,
@@ -26,7 +28,9 @@ from keeper.types import (
     Plan,
     Quote,
     Refusal,
+    Reverted,
     SwapLeg,
+    Token,
     Trial,
     Wei,
     hex_of,
@@ -34,6 +38,9 @@ from keeper.types import (
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
 _SKIPPED: Final = abi.load("Liquidator").event("CallSkipped")
+_BALANCE, _TRANSFER = (abi.load("Erc20").function(name) for name in ("balanceOf", "transfer"))
+_MOVE_GAS: Final = Gas(500_000)
+_TOLLS_HOLD_BLOCKS: Final = 64
 _TRIAL_GAS: Final = Gas(8_000_000)
 # A call keeps a 64th of its gas for its caller, so what runs out a few calls deep leaves some of the whole.
 _ALL_BUT: Final = 8
@@ -134,6 +141,76 @@ def _refused(result: SimResult) -> Refusal:
     return Refusal("trial", "out_of_gas", numbers | {"gas_used": result.gas_used, "gas_limit": _TRIAL_GAS})
 
 
+class Tolls:
+    """Which tokens arrive short where they are sent, as those that take a fee on transfers do: no plan can carry one.
+
+    Looked at only where a trial reverted, by moving some of it in a simulation, and remembered for some blocks.
+    """
+
+    def __init__(self, chain: Chain, liquidator: Address) -> None:
+        self._chain = chain
+        self._liquidator = liquidator
+        self._known: dict[Address, tuple[int, Mapping[str, int]]] = {}
+
+    async def blame(
+        self, plan: Plan, refusal: Refusal, contracts: Mapping[str, Address], head: Head
+    ) -> Refusal:
+        """A trial's refusal, or `fee_on_transfer` where it reverted and a token of the pair takes one.
+
+        `contracts` are the protocol's by name, among which those are looked for that hold the token.
+        """
+        if (refusal.stage, refusal.reason) != ("trial", "reverts"):
+            return refusal
+        amounts = (
+            (plan.option.repay_token, plan.outcome.repay_raw),
+            (
+                plan.option.seize_token,
+                plan.outcome.seize_raw,
+            ),
+        )
+        try:
+            for token, amount_raw in amounts:
+                holders = [call.target for call in plan.calls]
+                holders += [at for role, at in contracts.items() if abi.checksum(token.address) in role]
+                toll = await self._toll(token, amount_raw, holders, head)
+                if toll:
+                    named = {"token": token.symbol, "address": token.address}
+                    return Refusal("trial", "fee_on_transfer", {**named, **toll, **refusal.numbers})
+        except ChainError:
+            return refusal  # it stands for itself; this was about its words only
+        return refusal
+
+    async def _toll(
+        self, token: Token, amount_raw: int, holders: Sequence[Address], head: Head
+    ) -> Mapping[str, int]:
+        """What was sent and what arrived, where that is less; empty where it is not, or nobody can tell."""
+        since, toll = self._known.get(token.address, (-_TOLLS_HOLD_BLOCKS, {}))
+        if head.number - since < _TOLLS_HOLD_BLOCKS:
+            return toll
+        toll = {}
+        balances = await self._chain.read(
+            each([_BALANCE.call(token.address, holder) for holder in holders]), head.hash
+        )
+        held = [0 if isinstance(one, Reverted) or len(one) != 32 else int.from_bytes(one) for one in balances]
+        sent_raw, holder = max(zip(held, holders, strict=True), default=(0, self._liquidator))
+        sent_raw = min(sent_raw, amount_raw)
+        if sent_raw > 0:
+            mine = _BALANCE.encode(self._liquidator)
+            look = SimCall(self._liquidator, token.address, mine, _MOVE_GAS)
+            move = SimCall(holder, token.address, _TRANSFER.encode(self._liquidator, sent_raw), _MOVE_GAS)
+            steps = await self._chain.simulate(
+                [look, move, look], head, head.timestamp_s + 1, next_base_fee(head)
+            )
+            before, after = (int.from_bytes(steps[place].output[:32]) for place in (0, 2))
+            arrived_raw = after - before
+            # a node that tries each alone shows nothing arriving, which says nothing
+            if steps[1].status == 1 and 0 < arrived_raw < sent_raw:
+                fee_bps = mul_div_up(sent_raw - arrived_raw, BPS, sent_raw)
+                toll = {"sent_raw": sent_raw, "arrived_raw": arrived_raw, "fee_bps": fee_bps}
+        self._known[token.address] = head.number, toll
+        return toll
+
+
 def explain_revert(data: bytes) -> str:
     """Revert data in words: the Liquidator's, with the protocol's own in it; what nobody names stays bytes."""
     return _in_words(data, lambda carried: _in_words(carried, hex_of))
@@ -171,6 +248,7 @@ def describe(
         "seize_raw": plan.outcome.seize_raw,
         "seize_price_base": option.seize_price_base,
         "bad_debt_raw": plan.outcome.bad_debt_raw,
+        "budgeted": plan.budgeted,
         "seize_round": option.seize_round,
         "flash_source": plan.flash.source,
         "flash_premium_bps": plan.flash.premium_bps,

@@ -26,6 +26,7 @@ Gas = NewType("Gas", int)
 BlockNumber = NewType("BlockNumber", int)
 
 ZERO_ADDRESS = Address(bytes(20))
+USD_E8 = 10**8  # a dollar
 GLOBAL_SCOPE = Hash(bytes(32))  # PauseGuard's scope for everything
 
 # --- what a chain is asked and answers -------------------------------------------------------------------------------
@@ -174,11 +175,30 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """An ERC-20 with the decimals it reports."""
+
+    address: Address
+    symbol: str
+    decimals: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadDebt:
+    """Debt in one token that no collateral covers; `usd_e8` is its worth, rounded up, None without a price of it."""
+
+    token: Token
+    raw: int
+    usd_e8: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """A position judged exactly as the protocol's contract would.
 
     Values are in the market's base currency with `base_decimals`. `health_factor_wad` is None without debt.
-    `detail` is the adapter's own breakdown, read by `options`.
+    `detail` is the adapter's own breakdown, read by `options`. `bad_debt` is by how much the debt exceeds all that the
+    account has at the protocol's prices, by token owed; empty where it does not, or where the adapter cannot tell.
     """
 
     key: PositionKey
@@ -188,6 +208,7 @@ class Health:
     base_decimals: int
     liquidatable: bool
     detail: Any = None
+    bad_debt: tuple[BadDebt, ...] = ()
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------
@@ -200,15 +221,6 @@ class Refusal:
     stage: str
     reason: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An ERC-20 with the decimals it reports."""
-
-    address: Address
-    symbol: str
-    decimals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +371,8 @@ class Plan:
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
     the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
-    the ways there were, best first.
+    the ways there were, best first. A `budgeted` one nets less than the configured minimum, because its account has bad
+    debt: the contract enforces that the treasury loses nothing, and gas beyond the profit is paid from a budget.
     """
 
     plan_id: Hash
@@ -383,6 +396,7 @@ class Plan:
     quotes: tuple[Quote, ...] = ()
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
+    budgeted: bool = False
 
     @property
     def keys(self) -> tuple[PositionKey, ...]:

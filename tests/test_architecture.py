@@ -59,10 +59,10 @@ def test_files_stay_short() -> None:
     assert {str(path): count for path, count in lines.items() if count > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("module", ["web3", "solcx"])
+@pytest.mark.parametrize("module", ["web3", "solcx", "eth_account"])
 def test_the_command_line_starts_without(module: str) -> None:
-    """Importing the command line loads nothing that only deploying or the lab needs."""
-    assert _fresh_python(f"import sys, keeper.cli; print({module!r} in sys.modules)").strip() == "False"
+    """Importing the command line loads nothing that only deploying, the lab or a keystore needs."""
+    assert _fresh_python(f"import sys, keeper.commands; print({module!r} in sys.modules)").strip() == "False"
 
 
 def test_no_file_names_a_registry_or_a_machine() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from keeper import abi, assembly
+from keeper import abi, assembly, auctions
 from keeper.assembly import Parts
 from keeper.commands import pause as signers
 from keeper.commands.breakers import trip_of, tripped
@@ -114,7 +114,15 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
                 await watch.refresh(name, held, head)
                 keys += held
             view = await engine.look(head)
-            protocols = [await _stages(engine, watch, key, view, head) for key in keys]
+            auctioned = {
+                name: await auctions.find(parts.chain, adapter.contracts(), head.hash)
+                for name, adapter in watch.adapters.items()
+            }
+            protocols = [
+                await _stages(engine, watch, key, view, head)
+                | {"auctioned_feeds": [_auctioned(each) for each in auctioned[key.protocol]]}
+                for key in keys
+            ]
             history = [entry_of(entry) for entry in Ledger(store).entries(50, account=account)]
     return {
         "schema": SCHEMA,
@@ -267,7 +275,7 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
     say(
         "assess",
         "liquidatable" if health.liquidatable else "healthy",
-        {"health_factor_wad": health.health_factor_wad},
+        {"health_factor_wad": health.health_factor_wad} | _uncovered(health, engine.budget_usd_e8(view)),
     )
     if not health.liquidatable:
         return answer
@@ -289,7 +297,8 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
     for way in plan.weighed:
         pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
         figures = {"repay_raw": way.repay_raw, "calls": way.calls, "legs": way.legs, "net_raw": way.net_raw}
-        say("weigh", way.reason or "pays", {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
+        pays = "within_budget" if plan.budgeted else "pays"
+        say("weigh", way.reason or pays, {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
     say(
         "plan",
         "planned",
@@ -299,7 +308,8 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
         return answer
     [trial] = await engine.attempt([plan], view.pause, head)
     if isinstance(trial, Refusal):
-        return say(trial.stage, trial.reason, trial.numbers)
+        blamed = await engine.blame(plan, trial, head)
+        return say(blamed.stage, blamed.reason, blamed.numbers)
     say("trial", "pays", engine.describe(plan, trial, view))
     clearance = engine.clear(plan, trial, view, head)
     if isinstance(clearance, Refusal):
@@ -357,6 +367,35 @@ def _position(adapter: Adapter, watch: Watch, health: Health, marks: Marks) -> d
         "debt_usd": _decimal(health.debt_base, health.base_decimals),
         "liquidation_price": None if price is None else _decimal(price, health.base_decimals),
         "liquidatable": health.liquidatable,
+        "bad_debt_usd": _decimal(sum(owed.usd_e8 or 0 for owed in health.bad_debt), 8),
+        "bad_debt": [
+            {
+                "token": abi.checksum(owed.token.address),
+                "symbol": owed.token.symbol,
+                "decimals": owed.token.decimals,
+                "raw": str(owed.raw),
+            }
+            for owed in health.bad_debt
+        ],
+    }
+
+
+def _uncovered(health: Health, budget_usd_e8: int | None) -> dict[str, Any]:
+    """What the collateral does not cover, and what liquidating it may cost, None being nothing."""
+    if not health.bad_debt:
+        return {}
+    usd_e8 = sum(owed.usd_e8 or 0 for owed in health.bad_debt)
+    return {"bad_debt_usd_e8": usd_e8, "budget_usd_e8": budget_usd_e8}
+
+
+def _auctioned(each: auctions.Auctioned) -> dict[str, Any]:
+    return {
+        "of": each.priced,
+        "symbol": each.symbol,
+        "source": abi.checksum(each.source),
+        "feed": abi.checksum(each.feed),
+        "aggregator": abi.checksum(each.aggregator),
+        "version": each.version,
     }
 
 

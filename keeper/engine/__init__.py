@@ -17,6 +17,7 @@ import structlog
 from keeper.breakers import Breakers
 from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
+from keeper.engine.booking import Booking
 from keeper.engine.head import Policy, StepReport, View
 from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
@@ -32,13 +33,14 @@ from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
-from keeper.trial import Attempt, describe, try_stacked
+from keeper.trial import Attempt, Tolls, describe, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
     BlockTime,
     Head,
     Health,
+    Log,
     Plan,
     Refusal,
     Trial,
@@ -87,12 +89,13 @@ class Engine:
         self._tips_wei: tuple[Wei, ...] = (Wei(0),)
         self._block_time_s = 1
         self._heads = 0
-        self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
         self._planning = Planning(
             chain, watch, venues, flash_sources, guard, breakers, self._turns, policy, wall_clock, self._spent
         )
+        self._tolls = Tolls(chain, policy.liquidator)
         self._spending = Spending(ledger, wall_clock)
+        self._booking = Booking(ledger, watch.adapters, wall_clock)
         self._log = structlog.get_logger("keeper")
 
     @property
@@ -112,11 +115,11 @@ class Engine:
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
-        await self._watch.start(head)
+        self._booking.bad_debts.missed = await self._watch.start(head)
         self.breakers.at(head)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
-        self._warned = self._warnings()  # preflight has told these
+        self._booking.warned()  # by preflight
         if self._sender:
             self._sender.doubt(self._watch.common)
             await self._sender.recover(head)
@@ -138,7 +141,7 @@ class Engine:
         self.breakers.reorganised(self._watch.depth)
         if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
-            self._warn()
+            self._booking.warn()
         view = view.without(self._watch.unread)
         if self._upgrades.suspects(logs, reloaded=reloaded):
             await self._upgrades.settle(head)
@@ -160,7 +163,7 @@ class Engine:
         if self._sender:
             await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         await self.reflexes.carry()
-        self._book(report)
+        self._book(report, unsafe, view, logs)
         self._watch.save()
         await self._housekeep()
         await self._upgrades.patrol(head)
@@ -202,6 +205,11 @@ class Engine:
             self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
         )
 
+    async def blame(self, plan: Plan, refusal: Refusal, head: Head) -> Refusal:
+        """Why a plan is not sent, in the right words where its trial reverted for a token's sake."""
+        contracts = self._watch.adapters[plan.key.protocol].contracts()
+        return await self._tolls.blame(plan, refusal, contracts, head)
+
     async def ask(self, read: Reads[T], head: Head) -> T:
         """Drive one read at `head`."""
         return await self._chain.read(read, head.hash)
@@ -210,6 +218,10 @@ class Engine:
         """Why nothing of `protocol` may be signed at `head`, or None; without `new`: not even be replaced."""
         refusal = self._guard.standing(view.pause, protocol, head, self._wall_clock())
         return refusal or self.breakers.standing(protocol, new=new)
+
+    def budget_usd_e8(self, view: View) -> int | None:
+        """What liquidating bad debt may cost now, in USD with 8 decimals; None where it may cost nothing at all."""
+        return self._planning.budget_usd_e8(view)
 
     def stage(self, protocol: str) -> Stage | None:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
@@ -230,13 +242,15 @@ class Engine:
     ) -> Clearance | Refusal:
         if isinstance(view.native, Refusal):
             return view.native
-        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, view.native.usd_e8_up)
+        native_usd_e8 = view.native.usd_e8_up
+        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
         fees = self._market(head).bid(trial, affordable, replaced, urgency)
         if isinstance(fees, Refusal):
             return fees
+        now_s = self._wall_clock()
         refusal = self.breakers.admits(plan, new=stuck is None)
-        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s, native_usd_e8)
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""
@@ -252,7 +266,10 @@ class Engine:
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""
-        return self._spending.lately(self._sender.in_flight_wei() if self._sender else 0)
+        if self._sender is None:
+            return self._spending.lately(0)
+        sender = self._sender
+        return self._spending.lately(sender.in_flight_wei(), sender.in_flight_wei(budgeted=True))
 
     async def _spent_meanwhile(self) -> Spent:
         return self._spent()
@@ -307,27 +324,28 @@ class Engine:
         found, spent = await asyncio.gather(tried, self._spent_meanwhile())
         ways = [list(zip(stack, trials, strict=True)) for stack, trials in zip(stacks, found, strict=True)]
         cleared: list[Cleared] = []
+        refused: list[tuple[Plan, Refusal]] = []
         untouched = True
         for one, trial in max(ways, key=_nets_raw):
             late, untouched = not untouched, untouched and isinstance(trial, Refusal)
             old = replacing.get(one.plan_id)
             if late and not old and (behind := _behind(one, trial)):
-                self._refuse(one, behind, report)
+                refused.append((one, behind))
                 continue
-            besides = spent.without(old.worst_case_wei) if old else spent
+            besides = spent.without(old.worst_case_wei, budgeted=one.budgeted) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
             if isinstance(answer, Refusal):
                 # a trial may have reverted only because of those before it
                 self._turns.turned_down(one, futile=untouched or answer.reason == "unprofitable")
-                self._refuse(one, answer, report)
+                refused.append((one, answer))
                 if self._sender and old:
                     self._sender.give_up(one.plan_id)
             else:
                 self._turns.sent(one)
                 report.take(one.keys)
                 cleared.append(answer)
-                spent = besides.with_in_flight(answer.clearance.fees)
+                spent = besides.with_in_flight(answer.clearance.fees, budgeted=one.budgeted)
             if isinstance(trial, Trial):
                 self._part(one, trial, report)
         if self._sender:
@@ -336,6 +354,8 @@ class Engine:
                     self._refuse(asked.plan, each, report)
                 else:
                     (report.replaced if each.plan_id in replacing else report.sent).append(each)
+        for one, refusal in refused:  # only now: what may be sent does not wait for why the rest is not
+            self._refuse(one, await self.blame(one, refusal, head), report)
 
     def _refuse(self, plan: Plan, refusal: Refusal, report: StepReport) -> None:
         """Note why every account of a plan is left alone at this head."""
@@ -378,37 +398,12 @@ class Engine:
             plan, trial, clearance, self.describe(plan, trial, view)
         )
 
-    def _book(self, report: StepReport) -> None:
-        at_s = int(self._wall_clock())
+    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
         in_flight = self._sender.in_flight_plans() if self._sender else {}
         self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
             self.breakers.book()
-            for protocol, account, refusal in report.refused:
-                entry = self._ledger.book_refusal(
-                    refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s
-                )
-                if entry is not None:
-                    self._log.info(
-                        "refused",
-                        head=report.head.number,
-                        protocol=protocol,
-                        account=account,
-                        stage=refusal.stage,
-                        reason=refusal.reason,
-                        **{f"n_{name}": value for name, value in refusal.numbers.items()},
-                    )
-
-    def _warnings(self) -> set[tuple[str, str]]:
-        return {(name, text) for name, adapter in self._watch.adapters.items() for text in adapter.warnings()}
-
-    def _warn(self) -> None:
-        """Say what the protocols warn of since they were loaded again (a pool upgraded to an unknown revision)."""
-        standing = self._warnings()
-        for name, text in sorted(standing - self._warned):
-            self._log.warning("standing_warning", protocol=name, detail=text)
-            self._ledger.book("warning", None, name, None, {"detail": text}, int(self._wall_clock()))
-        self._warned = standing
+            self._booking.head(report, unsafe, view, logs)
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it; nor for how large it may be

@@ -75,4 +75,4 @@ class StepReport:
     def take(self, keys: Iterable[PositionKey]) -> None:
         """These are liquidated after all: what they came to alone does not count."""
         taken = {(key.protocol, key.account) for key in keys}
-        self.refused = [each for each in self.refused if each[:2] not in taken]
+        self.refused = [each for each in self.refused if each[2].stage != "plan" or each[:2] not in taken]

@@ -65,7 +65,9 @@ class Planning:
         if isinstance(context, Refusal):
             return context
         untried = self._turns.untried(health.key, options)
-        planned = plan(health, untried, replace(context, thorough=thorough))
+        budget_usd_e8 = self.budget_usd_e8(view) if health.bad_debt else None
+        context = replace(context, thorough=thorough, budget_usd_e8=budget_usd_e8)
+        planned = plan(health, untried, context)
         return (yield from self._breakers.weighing(planned, protocol, self._policy.profit_token.address))
 
     async def orders(
@@ -96,6 +98,12 @@ class Planning:
         shared, keys = await self._shared(found, view, market)
         orders = [plans, [*shared, *(one for one in plans if one.key not in keys)]] if shared else [plans]
         return [self._turns.best_first(order) for order in orders]
+
+    def budget_usd_e8(self, view: View) -> int | None:
+        """What liquidating bad debt may cost now, in USD with 8 decimals; None where it may cost nothing at all."""
+        if isinstance(view.native, Refusal):
+            return None
+        return self._guard.budget_usd_e8(self._spent(), view.native.usd_e8_up)
 
     def _looked_at(self, health: Health, view: View, market: Market) -> Reads[Plan | Refusal]:
         thorough = self._turns.thorough(health.key, market.head.number)

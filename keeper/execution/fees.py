@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from keeper.fixed import WAD, mul_div_up
+from keeper.fixed import MAX_UINT256, WAD, mul_div_up
 from keeper.guard import Fees
 from keeper.trial import next_base_fee
 from keeper.types import Gas, Head, Plan, Refusal, Trial, Wei
@@ -98,7 +98,12 @@ class Market:
 
 
 def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
-    """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later."""
+    """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later.
+
+    As much as anybody asks where a budget pays: the guard holds all its gas to that.
+    """
+    if plan.budgeted:
+        return Wei(MAX_UINT256)
     scale = 10**plan.profit_token.decimals
     earned_raw = trial.profit_raw + plan.later_raw
     room_raw = max(0, earned_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))

@@ -43,7 +43,8 @@ class Flight:
 
     `complaint` is why the last attempt was not taken, None where it was or nobody has answered; `published` whether
     it went to the public pool though the way out is another; `given_up` that its nonce is to be taken back; `dead`
-    that it can neither succeed nor be taken back. `others` are the positions it liquidates besides its own.
+    that it can neither succeed nor be taken back; `budgeted` that what it loses is on the budget for bad debt. `others`
+    are the positions it liquidates besides its own.
     """
 
     transaction: OpenTransaction
@@ -54,6 +55,7 @@ class Flight:
     published: bool = False
     given_up: bool = False
     dead: bool = False
+    budgeted: bool = False
     others: tuple[PositionKey, ...] = ()
     told: set[tuple[Hash, str]] = field(default_factory=set)  # what was answered that is on record
 
@@ -178,9 +180,10 @@ class Flights:
         """Whether something that may still succeed, or whose nonce is being taken back, is about this position."""
         return any(key in flight.keys and not flight.dead for flight in self)
 
-    def worst_case_wei(self) -> int:
-        """The most gas all of it can still cost."""
-        return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
+    def worst_case_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas all of it can still cost, or all that the budget for bad debt pays."""
+        flying = (flight for flight in self if not flight.dead and (flight.budgeted or not budgeted))
+        return sum(flight.transaction.worst_case_wei for flight in flying)
 
     def recover(self, head: BlockNumber) -> None:
         """Take over what an earlier run left; the nonces of plans it died on before signing are freed."""
@@ -190,10 +193,8 @@ class Flights:
                 self.store.release(transaction.plan_id, self.now_s())
                 continue
             # as of the head before: what was signed at this one is left alone, and a run may be of one head only
-            others = self._others(transaction)
-            self._flights[transaction.plan_id] = Flight(
-                transaction, BlockNumber(head - 1), head, others=others
-            )
+            flight = self._found(transaction, BlockNumber(head - 1), head)
+            self._flights[flight.plan_id] = flight
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
         self.ended.update(self.store.ended())
@@ -276,7 +277,7 @@ class Flights:
 
     def reopen(self, transaction: OpenTransaction, body: Mapping[str, Any], head: BlockNumber) -> None:
         """Take an outcome back whose block is gone."""
-        flight = Flight(replace(transaction, state="signed"), head, head, others=self._others(transaction))
+        flight = self._found(replace(transaction, state="signed"), head, head)
         with self.store.transaction():
             self.store.reopen(flight.plan_id)
             self.note("reorged", flight, body, self.now_s())
@@ -300,14 +301,14 @@ class Flights:
         key = of or flight.key
         self.ledger.book(kind, flight.plan_id, key.protocol, key.account, body, at_s)
 
-    def _others(self, transaction: OpenTransaction) -> tuple[PositionKey, ...]:
-        """Whom a plan liquidates besides the position its nonce was claimed for, as its intent says."""
+    def _found(self, transaction: OpenTransaction, signed_at: BlockNumber, head: BlockNumber) -> Flight:
+        """One of the store, with whom it liquidates besides and who pays for it, as its intent says."""
         key = transaction.key
         intents = self.ledger.entries(1, kind="intent", plan=transaction.plan_id)
-        accounts = (
-            [abi.address(each["account"]) for each in intents[0].body.get("accounts", ())] if intents else []
-        )
-        return tuple(replace(key, account=account) for account in accounts if account != key.account)
+        body = intents[0].body if intents else {}
+        accounts = [abi.address(each["account"]) for each in body.get("accounts", ())]
+        others = tuple(replace(key, account=account) for account in accounts if account != key.account)
+        return Flight(transaction, signed_at, head, budgeted=bool(body.get("budgeted")), others=others)
 
     def now_s(self) -> int:
         """Whole seconds of the wall's clock."""

@@ -101,9 +101,9 @@ class Sender:
             flight.plan_id: flight.key for flight in self._flights if not (flight.relaying or flight.dead)
         }
 
-    def in_flight_wei(self) -> int:
-        """The most gas everything in flight can still cost."""
-        return self._flights.worst_case_wei()
+    def in_flight_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas everything in flight can still cost, or all that the budget for bad debt pays."""
+        return self._flights.worst_case_wei(budgeted=budgeted)
 
     def refuses(self, plan: Plan, fees: Fees) -> Refusal | None:
         """Why a cleared plan is not sent: the operator is out of gas, or this very plan has ended already.
@@ -203,7 +203,8 @@ class Sender:
                 self._flights.store.reserve(
                     plan.plan_id, nonce, sender=self._key.address, key=plan.key, at_s=at_s
                 )
-                flight = Flight(transaction, head.number, head.number, plan, others=plan.keys[1:])
+                others, budgeted = plan.keys[1:], plan.budgeted
+                flight = Flight(transaction, head.number, head.number, plan, budgeted=budgeted, others=others)
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
                 self._flights.note("intent", flight, body | dict(one.numbers), at_s)
                 for part in plan.outcome.parts[1:]:

@@ -18,6 +18,7 @@ from keeper.chain.simulation import SimCall
 from keeper.errors import AdapterError, ChainError, ExecutionError, NoQuorum, RpcError
 from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
+from keeper.ledger.outcomes import BAD_DEBT
 from keeper.prices import Price
 from keeper.store import Attempt
 from keeper.trial import explain_revert, skipped
@@ -148,6 +149,9 @@ class Settling:
         else:
             kind, why = await self._why(flight, attempt, receipt)
             body |= {"loss_usd_e8": gas_cost_usd_e8, **why}
+        if flight.budgeted:
+            lost_usd_e8 = max(0, gas_cost_usd_e8 - body.get("profit_usd_e8", 0))
+            body |= {"loss_usd_e8": lost_usd_e8, "budget": BAD_DEBT}
         at_s = self._flights.now_s()
         with self._flights.store.transaction():
             self._flights.store.settled(settlement, at_s)

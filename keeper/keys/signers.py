@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol, final
 
 from coincurve import PrivateKey
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
-from eth_utils.exceptions import ValidationError
 
 from keeper import abi
 from keeper.errors import ConfigError, KeyMisuse
@@ -17,6 +14,7 @@ from keeper.keys.signature import Signature
 from keeper.log import secrets
 from keeper.types import Address, Hash
 
+_SECRET_BYTES: Final = 32
 _VERSION: Final = 3  # of the Web3 Secret Storage Definition
 _WRONG_PASSWORD: Final = "MAC mismatch"  # noqa: S105  # what the library calls it
 
@@ -46,16 +44,12 @@ class LocalSigner:
 
     def __init__(self, secret: str | bytes, where: str) -> None:
         try:
-            account: LocalAccount = Account.from_key(secret)
-        except (
-            ValueError,
-            TypeError,
-            ValidationError,
-        ):  # without its cause: the message may quote the secret
+            self.__secret = PrivateKey(_bytes_of(secret))
+        except ValueError:  # without its cause: the message may quote the secret
             raise ConfigError(f"{where} is not a private key: it must be 32 bytes in hex.") from None
-        self.__secret = PrivateKey(bytes(account.key))
         self._where = where
-        self.address: Address = abi.address(account.address)
+        public = self.__secret.public_key.format(compressed=False)[1:]
+        self.address: Address = Address(abi.keccak(public)[12:])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({abi.checksum(self.address)})"
@@ -80,6 +74,13 @@ class LocalSigner:
         """See `Signer`."""
 
 
+def _bytes_of(secret: str | bytes) -> bytes:
+    content = bytes.fromhex(secret.removeprefix("0x")) if isinstance(secret, str) else secret
+    if len(content) != _SECRET_BYTES:
+        raise ValueError("Its length is wrong.")
+    return content
+
+
 def from_keystore(path: Path, password: str) -> LocalSigner:
     """The key in a Web3 Secret Storage file (version 3); scrypt takes about a second. Raises `ConfigError`."""
     try:
@@ -92,6 +93,9 @@ def from_keystore(path: Path, password: str) -> LocalSigner:
         raise ConfigError(
             f"signer.keystore {path} is not a Web3 Secret Storage file of version {_VERSION}; correct it."
         )
+    # Half of what a command without a keystore would take to start.
+    from eth_account import Account  # noqa: PLC0415
+
     try:
         secret = bytes(Account.decrypt(content, password))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
-from eth_account.typed_transactions.typed_transaction import TypedTransaction
-from hexbytes import HexBytes
-
 from keeper import abi
-from keeper.abi.rlp import rlp, rlp_list
+from keeper.abi.rlp import rlp, rlp_list, strings
 from keeper.guard import Fees
 from keeper.keys.signature import Signature
 from keeper.types import Address, Hash, Wei
 
 _TYPE_2: Final = b"\x02"
 _NO_ACCESS_LIST: Final = b"\xc0"
+_TIP, _DATA = 2, 7  # among the fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +65,15 @@ def with_signature(fields: bytes, nonce: int, signature: Signature) -> Signed:
 
 def calldata_of(raw: bytes) -> bytes:
     """The calldata of a signed EIP-1559 transaction."""
-    return bytes(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["data"])
+    return _field(raw, _DATA)
 
 
 def tip_of(raw: bytes) -> Wei:
     """The priority fee per gas a signed EIP-1559 transaction offers."""
-    return Wei(int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxPriorityFeePerGas"]))
+    return Wei(int.from_bytes(_field(raw, _TIP)))
+
+
+def _field(raw: bytes, index: int) -> bytes:
+    if raw[:1] != _TYPE_2:
+        raise ValueError("These bytes are no EIP-1559 transaction.")
+    return next(islice(strings(raw[1:]), index, None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -21,13 +21,18 @@ _ROUTER = f"{_V3_PERIPHERY}/SwapRouter.sol/SwapRouter.json"
 _QUOTER = f"{_V3_PERIPHERY}/lens/QuoterV2.sol/QuoterV2.json"
 _POSITIONS = f"{_V3_PERIPHERY}/NonfungiblePositionManager.sol/NonfungiblePositionManager.json"
 _V2_FACTORY = "@uniswap/v2-core/build/UniswapV2Factory.json"
+_V2_PAIR = "@uniswap/v2-core/build/UniswapV2Pair.json"
 _V2_ROUTER = "@uniswap/v2-periphery/build/UniswapV2Router02.json"
 
 TICK_SPACING: Mapping[int, int] = {100: 1, 500: 10, 3000: 60, 10000: 200}
 _MAX_TICK = 887_272
 _TICK_BASE = 1.0001
 DEADLINE_S = 2**40
-_E8 = 10**8
+_E8, _BPS = 10**8, 10_000
+_PLENTY_USD = 10**10
+_NO_LIMIT = 10**40  # raw units: a price stops the trade
+_SAME = 10**9  # prices this close are not traded
+_SWAP_GAS, _TRANSFER_GAS = 600_000, 200_000
 
 Mint = Callable[[Cast, Token, Address, int], list[Tx]]
 
@@ -176,9 +181,7 @@ async def move_pool(
     node: Node, cast: Cast, uniswap: UniswapV3, pool: Pool, price0_e8: int, price1_e8: int
 ) -> None:
     """Trade a V3 pool to the ratio of two dollar prices, as arbitrage does after a market move."""
-    sqrt_target = isqrt(
-        (price0_e8 * 10**pool.token1.decimals << 192) // (price1_e8 * 10**pool.token0.decimals)
-    )
+    sqrt_target = _sqrt_price_x96(pool, price0_e8, price1_e8)
     slot0 = await Contract(node, pool.address, published(_POOL).abi).read("slot0")
     if slot0[0] == sqrt_target:
         return
@@ -186,7 +189,7 @@ async def move_pool(
     token_in, token_out = (pool.token0, pool.token1) if falling else (pool.token1, pool.token0)
     price_in = price0_e8 if falling else price1_e8
     # ten billion dollars; the limit stops the trade
-    amount = 10**10 * _E8 * 10**token_in.decimals // price_in
+    amount = _PLENTY_USD * _E8 * 10**token_in.decimals // price_in
     await _fund(node, cast, ((token_in, amount),), uniswap.router)
     order = (
         *(token_in.address, token_out.address, pool.fee, cast.deployer.address),
@@ -202,9 +205,87 @@ async def drain_pool(node: Node, cast: Cast, uniswap: UniswapV3, pool: Pool, bps
     deployer = cast.deployer.address
     positions = Contract(node, uniswap.positions, published(_POSITIONS).abi)
     liquidity = (await positions.read("positions", pool.position_id))[7]
-    withdrawn = (pool.position_id, liquidity * bps // 10_000, 0, 0, DEADLINE_S)
+    withdrawn = (pool.position_id, liquidity * bps // _BPS, 0, 0, DEADLINE_S)
     await positions.send(deployer, "decreaseLiquidity", withdrawn)
     await positions.send(deployer, "collect", (pool.position_id, deployer, 2**128 - 1, 2**128 - 1))
+
+
+async def shift_pools(
+    node: Node,
+    cast: Cast,
+    v3: UniswapV3,
+    v2: UniswapV2,
+    symbols: Collection[str],
+    prices_e8: Mapping[str, int],
+    left_bps: int,
+) -> None:
+    """Bring every pool between these tokens to the ratio of two dollar prices, and leave so much of its liquidity.
+
+    All in one block: V3 pools are traded there, as arbitrage does; V2 pairs are given what they lack.
+    """
+    deployer = cast.deployer.address
+    pools = [pool for pool in v3.pools if {pool.token0.symbol, pool.token1.symbol} <= set(symbols)]
+    pairs = [pair for pair in v2.pairs if {pair.token0.symbol, pair.token1.symbol} <= set(symbols)]
+    tokens = {side.symbol: side for pool in (*pools, *pairs) for side in (pool.token0, pool.token1)}
+    txs: list[Tx] = []
+    for token in tokens.values():
+        amount_raw = _PLENTY_USD * _E8 * 10**token.decimals // prices_e8[token.symbol]
+        txs += mint_txs(cast, token, deployer, amount_raw)
+        txs += await approve_txs(node, token, deployer, v3.router, amount_raw)
+    for pool in pools:
+        txs += await _shifted(node, deployer, v3, pool, prices_e8, left_bps)
+    for pair in pairs:
+        txs += await _filled(node, deployer, pair, prices_e8, left_bps)
+    await node.set_balances([deployer], 10**32)  # wrapped coin is paid for
+    await node.send_all(txs)
+
+
+async def _shifted(
+    node: Node, deployer: Address, v3: UniswapV3, pool: Pool, prices_e8: Mapping[str, int], left_bps: int
+) -> list[Tx]:
+    price0_e8, price1_e8 = prices_e8[pool.token0.symbol], prices_e8[pool.token1.symbol]
+    target = _sqrt_price_x96(pool, price0_e8, price1_e8)
+    now = (await Contract(node, pool.address, published(_POOL).abi).read("slot0"))[0]
+    txs: list[Tx] = []
+    if abs(target - now) * _SAME > now:
+        token_in, token_out = (pool.token0, pool.token1) if target < now else (pool.token1, pool.token0)
+        order = (
+            *(token_in.address, token_out.address, pool.fee, deployer),
+            *(DEADLINE_S, _NO_LIMIT, 0, target),
+        )
+        router = Contract(node, v3.router, published(_ROUTER).abi)
+        txs.append(router.tx(deployer, "exactInputSingle", order, gas=_SWAP_GAS))
+    if left_bps < _BPS:
+        positions = Contract(node, v3.positions, published(_POSITIONS).abi)
+        liquidity = (await positions.read("positions", pool.position_id))[7]
+        withdrawn = (pool.position_id, liquidity * (_BPS - left_bps) // _BPS, 0, 0, DEADLINE_S)
+        txs.append(positions.tx(deployer, "decreaseLiquidity", withdrawn, gas=_SWAP_GAS))
+    return txs
+
+
+async def _filled(
+    node: Node, deployer: Address, pair: Pool, prices_e8: Mapping[str, int], left_bps: int
+) -> list[Tx]:
+    contract = Contract(node, pair.address, published(_V2_PAIR).abi)
+    reserve0, reserve1, _ = await contract.read("getReserves")
+    txs: list[Tx] = []
+    if left_bps < _BPS:
+        shares, supply = await contract.read("balanceOf", deployer), await contract.read("totalSupply")
+        burnt = shares * (_BPS - left_bps) // _BPS
+        reserve0, reserve1 = (each - burnt * each // supply for each in (reserve0, reserve1))
+        txs.append(contract.tx(deployer, "transfer", pair.address, burnt, gas=_TRANSFER_GAS))
+        txs.append(contract.tx(deployer, "burn", deployer, gas=_SWAP_GAS))
+    unit0, unit1 = (10**token.decimals for token in (pair.token0, pair.token1))
+    price0_e8, price1_e8 = prices_e8[pair.token0.symbol], prices_e8[pair.token1.symbol]
+    wanted0, wanted1 = reserve1 * price1_e8 * unit0, reserve0 * price0_e8 * unit1
+    wanted = (pair.token0, wanted0 // (price0_e8 * unit1) - reserve0)
+    if wanted[1] < 0:
+        wanted = (pair.token1, wanted1 // (price1_e8 * unit0) - reserve1)
+    token, lacking_raw = wanted
+    if lacking_raw > 0:
+        txs.append(erc20(node, token).tx(deployer, "transfer", pair.address, lacking_raw, gas=_TRANSFER_GAS))
+        txs.append(contract.tx(deployer, "sync", gas=_SWAP_GAS))
+    return txs
 
 
 async def quote_v3(
@@ -236,6 +317,11 @@ async def swap_v3(
 def v2_router(node: Node, uniswap: UniswapV2) -> Contract:
     """Uniswap V2's router."""
     return Contract(node, uniswap.router, published(_V2_ROUTER).abi)
+
+
+def _sqrt_price_x96(pool: Pool, price0_e8: int, price1_e8: int) -> int:
+    """The pool's price where its tokens are worth so much."""
+    return isqrt((price0_e8 * 10**pool.token1.decimals << 192) // (price1_e8 * 10**pool.token0.decimals))
 
 
 def _sorted_amounts(

@@ -15,6 +15,9 @@ that would exceed it are left out.
 - the profit that is left when every leg ends at its own limit, less `max_slippage_bps`: legs alone guarantee nearly
   this much, so enforcing it reverts nothing that legs would let pass, yet binds their combination.
 
+An account with bad debt may be liquidated at a loss that a budget pays (`PlanContext.budget_usd_e8`). The Liquidator
+then enforces that the treasury loses nothing, so only gas can be lost; such a plan is `budgeted`.
+
 Where a liquidation is paid in a later transaction only, what that is expected to bring less its own gas counts as
 profit too: the Liquidator then enforces so much less, down to nothing.
 
@@ -47,8 +50,8 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     """The plan with the best net profit among all options, amounts and routes, or the refusal that came closest.
 
     Refuses with healthy, fee_over_limit, no_option (or the adapter's refusals where it forbids every option),
-    nothing_seizable, over_max_repay, no_flash_liquidity, no_route, over_slippage or unprofitable. `_raw` numbers of
-    profit and gas are in the profit token.
+    nothing_seizable, over_max_repay, no_flash_liquidity, no_route, over_slippage, unprofitable or bad_debt_budget.
+    `_raw` numbers of profit and gas are in the profit token.
     """
     if not health.liquidatable:
         return Refusal("plan", "healthy", {"health_factor_wad": health.health_factor_wad})
@@ -98,6 +101,8 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
     assured_raw = mul_div_down(best.assured_raw, BPS - ctx.max_slippage_bps, BPS)
     approved = [call.approve_token for call in size.calls if call.approve_token != ZERO_ADDRESS]
     pair = (option.repay_token.address, option.seize_token.address)
+    budgeted = best.net_raw < ctx.min_profit_raw
+    least_raw = 0 if budgeted else best.gas_cost_raw + ctx.min_profit_raw - size.later_raw
     draft = Plan(
         plan_id=Hash(bytes(32)),
         key=size.outcome.parts[0].key if size.outcome.parts else option.key,
@@ -110,7 +115,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         tokens=tokens_of([*pair, ctx.profit_token.address, *approved]),
         profit_token=ctx.profit_token,
         expected_profit_raw=best.gross_raw,
-        min_profit_raw=max(best.gas_cost_raw + ctx.min_profit_raw - size.later_raw, assured_raw),
+        min_profit_raw=max(least_raw, assured_raw),
         gas_cost_raw=best.gas_cost_raw,
         gas_estimate=best.gas,
         gas_cost_wei=Wei(best.gas * ctx.gas_price_wei),
@@ -119,6 +124,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         health_factor_wad=health.health_factor_wad or 0,
         at=ctx.at,
         later_raw=size.later_raw,
+        budgeted=budgeted,
     )
     who = "\0".join((option.key.protocol, option.key.market)).encode() + option.key.account
     content = ctx.at.hash + abi.keccak(who) + encode_execute(draft, 0, 0, 0)

@@ -21,6 +21,7 @@ from keeper.types import Address, Health, Option, Outcome, Part, Plan, PositionK
 # Of all calls of one transaction: with its swaps it then stays below what a trial has.
 _MOST_GAS: Final = 4_500_000
 _LIMIT_TIMES: Final = 3  # a call that may fail gets so many times the gas it should take
+_TOO_LITTLE: Final = ("unprofitable", "bad_debt_budget")  # what company may mend
 _SWAPS_GAS: Final = 400_000  # as far as the gas limit is foreseen here, generously
 _MARGIN_PERCENT: Final = 140
 
@@ -125,7 +126,7 @@ def joined(found: Sequence[Found], ctx: PlanContext, room: Room) -> Reads[list[J
 def _choice(found: Found, adapter: Taking) -> Option | None:
     """How an account would be taken with others: by the pair it would be alone, or by its largest where it is small."""
     alone = found.alone
-    if isinstance(alone, Refusal) and alone.reason != "unprofitable":
+    if isinstance(alone, Refusal) and alone.reason not in _TOO_LITTLE:
         return None
     options = [
         option

@@ -105,8 +105,9 @@ class Candidate:
 
     @property
     def acceptable(self) -> bool:
-        """Whether it is worth its gas and would pass the Liquidator's end check."""
-        return self.excess_usd_e8 <= 0 and self.net_raw >= self.size.terms.ctx.min_profit_raw
+        """Whether it is worth its gas, or the budget pays for that, and it would pass the Liquidator's end check."""
+        worth_it = self.gross_raw >= 0 and self.net_raw >= self.size.terms.ctx.least_net_raw
+        return self.excess_usd_e8 <= 0 and worth_it
 
     def rank(self) -> Rank:
         """What the end check passes, then what nets more; of what it does not pass, what comes closer to passing."""
@@ -127,8 +128,9 @@ class Candidate:
         }
         if self.size.outcome.seize_raw:
             numbers["deviation_bps"] = self.deviation_bps
-        reason = "unprofitable"
-        if self.net_raw >= ctx.min_profit_raw:
+        reason, budget = ctx.too_little if self.gross_raw >= 0 else ("unprofitable", {})
+        numbers |= budget
+        if self.gross_raw >= 0 and self.net_raw >= ctx.least_net_raw:
             reason = "over_slippage"
             numbers |= {"excess_usd_e8": self.excess_usd_e8, "max_slippage_bps": ctx.max_slippage_bps}
         return DeadEnd(PRICED, self.net_raw, Refusal("plan", reason, numbers))

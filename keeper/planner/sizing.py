@@ -66,7 +66,8 @@ class PlanContext:
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
     allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
-    venues for every route instead of the likely ones.
+    venues for every route instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None
+    where nothing may be lost.
     """
 
     at: BlockTime
@@ -84,6 +85,21 @@ class PlanContext:
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
     thorough: bool = False
+    budget_usd_e8: int | None = None
+
+    @property
+    def least_net_raw(self) -> int:
+        """The least a plan must net in the profit token: the minimum, or a loss that the budget pays, rounded up."""
+        if self.budget_usd_e8 is None:
+            return self.min_profit_raw
+        return -mul_div_down(self.budget_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
+
+    @property
+    def too_little(self) -> tuple[str, dict[str, int]]:
+        """Why a plan that nets less is refused, with the budget where there is one."""
+        if self.budget_usd_e8 is None:
+            return "unprofitable", {}
+        return "bad_debt_budget", {"budget_usd_e8": self.budget_usd_e8}
 
     @property
     def min_profit_raw(self) -> int:
@@ -275,7 +291,8 @@ def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
 
     size = Size(terms, amount_raw, outcome, calls, loan, owed_raw, terms.later_raw(outcome))
     most_raw = size.most_net_raw(_PREMIUM_BPS)
-    if most_raw < ctx.min_profit_raw:
+    if most_raw < ctx.least_net_raw:
+        reason, budget = ctx.too_little
         gas_raw = ctx.gas_raw(size.gas)
         numbers |= {
             "bound_raw": most_raw + gas_raw,
@@ -283,7 +300,7 @@ def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
             "min_profit_raw": ctx.min_profit_raw,
         }
         numbers |= {"later_raw": size.later_raw} if outcome.later_raw else {}
-        return DeadEnd(SIZED, most_raw, Refusal("plan", "unprofitable", numbers))
+        return DeadEnd(SIZED, most_raw, Refusal("plan", reason, numbers | budget))
     return size
 
 

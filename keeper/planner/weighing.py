@@ -22,7 +22,7 @@ _MAX_QUOTES: Final = 192
 _MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # more routes must not mean fewer ways
 _SHARED_OUT: Final = 3  # of the best by single routes
 _SPARE_RAW: Final = 8  # for roundings of what is borrowed
-_NO_BETTER_IF_LESS: Final = ("unprofitable", "nothing_seizable")
+_NO_BETTER_IF_LESS: Final = ("unprofitable", "bad_debt_budget", "nothing_seizable")
 _ROUNDS: Final = 4  # of sharing out an amount and looking for a better one
 _GAINED: Final = 1 << 13  # part of the net profit for which another such round is worth it
 

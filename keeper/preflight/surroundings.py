@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from keeper import abi
+from keeper import abi, auctions
 from keeper.breakers.trips import CLEARED, Trip
 from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
@@ -95,6 +95,14 @@ async def check_protocols(
         for warning in adapter.warnings():
             detail = f'Protocol "{adapter.name}" warns: {warning.removesuffix(".")}.'
             found.warn(name, detail, "Judge whether it matters here; the keeper runs all the same.")
+        for each in await auctions.find(chain, adapter.contracts(), head.hash):
+            detail = (
+                f'Protocol "{adapter.name}" prices {each.symbol} ({each.priced}) by the feed '
+                f"{abi.checksum(each.feed)}, whose updates are auctioned ({each.version} at "
+                f"{abi.checksum(each.aggregator)})."
+            )
+            fix = "Expect bidders to take what its updates make unsafe; docs/aave.md says what that leaves."
+            found.warn(f"auctioned feed of {each.symbol}", detail, fix)
     return loaded
 
 

@@ -52,7 +52,7 @@ POSITION_KEYS = {
         "debt_usd",
         "liquidation_price",
     ),
-    "liquidatable",
+    *("liquidatable", "bad_debt_usd", "bad_debt"),
 }
 
 

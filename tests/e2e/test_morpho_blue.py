@@ -203,6 +203,9 @@ async def test_bad_debt_is_realised_and_told(lab: Lab, tmp_path: Path) -> None:
         assert written_off_raw > 0
         # interest between the lender's supply and the liquidation went the other way
         assert abs(int(intent.body["bad_debt_raw"]) - written_off_raw) < 10**4
+        states = {entry.body["state"]: entry for entry in scene.line.booked("bad_debt")}
+        assert list(states) == ["standing", "over", "written_off"]
+        assert abs(int(states["written_off"].body["raw"]) - written_off_raw) < 10**4
 
 
 async def test_accounts_of_one_market_share_a_transaction(lab: Lab, tmp_path: Path) -> None:

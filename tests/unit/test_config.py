@@ -108,6 +108,7 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert read.limits.max_fee_wei == 200 * 10**9
     assert (read.limits.max_gas_limit, read.limits.max_gas_spend_wei_per_hour) == (10**7, 10**17)
     assert read.limits.max_loss_usd_e8_per_day == 50 * 10**8
+    assert read.limits.bad_debt_budget_usd_e8_per_day == 0
     assert read.limits.max_consecutive_reverts == 3
     assert read.limits.max_repay_usd_e8 == 10**14
     assert read.limits.deny_accounts == frozenset()
@@ -411,6 +412,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
             "venues[0].fee_tiers[0]",
         ),
         ("[[protocols]]", "venues = 5\n[[protocols]]", "profit.venues: this key is unknown"),
+        (
+            "[profit]",
+            "[limits]\nmax_loss_usd_per_day = 9.99\nbad_debt_budget_usd_per_day = 10\n[profit]",
+            "limits.bad_debt_budget_usd_per_day: it is above max_loss_usd_per_day (9.99)",
+        ),
         ("[profit]", '[flash]\nmorpho = "0x1"\n[profit]', 'flash.morpho: "0x1" is not an address'),
         (
             "[profit]",

@@ -445,6 +445,20 @@ def test_losses_are_never_offset_by_gains(ledger: Ledger) -> None:
     assert ledger.loss_usd_e8(14) == 60
 
 
+def test_what_was_lost_on_the_budget_is_part_of_what_was_lost(ledger: Ledger) -> None:
+    """Only outcomes that say so count against it: what they lost, as corrected, within the time asked about."""
+    _settle(ledger, PLAN, 10, gas_cost_usd_e8=100, profit_usd_e8=40, budget="bad_debt")
+    ledger.book("reverted", OTHER_PLAN, "aave", ALICE, {**COST, "budget": "bad_debt"}, 11)
+    _revert(ledger, OTHER_PLAN, 12)
+    assert (ledger.budget_spent_usd_e8(0), ledger.loss_usd_e8(0)) == (60 + 30, 60 + 30 + 30)
+    assert ledger.budget_spent_usd_e8(11) == 30
+    [settled] = ledger.entries(kind="settled")
+    ledger.correct(settled.seq, "the node misread its price", {"gas_cost_usd_e8": 200}, 13)
+    assert ledger.budget_spent_usd_e8(0) == 160 + 30
+    ledger.book("reorged", PLAN, "aave", ALICE, {}, 14)
+    assert ledger.budget_spent_usd_e8(0) == 30
+
+
 def test_an_orphaned_outcome_no_longer_counts(ledger: Ledger) -> None:
     """After a reorg neither profit nor gas of the orphaned outcome is counted; the next outcome of the plan is."""
     _settle(ledger, PLAN, 10, profit_raw=5, gas_cost_wei=10)

@@ -950,6 +950,39 @@ def test_a_bonus_below_gas_is_refused_without_quotes() -> None:
     assert answer.numbers["bound_raw"] - gas < answer.numbers["min_profit_raw"] == 5_000_000
 
 
+def test_a_loss_is_planned_only_as_far_as_its_budget_goes() -> None:
+    """Twenty dollars whose gas is more than the bonus: refused without a budget and with too small a one, with what it
+    lacks; within it the Liquidator is told that the treasury may lose nothing, and what pays needs no budget.
+    """
+    venue, option = _Venue(_everywhere()), _option(USDC, WETH, 20)
+    answer, _ = drive(plan(HEALTH, [option], _context(venue, budget_usd_e8=20 * 10**8)))
+    assert isinstance(answer, Plan) and answer.budgeted
+    loss_raw = answer.gas_cost_raw - answer.expected_profit_raw
+    assert 0 <= answer.min_profit_raw <= answer.expected_profit_raw < answer.gas_cost_raw
+    assert execute(answer, venue, _context(venue)) >= 0
+    # to the unit of what is lost, and not one less
+    budget_usd_e8 = 100 * loss_raw
+    answer, _ = drive(plan(HEALTH, [option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8)))
+    assert isinstance(answer, Plan) and answer.budgeted
+    refusal = _refused([option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8 - 100))
+    assert (refusal.reason, refusal.numbers["net_raw"]) == ("bad_debt_budget", -loss_raw)
+    assert refusal.numbers["budget_usd_e8"] == budget_usd_e8 - 100
+    pays, _ = drive(plan(HEALTH, [_option(USDC, WETH, 2_000)], _context(venue, budget_usd_e8=10**9)))
+    assert isinstance(pays, Plan) and not pays.budgeted
+    assert pays.min_profit_raw >= pays.gas_cost_raw + _context(venue).min_profit_raw
+
+
+def test_a_budget_pays_for_gas_and_never_for_a_swap() -> None:
+    """Where selling the collateral does not bring back the loan, no budget is large enough, though the end check with
+    its slippage would let it pass.
+    """
+    key, reserves = pool(WETH, USDC, 500, 10**9)
+    reserves.amounts[USDC.address] = reserves.amounts[USDC.address] * 925 // 1_000
+    ctx = _context(_Venue({key: reserves}), budget_usd_e8=10**12, max_slippage_bps=1_000)
+    refusal = _refused([_option(USDC, WETH, 200)], ctx)
+    assert (refusal.reason, refusal.numbers["gross_raw"] < 0) == ("unprofitable", True)
+
+
 def test_a_market_above_a_lagging_oracle_is_asked() -> None:
     """Where pools pay a tenth more than the feed says, a small account that pays only there is not refused unseen."""
     key, reserves = pool(WETH, USDC, 500, 10**9)

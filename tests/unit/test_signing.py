@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
 from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rlp import encode  # type: ignore[import-untyped]
 
+from keeper.abi.rlp import strings
 from keeper.guard import Fees
-from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, calldata_of
+from keeper.keys import DETERMINISTIC_DEPLOYER, DeployerKey, calldata_of, tip_of
 from keeper.types import Gas, Wei
 
 SECRETS = st.integers(1, 2**250).map(lambda number: f"0x{number:064x}")
@@ -42,4 +45,18 @@ def test_signed_bytes_are_what_the_reference_library_signs(
         }
     )
     assert (signed.raw, signed.hash, signed.nonce) == (expected.raw_transaction, expected.hash, nonce)
-    assert calldata_of(signed.raw) == bytes(32) + code
+    assert (calldata_of(signed.raw), tip_of(signed.raw)) == (bytes(32) + code, tip)
+    assert key.address == bytes.fromhex(Account.from_key(secret).address[2:])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_a_list_is_read_as_the_reference_library_writes_it(content: list[bytes]) -> None:
+    """Every string comes back, and what is cut short is not taken for a whole list."""
+    encoded = encode(content)
+    assert list(strings(encoded)) == content
+    if content and len(content[-1]) > 1:
+        with pytest.raises(ValueError, match="middle of a string"):
+            list(strings(encoded[:-1]))
+    with pytest.raises(ValueError, match="not a list"):
+        list(strings(encode(b"one string")))

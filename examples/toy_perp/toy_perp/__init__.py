@@ -17,6 +17,7 @@ from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just, sy
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -163,6 +164,10 @@ class ToyPerp:
             for log in logs
             if log.address == self._address and log.topics[:1] == (event.topic,)
         ]
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: what is missing is missing from the exchange, and no event tells."""
+        return None
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Empty: the exchange lists nobody."""

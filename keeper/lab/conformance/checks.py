@@ -162,9 +162,10 @@ async def _is_fresh(
 
 
 async def an_unsafe_account_is_liquidated_on_the_chain(stage: Stage) -> None:
-    """By the daemon's own line and the Liquidator: each transaction ends with status 1 and gains what its trial said,
-    the treasury gains what is booked, and the logs name the liquidation, its account and its transaction. In the end
-    the contracts no longer call the account unsafe.
+    """By the daemon's own line and the Liquidator: each transaction ends with status 1, in a block of the number, time
+    and base fee that it was tried in, and gains to the unit what its plan and its trial said there; the treasury gains
+    what is booked, and the logs name the liquidation, its account and its transaction. In the end the contracts no
+    longer call the account unsafe.
     """
     account = await _unsafe(stage)
     await _liquidates(stage, stage.node, account, None)
@@ -192,15 +193,24 @@ async def _unsafe(stage: Stage) -> Address:
 
 
 async def _liquidates(stage: Stage, node: Node, account: Address, rpc_url: str | None) -> None:
+    await node.mine(2)  # heads a second apart, as the next one will be
     async with stage.working(rpc_url) as work:
         before_raw, start = await treasury_raw(stage, node), await node.head()
         reports = await work.until_idle(node)
         assert reports[0].sent, f"nothing was sent: {reports[0].refused}"
-        settled = work.settled()
+        settled = work.booked("settled")
         assert len(settled) == sum(len(report.sent) for report in reports)
         assert all(each.status == 1 for report in reports for each in report.settled), settled
+        intents = {entry.plan_id: entry.body for entry in work.booked("intent")}
         for entry in settled:
-            assert entry.body["profit_raw"] == entry.body["expected_profit_raw"], entry
+            intent = intents[entry.plan_id]
+            before, at, included = [await _block(node, entry.body["block"] - back) for back in (2, 1, 0)]
+            assert intent["block_hash"] == at["hash"], "it was not mined in the block after its head"
+            assert int(intent["next_base_fee_wei"]) == int(included["baseFeePerGas"], 16)
+            times_s = [int(each["timestamp"], 16) for each in (before, at, included)]
+            assert times_s[2] - times_s[1] == times_s[1] - times_s[0], f"{times_s} are no steady blocks"
+            told = intent["planned_profit_raw"], intent["expected_profit_raw"], entry.body["profit_raw"]
+            assert len(set(told)) == 1, f"planned, tried and realised: {told}"
         gained_raw = await treasury_raw(stage, node) - before_raw
         assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
         [adapter] = [each for each in work.parts.adapters if each.name == stage.subject.name]
@@ -233,6 +243,11 @@ async def the_protocols_own_stop_is_the_right_refusal_and_nothing_is_planned(sta
         await stage.back(snapshot)
     async with stage.working() as work:
         assert (await work.step()).sent
+
+
+async def _block(node: Node, number: int) -> dict[str, Any]:
+    block: dict[str, Any] = await node.rpc.request("eth_getBlockByNumber", hex(number), False)
+    return block
 
 
 # --- what it says of itself, and what it makes of nonsense -----------------------------------------------------------

@@ -164,9 +164,9 @@ class Work:
             await node.mine()
         raise AssertionError(f"still busy after {_BUSY} heads: {reports[-1]}")
 
-    def settled(self) -> list[Booked]:
-        """What was settled, oldest first."""
-        return self.ledger.entries(None, kind=("settled",))[::-1]
+    def booked(self, kind: str) -> list[Booked]:
+        """Entries of a kind, oldest first."""
+        return self.ledger.entries(None, kind=(kind,))[::-1]
 
 
 @asynccontextmanager

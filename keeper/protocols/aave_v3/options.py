@@ -40,7 +40,8 @@ _NOTHING: Final = Amounts(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What an option remembers: its exact arithmetic, and whether its maximum is all the close factor allows.
+    """What an option remembers: its exact arithmetic, whether its maximum is all the close factor allows, and whether
+    the pool writes the debts off that are left when this collateral is gone (3.3+: it is the account's last).
 
     `first` is what a step before it moves, `pair` what that leaves.
     """
@@ -48,6 +49,7 @@ class _Choice:
     pool: Address
     pair: Pair
     takes_all: bool
+    writes_off: bool
     first: Amounts = _NOTHING
 
 
@@ -65,15 +67,20 @@ def find_options(health: Health, marks: AaveMarks) -> Sequence[Option | Refusal]
         return [*found, Refusal("options", "no_collateral", {"debt_base": str(health.debt_base)})]
     for debt in account.debt:
         for side in collateral if debt.amount_raw else ():
-            found += _options(health, health.health_factor_wad, marks, debt, side)
+            found += _options(health, health.health_factor_wad, marks, debt, side, alone=len(collateral) == 1)
     return found
 
 
 def outcome_of(option: Option, repay_raw: int) -> Outcome:
-    """What the pool would move if the calls of this amount ran at the marks' timestamp."""
+    """What the pool would move if the calls of this amount ran at the marks' timestamp, and write off of this debt."""
     choice: _Choice = option.detail
-    moved = choice.pair.amounts(_offered_raw(option, repay_raw))
-    return Outcome(choice.first.repay_raw + moved.repay_raw, choice.first.seize_raw + moved.seize_raw)
+    pair, first = choice.pair, choice.first
+    moved = pair.amounts(_offered_raw(option, repay_raw))
+    emptied = moved.seize_raw + moved.fee_raw >= pair.collateral_raw
+    bad_debt_raw = pair.debt_raw - moved.repay_raw if emptied and choice.writes_off else 0
+    return Outcome(
+        first.repay_raw + moved.repay_raw, first.seize_raw + moved.seize_raw, bad_debt_raw=bad_debt_raw
+    )
 
 
 def calls_of(option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
@@ -104,7 +111,7 @@ def account_of(calldata: bytes) -> Address | None:
 
 
 def _options(
-    health: Health, factor_wad: int, marks: AaveMarks, debt: Side, collateral: Side
+    health: Health, factor_wad: int, marks: AaveMarks, debt: Side, collateral: Side, *, alone: bool
 ) -> list[Option | Refusal]:
     """A pair in one step and, where that takes more, in two."""
     market = marks.market
@@ -130,11 +137,12 @@ def _options(
         fee_bps=held_state.config.fee_bps,
         liquidity_raw=held_state.liquidity_raw,
     )
-    single = _option(health, marks, owed, held, _Choice(market.pool, pair, takes_all=True))
+    choice = _Choice(market.pool, pair, True, market.rules.close_factor_by_value and alone)
+    single = _option(health, marks, owed, held, choice)
     first, rest = _first_step(pair, _Rest.of(health, marks, debt, collateral))
     if isinstance(single, Refusal) or not first.repay_raw:
         return [single]
-    double = _option(health, marks, owed, held, _Choice(market.pool, rest, takes_all=False, first=first))
+    double = _option(health, marks, owed, held, replace(choice, pair=rest, takes_all=False, first=first))
     if isinstance(double, Refusal):
         return [single]
     more_raw = double.max_repay_raw - single.max_repay_raw

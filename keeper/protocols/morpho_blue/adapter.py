@@ -29,6 +29,7 @@ from keeper.protocols.morpho_blue.options import (
     find_options,
     judge,
     liquidation_price,
+    lost_of,
     outcome_of,
 )
 from keeper.protocols.morpho_blue.positions import nobody, read_positions, rows_of
@@ -36,6 +37,7 @@ from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -64,7 +66,8 @@ _TOUCHING: Final = {
         ("Liquidate", 3),
     )
 }
-_LIQUIDATED: Final = MORPHO.event("Liquidate").topic
+_LIQUIDATE: Final = MORPHO.event("Liquidate")
+_LIQUIDATED: Final = _LIQUIDATE.topic
 
 
 def _market_id(value: object) -> object:
@@ -199,6 +202,18 @@ class MorphoBlue:
             for log in logs
             if log.address == self.morpho and log.topics[:1] == (_LIQUIDATED,)
         ]
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """What Liquidate says was left when all collateral was gone, of markets that are known."""
+        if log.address != self.morpho or log.topics[:1] != (_LIQUIDATED,):
+            return None
+        event = _LIQUIDATE.decode(log)
+        market, raw = self._markets.get(event["id"]), event["badDebtAssets"]
+        if market is None or not raw:
+            return None
+        state = marks.exact.states.get(market.number) if marks else None
+        lost = lost_of(state, raw) if state else BadDebt(market.loan, raw, None)
+        return self._key(market.id, event["borrower"]), lost
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Morpho lists no accounts on chain."""

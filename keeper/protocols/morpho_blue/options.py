@@ -22,7 +22,7 @@ from keeper.protocols.morpho_blue.rules import (
     with_headroom_raw,
     without_headroom_raw,
 )
-from keeper.types import Address, Health, Option, Outcome, Position, ProtocolCall, Refusal
+from keeper.types import USD_E8, Address, BadDebt, Health, Option, Outcome, Position, ProtocolCall, Refusal
 
 # What a call takes beside others of its kind, with an oracle of four feeds and the market's interest.
 _CALL_GAS: Final = 200_000
@@ -78,7 +78,15 @@ def judge(position: Position, state: State) -> Health | Refusal:
         base_decimals=PRICE_DECIMALS,
         liquidatable=most_raw < owed_raw,
         detail=Account(state, collateral_raw, shares, owed_raw, most_raw),
+        bad_debt=(lost_of(state, owed_raw - worth_raw),) if owed_raw > worth_raw else (),
     )
+
+
+def lost_of(state: State, raw: int) -> BadDebt:
+    """So much of a market's loan token, of which nothing will come back."""
+    token = state.market.loan
+    unit = 10 ** (token.decimals + PRICE_DECIMALS)
+    return BadDebt(token, raw, mul_div_up(raw * state.loan.price, USD_E8, unit))
 
 
 def liquidation_price(health: Health) -> int | None:

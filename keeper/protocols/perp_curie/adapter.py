@@ -34,6 +34,7 @@ from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just, re
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -245,6 +246,10 @@ class PerpCurie:
             and log.topics
             and log.topics[0] in _LIQUIDATED_TOPICS
         ]
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: the insurance fund bears it, and no event says whose it was."""
+        return None
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """The exchange lists no accounts on chain."""

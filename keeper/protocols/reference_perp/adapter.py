@@ -24,6 +24,7 @@ from keeper.protocols.reference_perp.positions import read_positions, rows_of
 from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -159,6 +160,10 @@ class ReferencePerp:
             for log in logs
             if log.address == self._address and log.topics[:1] == (_LIQUIDATED,)
         ]
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: the fund bears it, or other traders do, as its own events tell in sums."""
+        return None
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Every holder of every market."""

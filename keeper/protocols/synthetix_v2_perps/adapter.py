@@ -32,6 +32,7 @@ from keeper.protocols.synthetix_v2_perps.positions import read_positions, rows_o
 from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -184,6 +185,10 @@ class SynthetixV2Perps:
             for log in logs
             if log.address == self._proxy and log.topics[:1] in ((_FLAGGED.topic,), (_LIQUIDATED.topic,))
         ]
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: the debt pool bears it, and no event says how much."""
+        return None
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Flagged accounts; of all others the chain tells only the market's own contracts, so logs must."""
