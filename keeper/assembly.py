@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from keeper import abi
 from keeper.breakers import Breakers, Terms
 from keeper.chain.client import Chain
+from keeper.charges import Charges, stop_gas
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine
 from keeper.engine.head import Policy
@@ -139,6 +140,7 @@ def operator_key(configured: Settings, wall_clock: Callable[[], float] = time.ti
         max_fee_wei=given.max_fee_wei,
         max_gas_limit=given.max_gas_limit,
         max_gas_spend_wei_per_hour=given.max_gas_spend_wei_per_hour,
+        stop_gas=stop_gas(configured.chain.data_fee),
     )
     return OperatorKey(signer, bounds, wall_clock)
 
@@ -226,6 +228,7 @@ async def engine(
     shared = _shared_contracts(parts, contracts)
     line = Engine(
         chain=parts.chain,
+        charges=Charges(parts.chain, configured.chain.data_fee, operator.address, liquidator),
         watch=watch,
         venues=parts.venues,
         flash_sources=parts.flash_sources,
@@ -317,6 +320,7 @@ def decisive_settings(configured: Settings) -> dict[str, Any]:
     limits = configured.limits.model_dump()
     limits["deny_accounts"] = sorted(limits["deny_accounts"])
     sections = {
+        "chain": {"data_fee": configured.chain.data_fee},
         "limits": limits,
         "breakers": configured.breakers.model_dump(),
         "flash": configured.flash.model_dump(),

@@ -39,7 +39,7 @@ from keeper.signer import (
     signer_secrets,
 )
 from keeper.thresholds import Breakers, Limits, Section, Usd, scaled
-from keeper.types import Address
+from keeper.types import Address, DataFeeKind
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
 DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
@@ -74,6 +74,9 @@ class Chain(Section):
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
     )
     wrapped_native: Address = Field(description="The chain's wrapped native token (WETH).")
+    data_fee: DataFeeKind = Field(
+        "none", description="How a rollup charges for a transaction's bytes: op-stack, arbitrum, or none."
+    )
 
     @field_validator("rpc_urls")
     @classmethod

@@ -22,7 +22,7 @@ from keeper.fixed import BPS, mul_div_down
 from keeper.guard import Spent
 from keeper.ledger import Ledger
 from keeper.seams import Reads
-from keeper.types import Address, Hash, Head, Option, Plan, PositionKey, Refusal
+from keeper.types import NO_DATA_FEE, Address, DataFee, Hash, Head, Option, Plan, PositionKey, Refusal
 
 __all__ = ["Breakers", "Terms"]
 
@@ -171,11 +171,12 @@ class Breakers:
                 if price > 0 and (self._open or not moves.still(price)):
                     self._moved(protocol, token, moves.bps(price, self._now_s))
 
-    def funds(self, balance_wei: int | None, gas_price_wei: int) -> None:
-        """What the operator holds, None where it could not be read, and what a unit of gas may cost now."""
+    def funds(self, balance_wei: int | None, gas_price_wei: int, data_fee: DataFee = NO_DATA_FEE) -> None:
+        """What the operator holds, None where it could not be read; what a unit of gas and a plan's bytes may cost."""
         if balance_wei is None or not self._terms.min_transactions:
             return
-        needed_wei = self._terms.min_transactions * _TRANSACTION_GAS * gas_price_wei
+        each_wei = (_TRANSACTION_GAS + data_fee.gas) * gas_price_wei + data_fee.worst_wei
+        needed_wei = self._terms.min_transactions * each_wei
         place = Place(trips.BALANCE)
         if balance_wei < needed_wei:
             self._trip(place, {"balance_wei": balance_wei, "needed_wei": needed_wei})

@@ -17,6 +17,7 @@ import structlog
 from keeper.breakers import Breakers
 from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
+from keeper.charges import Charges
 from keeper.engine.head import Policy, StepReport, View
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
@@ -27,16 +28,18 @@ from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
 from keeper.ledger import Ledger
-from keeper.planner import PlanContext, encode_execute, plan
+from keeper.planner import PlanContext, encode_execute, plan, samples
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
 from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
-from keeper.trial import Attempt, describe, next_base_fee, try_stacked
+from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
+    NO_DATA_FEE,
     Address,
     BlockNumber,
     BlockTime,
+    DataRates,
     Head,
     Health,
     Plan,
@@ -62,6 +65,7 @@ class Engine:
         self,
         *,
         chain: Chain,
+        charges: Charges,
         watch: Watch,
         venues: Sequence[Venue],
         flash_sources: Sequence[FlashSource],
@@ -76,6 +80,7 @@ class Engine:
     ) -> None:
         self.reflexes: Final = reflexes
         self._chain = chain
+        self._charges = charges
         self._watch = watch
         self._venues = venues
         self._flash_sources = flash_sources
@@ -177,12 +182,18 @@ class Engine:
             funds_of(self._policy.operator),
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
-        pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
+        (pause, native, profit, funds_wei, *marks), (one, two) = await asyncio.gather(
+            self._chain.read_all(reads, head.hash), self._charges.of(samples(), head)
+        )
         if isinstance(pause, PauseState):
             await self.reflexes.see(pause, head)
-        dearest_wei = min(2 * next_base_fee(head) + self._tips_wei[0], self._policy.max_fee_wei)
-        self.breakers.funds(funds_wei, dearest_wei)
-        return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
+        data = (
+            one if isinstance(one, Refusal) else two if isinstance(two, Refusal) else DataRates.by(one, two)
+        )
+        market = self._market(head)
+        dearest_wei = min(2 * market.base_fee_wei + market.tip(), self._policy.max_fee_wei)
+        self.breakers.funds(funds_wei, dearest_wei, NO_DATA_FEE if isinstance(two, Refusal) else two)
+        return View(at, pause, native, profit, data, dict(zip(adapters, marks, strict=True)))
 
     def plan(
         self, health: Health, view: View, head: Head, *, thorough: bool = False
@@ -193,6 +204,8 @@ class Engine:
             return view.native
         if isinstance(view.profit, Refusal):
             return view.profit
+        if isinstance(view.data, Refusal):
+            return view.data
         if isinstance(marks, Refusal):
             return marks
         policy = self._policy
@@ -215,6 +228,7 @@ class Engine:
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
             plan_gas=self._plan_gas.of(health.key.protocol),
             thorough=thorough,
+            data=view.data,
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
         return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
@@ -227,9 +241,7 @@ class Engine:
             epochs = (pause.global_scope.epoch, pause.scopes[scope_of(one.key.protocol)].epoch)
             attempts.append(Attempt(one, encode_execute(one, *epochs, last_block), *epochs, last_block))
         next_s = head.timestamp_s + self._block_time_s
-        return await try_stacked(
-            self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
-        )
+        return await try_stacked(self._charges, attempts, head, next_s, self._policy.liquidator)
 
     async def ask(self, read: Reads[T], head: Head) -> T:
         """Drive one read at `head`."""
@@ -277,7 +289,7 @@ class Engine:
         }
 
     def _market(self, head: Head) -> Market:
-        return Market(head, self._tips_wei, self._policy.max_fee_wei)
+        return Market(head, self._tips_wei, self._policy.max_fee_wei, self._charges.next_base_fee)
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""

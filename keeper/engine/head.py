@@ -11,6 +11,7 @@ from keeper.prices import Feed, Price
 from keeper.types import (
     Address,
     BlockTime,
+    DataRates,
     Head,
     Marks,
     PositionKey,
@@ -48,6 +49,7 @@ class View:
     pause: PauseState | Refusal
     native: Price | Refusal
     profit: Price | Refusal
+    data: DataRates | Refusal
     marks: Mapping[str, Marks | Refusal]
 
     def without(self, unread: Mapping[str, Refusal]) -> View:

@@ -30,7 +30,6 @@ from keeper.guard.message import SignedPause
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
-from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
     BlockTime,
@@ -425,7 +424,7 @@ class Sender:
         if flight.plan is None or not (refused or waited):
             return None
         offered, urgency = _offered(flight), len(flight.transaction.attempts)
-        if not refused and offered.price(next_base_fee(market.head)) >= market.price(urgency):
+        if not refused and offered.price(market.base_fee_wei) >= market.price(urgency):
             return None
         return Stuck(flight.plan, offered, urgency, flight.transaction.worst_case_wei)
 

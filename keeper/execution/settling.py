@@ -141,6 +141,8 @@ class Settling:
             "gas_used": receipt.gas_used,
             "gas_cost_wei": settlement.gas_cost_wei,
             "gas_cost_usd_e8": gas_cost_usd_e8,
+            "data_fee_wei": receipt.l1_fee_wei,
+            "data_gas": receipt.l1_gas,
         }
         if liquidated:
             kind = "settled"
@@ -230,6 +232,8 @@ class Settling:
         return gain | {
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
             "expected_profit_raw": int(terms["expected_profit_raw"]),
+            "expected_data_fee_wei": int(terms.get("data_fee_wei", 0)),
+            "expected_data_gas": int(terms.get("data_gas", 0)),
         }
 
     def _liquidator(self, flight: Flight) -> Address:

@@ -21,7 +21,7 @@ from keeper.lab.safe import execute
 from keeper.lab.solc import own_artifact
 from keeper.lab.world import Lab
 from keeper.multisig.safe import InnerCall
-from keeper.types import Address
+from keeper.types import Address, DataFeeKind
 
 CONTRACTS: Final = ("PauseGuard", "Liquidator")
 
@@ -40,6 +40,7 @@ class Terms:
     max_price_age_s: int = 90_000
     unpause_confirmations: int = 0
     canary_usd: str = "10000000"  # as much as any: no ramp
+    data_fee: DataFeeKind = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ id = {world.chain_id}
 rpc_urls = [{", ".join(f'"{url}"' for url in rpc_urls)}]
 max_head_age_s = {terms.max_head_age_s}
 wrapped_native = "{checksum(world.tokens["WETH"].address)}"
+data_fee = "{terms.data_fee}"
 
 [signer]
 kind = "env"

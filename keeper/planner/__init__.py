@@ -11,7 +11,8 @@ swaps and the flash premium cost may not exceed `max_slippage_bps` of the seized
 that would exceed it are left out.
 
 **min_profit_raw** is the larger of
-- gas at the expected price plus the configured minimum: below it the liquidation is not worth its gas, and
+- gas at the expected price and what a rollup takes for the bytes, plus the configured minimum: below it the liquidation
+  is not worth its cost, and
 - the profit that is left when every leg ends at its own limit, less `max_slippage_bps`: legs alone guarantee nearly
   this much, so enforcing it reverts nothing that legs would let pass, yet binds their combination.
 
@@ -36,11 +37,13 @@ from keeper.planner.routing import Candidate
 from keeper.planner.sizing import DeadEnd, PlanContext, borrowed_raw, funded, read_loans, terms_of
 from keeper.planner.weighing import Weighing
 from keeper.seams import Reads
-from keeper.types import ZERO_ADDRESS, Hash, Health, Option, Plan, Refusal, Wei, tokens_of
+from keeper.types import ZERO_ADDRESS, Hash, Health, Option, Plan, Refusal, tokens_of
 
-__all__ = ["PlanContext", "encode_execute", "plan"]
+__all__ = ["PlanContext", "encode_execute", "plan", "samples"]
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
+_CALL_BYTES: Final = 164  # of a liquidation with five words of arguments
+_PATH_BYTES: Final = 43  # of a leg through one pool
 
 
 def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) -> Reads[Plan | Refusal]:
@@ -93,11 +96,25 @@ def encode_execute(plan: Plan, global_epoch: int, protocol_epoch: int, last_bloc
     return _EXECUTE.encode(content)
 
 
+def samples() -> tuple[bytes, bytes]:
+    """Calldata like that of plans with one leg and with two: bytes are priced by it before a plan's own are known."""
+    words = [abi.keccak(bytes([number])) for number in range(8)]
+    source, one, two, target, router = (word[:20] for word in words[:5])
+    raw = int.from_bytes(words[5][:10])
+    calls = [(target, one, raw, b"".join(words)[:_CALL_BYTES], 0)]
+    leg = (router, b"".join(words)[:_PATH_BYTES], False, raw, raw)
+    ends = ([one, two], two, raw, 1, 1, 2**28)
+    return tuple(  # type: ignore[return-value]  # one for each number of legs
+        _EXECUTE.encode((words[6], source, one, raw, calls, [leg] * legs, *ends)) for legs in (1, 2)
+    )
+
+
 def _plan_of(best: Candidate, health: Health) -> Plan:
     size, ctx, option = best.size, best.size.terms.ctx, best.size.terms.option
     assured_raw = mul_div_down(best.assured_raw, BPS - ctx.max_slippage_bps, BPS)
     approved = [call.approve_token for call in size.calls if call.approve_token != ZERO_ADDRESS]
     pair = (option.repay_token.address, option.seize_token.address)
+    data_fee = ctx.data.of(len(best.legs))
     draft = Plan(
         plan_id=Hash(bytes(32)),
         key=option.key,
@@ -112,13 +129,14 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         expected_profit_raw=best.gross_raw,
         min_profit_raw=max(best.gas_cost_raw + ctx.min_profit_raw - size.later_raw, assured_raw),
         gas_cost_raw=best.gas_cost_raw,
-        gas_estimate=best.gas,
-        gas_cost_wei=Wei(best.gas * ctx.gas_price_wei),
+        gas_estimate=best.gas + data_fee.gas,
+        gas_cost_wei=ctx.cost_wei(best.gas, len(best.legs)),
         profit_price_usd_e8=ctx.profit_usd_e8,
         repay_usd_e8=size.terms.usd_e8_up(option.repay_token.address, size.outcome.repay_raw),
         health_factor_wad=health.health_factor_wad or 0,
         at=ctx.at,
         later_raw=size.later_raw,
+        data_fee=data_fee,
     )
     who = "\0".join((option.key.protocol, option.key.market)).encode() + option.key.account
     content = ctx.at.hash + abi.keccak(who) + encode_execute(draft, 0, 0, 0)

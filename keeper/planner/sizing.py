@@ -12,9 +12,11 @@ from typing import Final
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
 from keeper.types import (
+    NO_DATA_RATES,
     ZERO_ADDRESS,
     Address,
     BlockTime,
+    DataRates,
     FlashQuote,
     Health,
     Option,
@@ -64,8 +66,8 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
-    venues for every route instead of the likely ones.
+    allows; `data` is about what bytes cost beside it. `base_usd_e8` prices the market's base currency, in which an
+    `Option` states its prices. `thorough` asks venues for every route instead of the likely ones.
     """
 
     at: BlockTime
@@ -83,15 +85,21 @@ class PlanContext:
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
     thorough: bool = False
+    data: DataRates = NO_DATA_RATES
 
     @property
     def min_profit_raw(self) -> int:
         """The configured minimum in the profit token, rounded up."""
         return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
-    def gas_raw(self, gas: int) -> int:
-        """What gas costs in the profit token, rounded up."""
-        cost_wei = gas * self.gas_price_wei
+    def cost_wei(self, gas: int, legs: int) -> Wei:
+        """What a plan of so many legs costs whose execution takes that gas, with its bytes."""
+        data = self.data.of(legs)
+        return Wei((gas + data.gas) * self.gas_price_wei + data.wei)
+
+    def gas_raw(self, gas: int, legs: int = 0) -> int:
+        """The same in the profit token, rounded up."""
+        cost_wei = self.cost_wei(gas, legs)
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
@@ -145,9 +153,10 @@ class Terms:
         due_usd_e8 = self.usd_e8_down(self.option.seize_token.address, outcome.later_raw)
         return -self.profit_raw_up(-due_usd_e8) - self.ctx.gas_raw(self.ctx.plan_gas)
 
-    def gas_in(self, token: Address, gas: int) -> int:
-        """What gas costs in units of a token, rounded up."""
-        cost_wei = gas * self.ctx.gas_price_wei
+    def leg_in(self, token: Address, gas: int) -> int:
+        """What a leg that takes that gas costs in units of a token, with its bytes; rounded up."""
+        data = self.ctx.data.leg
+        cost_wei = (gas + data.gas) * self.ctx.gas_price_wei + data.wei
         native = self.ctx.native_usd_e8 * self.price_scale
         return convert_up(cost_wei, native, self.prices[token], _NATIVE_DECIMALS, self.decimals[token])
 

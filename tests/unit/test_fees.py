@@ -8,10 +8,10 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keeper.charges import next_base_fee
 from keeper.execution.fees import Market, Offered, affordable_wei
 from keeper.guard import Fees
-from keeper.trial import next_base_fee
-from keeper.types import Gas, Refusal, Wei
+from keeper.types import DataFee, Gas, Refusal, Wei
 from tests.unit.test_guard import HEAD, PLAN, TRIAL
 
 GWEI = 10**9
@@ -86,6 +86,23 @@ def test_what_a_plan_can_afford_leaves_its_minimum(
         assert affordable == 0
     else:
         assert left_raw(affordable) >= minimum_raw > left_raw(affordable + 1)
+
+
+@given(st.integers(0, 10**20), st.integers(0, 10**17))
+def test_what_bytes_cost_is_paid_before_gas(profit_raw: int, data_wei: int) -> None:
+    """The affordable price leaves the minimum after the data fee; one wei more per gas does not."""
+    tried = replace(TRIAL, profit_raw=profit_raw, data_fee=DataFee(Wei(data_wei)))
+    affordable = affordable_wei(PLAN, tried, 10**8, 2_000 * 10**8)
+    scale = 10**PLAN.profit_token.decimals
+    room_wei = Fraction((profit_raw - scale) * 10**18, 2_000 * scale) - data_wei
+    assert affordable <= max(0, room_wei) / tried.gas_used < affordable + 1
+
+
+def test_what_bytes_may_cost_is_in_the_worst_case() -> None:
+    """Three blocks of the chain that takes them, each an eighth dearer than the one before."""
+    fees = MARKET.bid(replace(TRIAL, data_fee=DataFee(Wei(512))), PLENTY)
+    assert isinstance(fees, Fees) and fees.max_data_fee_wei == 729
+    assert fees.worst_case_wei == fees.max_fee_wei * fees.gas_limit + 729
 
 
 def test_a_plan_may_spend_what_comes_later() -> None:
