@@ -309,6 +309,7 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
         min_profit_usd_e8=configured.profit.min_profit_usd_e8,
         max_slippage_bps=configured.profit.max_slippage_bps,
         max_fee_wei=configured.limits.max_fee_wei,
+        priority_share_bps=configured.send.priority_share_bps,
         max_repay_usd_e8=configured.limits.max_repay_usd_e8,
         decisive=decisive,
         version=hex_of(hashlib.sha256(canonical(decisive).encode()).digest()),
@@ -327,6 +328,7 @@ def decisive_settings(configured: Settings) -> dict[str, Any]:
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
         "resume": configured.resume.model_dump(),
+        "send": {"priority_share_bps": configured.send.priority_share_bps},
         "venues": [model.model_dump() for model in configured.venues],
     }
     settings: dict[str, Any] = plain(sections, "settings")

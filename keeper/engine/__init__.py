@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -205,7 +206,7 @@ class Engine:
         if isinstance(view.profit, Refusal):
             return view.profit
         if isinstance(view.data, Refusal):
-            return view.data
+            return replace(view.data, stage="plan")
         if isinstance(marks, Refusal):
             return marks
         policy = self._policy
@@ -271,9 +272,11 @@ class Engine:
     ) -> Clearance | Refusal:
         if isinstance(view.native, Refusal):
             return view.native
-        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, view.native.usd_e8_up)
+        native_usd_e8 = view.native.usd_e8_up
+        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        worth = affordable_wei(plan, trial, 0, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth)
         if isinstance(fees, Refusal):
             return fees
         refusal = self.breakers.admits(plan, new=stuck is None)
@@ -289,7 +292,9 @@ class Engine:
         }
 
     def _market(self, head: Head) -> Market:
-        return Market(head, self._tips_wei, self._policy.max_fee_wei, self._charges.next_base_fee)
+        policy = self._policy
+        rule = self._charges.next_base_fee
+        return Market(head, self._tips_wei, policy.max_fee_wei, rule, policy.priority_share_bps)
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""

@@ -36,6 +36,7 @@ class Policy:
     min_profit_usd_e8: int
     max_slippage_bps: int
     max_fee_wei: Wei
+    priority_share_bps: int
     max_repay_usd_e8: int
     decisive: Mapping[str, Any]  # every setting that decides, in the ledger's words
     version: str  # their hash

@@ -4,6 +4,10 @@ Rule: the tip is what the middle transaction of recent blocks paid, and with eve
 (the 75th percentile, then the 90th); the ceiling is twice the next base fee plus the tip. A replacement pays at least
 an eighth more of both than what it replaces. Nothing pays more than the operator's `max_fee_gwei`, nor more than
 leaves the configured minimum of the profit its own trial measured.
+
+A share of the profit, where `send.priority_share_bps` asks for one, is paid on top of that tip: of what would be left
+of the trial's profit at the price above, after gas and bytes, that part per unit of the trial's gas. Both limits hold
+for it too.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from keeper.charges import next_base_fee
-from keeper.fixed import WAD, mul_div_up
+from keeper.fixed import BPS, WAD, mul_div_up
 from keeper.guard import Fees
-from keeper.types import Gas, Head, Plan, Refusal, Trial, Wei
+from keeper.types import NO_WEI, Gas, Head, Plan, Refusal, Trial, Wei
 
 _GAS_MARGIN_PERCENT: Final = 30
 _GAS_MARGIN_FLAT: Final = 60_000
@@ -37,13 +41,14 @@ class Offered:
 class Market:
     """Prices of inclusion at one head. `tips_wei` rise with urgency; `most_fee_wei` is the operator's own limit.
 
-    `base_fee_of` tells the base fee of the block after a head.
+    `base_fee_of` tells the base fee of the block after a head, `share_bps` is the part of the profit added to a tip.
     """
 
     head: Head
     tips_wei: tuple[Wei, ...]
     most_fee_wei: Wei
     base_fee_of: Callable[[Head], Wei] = next_base_fee
+    share_bps: int = 0
 
     @property
     def base_fee_wei(self) -> Wei:
@@ -59,14 +64,24 @@ class Market:
         return Wei(self.base_fee_wei + self.tip(urgency))
 
     def bid(
-        self, trial: Trial, affordable_wei: Wei, replaced: Offered | None = None, urgency: int = 0
+        self,
+        trial: Trial,
+        affordable_wei: Wei,
+        replaced: Offered | None = None,
+        urgency: int = 0,
+        worth_wei: Wei = NO_WEI,
     ) -> Fees | Refusal:
-        """Fees for what was tried, or for replacing what offers `replaced`; `affordable_wei` is its profit's limit.
+        """Fees for what was tried, or for replacing what offers `replaced`.
+
+        A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit.
 
         The gas limit carries a margin because a block that already touched the market makes the trial skip storage
         writes (interest accrual) that inclusion a block later pays for.
         """
-        tip_wei, least_wei = self.tip(urgency), self.price(urgency)
+        least_wei = self.price(urgency)
+        share_wei = max(0, worth_wei - least_wei) * self.share_bps // BPS
+        room_wei = max(0, min(affordable_wei, self.most_fee_wei) - least_wei)
+        tip_wei = Wei(self.tip(urgency) + min(share_wei, room_wei))
         if replaced is not None:
             tip_wei = max(tip_wei, _raised(replaced.tip_wei))
             least_wei = max(least_wei, _raised(replaced.max_fee_wei))

@@ -75,7 +75,8 @@ class Signing:
                 except SignerError as error:
                     self._log.warning("not_signed", head=head, error=str(error))
                     return attempts, Refusal("send", "not_signed", {"error": str(error)})
-                signed.append((flight, attempt, _renewed(one, flight)))
+                tip = {"tip_wei": one.clearance.fees.tip_wei}
+                signed.append((flight, attempt, tip | dict(_renewed(one, flight))))
                 attempts.append(attempt)
         return attempts, Refusal("send", "not_signed")
 

@@ -41,6 +41,7 @@ class Terms:
     unpause_confirmations: int = 0
     canary_usd: str = "10000000"  # as much as any: no ramp
     data_fee: DataFeeKind = "none"
+    priority_share_bps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,7 @@ min_transactions = 0
 
 [send]
 route = "public"
+priority_share_bps = {terms.priority_share_bps}
 {protocols}
 [[venues]]
 kind = "uniswap-v3"

@@ -13,6 +13,7 @@ from keeper.fixed import WAD
 from keeper.lab import rollups
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
+from keeper.lab.judge import judge
 from keeper.lab.positions import PositionSpec, open_position
 from keeper.lab.rig import Terms
 from keeper.lab.world import Lab
@@ -27,13 +28,10 @@ _E8 = 10**8
 
 
 @asynccontextmanager
-async def fallen(
-    lab: Lab, folder: Path, kind: DataFeeKind, front: Front | None = None
-) -> AsyncIterator[Line]:
-    """A keeper for a chain of this kind, and one account that it has to liquidate."""
+async def fallen(lab: Lab, folder: Path, terms: Terms, front: Front | None = None) -> AsyncIterator[Line]:
+    """A keeper, and one account that it has to liquidate."""
     spec = PositionSpec(BORROWER, {"WETH": 10 * ETHER}, {"USDC": 1}, 110 * WAD // 100)
     await open_position(lab.node, lab.world.cast, lab.world.aave["3.6"], spec)
-    terms = Terms(data_fee=kind)
     async with open_line(lab, folder, terms, [front.url] if front else ()) as line:
         await line.step()
         await set_price(lab.node, lab.world.feeds["WETH"], 1_750 * _E8)
@@ -107,13 +105,17 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
         return result | {"l1Fee": hex(paid_wei)} if charged else result
 
     front.answer = answer
-    async with front.serve(), fallen(lab, tmp_path, "op-stack", front) as line:
+    async with front.serve(), fallen(lab, tmp_path, Terms(data_fee="op-stack"), front) as line:
         oracle = await rollups.op_stack(lab.node, lab.world.cast, 500_000 * GWEI)
         refused = numbers_of(line, await line.step())
         assert refused["reason"] == "unprofitable"
         free_raw = refused["gas_cost_raw"]
+        direct = line.rig.folder / "direct.toml"
+        direct.write_text(line.rig.config.read_text().replace(front.url, lab.anvil.url))
+        assert (await judge(direct)).left == ()
 
         await oracle.send(lab.world.cast.deployer.address, "set", 50 * GWEI, 0)
+        assert len((await judge(direct)).left) == 1
         report = await line.step()
         assert len(report.sent) == 1, report.refused
         [intent] = line.booked("intent")
@@ -141,7 +143,7 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
 
 async def test_a_fee_in_gas_decides_and_is_in_the_limit(lab: Lab, tmp_path: Path) -> None:
     """Arbitrum's gas for bytes is in the trial's gas, in the gas limit, in the price and in the minimum."""
-    async with fallen(lab, tmp_path, "arbitrum") as line:
+    async with fallen(lab, tmp_path, Terms(data_fee="arbitrum")) as line:
         interface = await rollups.arbitrum(lab.node, lab.world.cast, 1_000_000)
         assert numbers_of(line, await line.step())["reason"] in ("unprofitable", "gas_over_limit")
         await interface.send(lab.world.cast.deployer.address, "set", 200)
@@ -192,3 +194,26 @@ async def test_a_rollups_next_base_fee_is_never_taken_too_low(lab: Lab, tmp_path
             assert charges.next_base_fee(head) == 9 * GWEI + 2
         plain = Charges(line.parts.chain, "none", account(1), account(2))
         assert plain.next_base_fee(head) == next_base_fee(head) < head.base_fee_wei
+
+
+async def test_a_share_of_the_profit_goes_to_the_tip(lab: Lab, tmp_path: Path) -> None:
+    """A tenth of what would be left is paid for inclusion, on record, and the treasury keeps the rest."""
+    async with fallen(lab, tmp_path, Terms(priority_share_bps=1_000)) as line:
+        report = await line.step()
+        assert len(report.sent) == 1, report.refused
+        [intent], [signed] = line.booked("intent"), line.booked("signed")
+        earned_wei = (
+            int(intent.body["expected_profit_raw"])
+            * 10**12
+            * int(intent.body["profit_price_usd_e8"])
+            // int(intent.body["native_price_usd_e8"])
+        )
+        tried_gas, base_wei = int(intent.body["tried_gas"]), int(intent.body["next_base_fee_wei"])
+        tip_wei = int(signed.body["tip_wei"])
+        assert abs(earned_wei - tried_gas * base_wei - 10 * tried_gas * tip_wei) < earned_wei // 20
+        await line.steps()
+        [settled] = line.booked("settled")
+        receipt = await line.parts.chain.receipt(Hash(bytes.fromhex(settled.body["tx"][2:])))
+        assert receipt is not None and receipt.effective_gas_price_wei == base_wei + tip_wei
+        assert settled.body["profit_raw"] == settled.body["expected_profit_raw"]
+        assert int(settled.body["profit_usd_e8"]) - int(settled.body["gas_cost_usd_e8"]) > 10**8
