@@ -110,11 +110,24 @@ class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
     token: Address = Field(description="The token profit is measured and kept in.")
+    keep: tuple[Address, ...] = Field(
+        (),
+        description="Seized tokens that go to the treasury as they are: of them only what repays the loan is sold.",
+    )
     min_profit_usd: Usd = Field(Decimal(5), description="Least net profit of a liquidation, in USD.")
     max_slippage_bps: int = Field(
         100, ge=0, le=1000, description="Most a swap may lose against the quote, in basis points."
     )
     native_usd_feed: Address = Field(description="Chainlink-style aggregator of the native token in USD.")
+
+    @field_validator("keep")
+    @classmethod
+    def _others(cls, keep: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        if info.data.get("token") in keep:
+            raise ValueError("profit.token is kept anyway; list other tokens.")
+        if len(set(keep)) != len(keep):
+            raise ValueError("a token is listed twice; list each once.")
+        return keep
 
     @property
     def min_profit_usd_e8(self) -> int:

@@ -370,11 +370,12 @@ class FlashQuote:
 class Weighed:
     """A way that a plan was weighed against, or its own, at the amount where it nets most.
 
-    `net_raw` is in the profit token; `reason` says why it could not be taken, None where it could.
+    `net_raw` is in `profit_token`; `reason` says why it could not be taken, None where it could.
     """
 
     repay_token: Token
     seize_token: Token
+    profit_token: Token
     lender: Address
     swaps: str
     repay_raw: int
@@ -415,6 +416,12 @@ class Plan:
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
     data_fee: DataFee = NO_DATA_FEE
+
+    @property
+    def net_usd_e8(self) -> int:
+        """What it nets at once, for plans that measure it in different tokens."""
+        net_raw = self.expected_profit_raw - self.gas_cost_raw
+        return net_raw * self.profit_price_usd_e8 // 10**self.profit_token.decimals
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ knows. A crash before that loses nothing that stays true: it trips again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -112,17 +112,17 @@ class Breakers:
         return max(0, min(most, self._terms.max_exposure_usd_e8 - self._exposed_usd_e8(protocol)))
 
     def weighing(
-        self, planned: Reads[Plan | Refusal], protocol: str, profit_token: Address
+        self, planned: Reads[Plan | Refusal], protocol: str, measures: Collection[Address]
     ) -> Reads[Plan | Refusal]:
         """A planner's answer, refused where the venue pays too far from the protocol's price.
 
-        Of a pair the seized token is at fault, or the repaid one where the seized is what profit is kept in.
+        Of a pair the seized token is at fault, or the repaid one where the seized is what profit is measured in.
         """
         answer = yield from planned
         measured = _deviation_of(answer)
         if measured is not None:
             (repay, seize), deviation_bps = measured
-            place = Place(trips.DEVIATION, protocol, _name(repay if seize == profit_token else seize))
+            place = Place(trips.DEVIATION, protocol, _name(repay if seize in measures else seize))
             limit_bps = self._terms.max_deviation_bps
             self._measured[place] = max(abs(deviation_bps), self._measured.get(place, 0))
             if self._measured[place] >= limit_bps:

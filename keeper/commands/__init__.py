@@ -289,6 +289,7 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
     for way in plan.weighed:
         pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
         figures = {"repay_raw": way.repay_raw, "legs": way.legs, "net_raw": way.net_raw}
+        pair["net_token"] = way.profit_token.symbol
         say("weigh", way.reason or "pays", {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
     profit = {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw}
     costs = {"gas_estimate": plan.gas_estimate, "gas_cost_wei": plan.gas_cost_wei}

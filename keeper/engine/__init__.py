@@ -32,7 +32,7 @@ from keeper.ledger import Ledger
 from keeper.planner import PlanContext, encode_execute, plan, samples
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
-from keeper.prices import read_price
+from keeper.prices import Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
 from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
@@ -43,6 +43,7 @@ from keeper.types import (
     DataRates,
     Head,
     Health,
+    Option,
     Plan,
     Refusal,
     Trial,
@@ -181,9 +182,10 @@ class Engine:
             read_price(self._policy.native_feed, at),
             read_price(self._policy.profit_feed, at),
             funds_of(self._policy.operator),
+            *(read_price(feed, at) for feed in self._policy.kept_feeds.values()),
             *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
         ]
-        (pause, native, profit, funds_wei, *marks), (one, two) = await asyncio.gather(
+        (pause, native, profit, funds_wei, *others), (one, two) = await asyncio.gather(
             self._chain.read_all(reads, head.hash), self._charges.of(samples(), head)
         )
         if isinstance(pause, PauseState):
@@ -194,7 +196,9 @@ class Engine:
         market = self._market(head)
         dearest_wei = min(2 * market.base_fee_wei + market.tip(), self._policy.max_fee_wei)
         self.breakers.funds(funds_wei, dearest_wei, NO_DATA_FEE if isinstance(two, Refusal) else two)
-        return View(at, pause, native, profit, data, dict(zip(adapters, marks, strict=True)))
+        kept = dict(zip(self._policy.kept_feeds, others, strict=False))
+        marks = dict(zip(adapters, others[len(kept) :], strict=True))
+        return View(at, pause, native, profit, kept, data, marks)
 
     def plan(
         self, health: Health, view: View, head: Head, *, thorough: bool = False
@@ -212,7 +216,12 @@ class Engine:
         policy = self._policy
         stage = self.stage(health.key.protocol)
         adapter = self._watch.adapters[health.key.protocol]
-        options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
+        options = [
+            _unless_unpriced(option, view)
+            for option in self.breakers.allowed(
+                adapter.options(self._watch.book.position(health.key), health, marks)
+            )
+        ]
         most_usd_e8 = self.breakers.most_usd_e8(health.key.protocol, options)
         context = PlanContext(
             at=view.at,
@@ -230,9 +239,11 @@ class Engine:
             plan_gas=self._plan_gas.of(health.key.protocol),
             thorough=thorough,
             data=view.data,
+            kept={token: price.usd_e8 for token, price in view.kept.items() if isinstance(price, Price)},
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
-        return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
+        measures = {policy.profit_token.address, *policy.kept_feeds}
+        return (yield from self.breakers.weighing(planned, health.key.protocol, measures))
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -265,7 +276,8 @@ class Engine:
         """A tried plan in the ledger's words, and how it is limited where that is after a pause."""
         stage = self.stage(plan.key.protocol)
         limited = {"resume_cap_usd_e8": stage.cap_usd_e8, "canary": stage.canary} if stage else {}
-        return {**describe(plan, trial, view.native, view.profit, self._policy.version), **limited}
+        profit = view.price_of(plan.profit_token.address)
+        return {**describe(plan, trial, view.native, profit, self._policy.version), **limited}
 
     def _clear(
         self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
@@ -465,3 +477,9 @@ class Engine:
         self._plan_gas.fade()
         if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
             self._tips_wei = await self._chain.suggested_tips()
+
+
+def _unless_unpriced(option: Option | Refusal, view: View) -> Option | Refusal:
+    """An option, or why what it seizes cannot be kept."""
+    price = view.kept.get(option.seize_token.address) if isinstance(option, Option) else None
+    return price if isinstance(price, Refusal) else option

@@ -32,6 +32,7 @@ class Policy:
     operator: Address
     profit_token: Token
     profit_feed: Feed
+    kept_feeds: Mapping[Address, Feed]  # of seized tokens that are not sold
     native_feed: Feed
     min_profit_usd_e8: int
     max_slippage_bps: int
@@ -50,8 +51,13 @@ class View:
     pause: PauseState | Refusal
     native: Price | Refusal
     profit: Price | Refusal
+    kept: Mapping[Address, Price | Refusal]
     data: DataRates | Refusal
     marks: Mapping[str, Marks | Refusal]
+
+    def price_of(self, measure: Address) -> Price | Refusal:
+        """The price of a token that profit is measured in, which is the profit token or a kept one."""
+        return self.kept.get(measure, self.profit)
 
     def without(self, unread: Mapping[str, Refusal]) -> View:
         """The same with reasons instead of some protocols' marks, so that nothing of them is acted on."""

@@ -61,6 +61,7 @@ class Sender:
         rivals: Rivals,
         liquidator: Address,
         gate: Gate,
+        treasury: Address,
         funds: Funds,
         monotonic: Callable[[], float],
         way: Way | None = None,
@@ -70,7 +71,7 @@ class Sender:
         self._key = key
         self._flights = flights
         self._signing = Signing(key, flights, liquidator, monotonic)
-        self._settling = Settling(chain, flights, rivals, calldata_of)
+        self._settling = Settling(chain, flights, rivals, calldata_of, treasury)
         self._liquidator = liquidator
         self._gate = gate
         self._funds = funds

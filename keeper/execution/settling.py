@@ -26,6 +26,8 @@ from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
+_TRANSFER: Final = abi.load("Erc20").event("Transfer")
+_WORD: Final = 32
 # How a plan fails whatever others do to the position: these are never a race.
 _UNRACED: Final = (
     *("PlanExpired", "ScopePaused", "EpochMismatch", "NotOperator", "StaleFeed", "FeedMissing"),
@@ -34,11 +36,20 @@ _UNRACED: Final = (
 
 
 class Settling:
-    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position."""
+    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position.
+
+    What comes to the `treasury` from the Liquidator is booked of every token.
+    """
 
     def __init__(
-        self, chain: Chain, flights: Flights, rivals: Rivals, calldata_of: Callable[[bytes], bytes]
+        self,
+        chain: Chain,
+        flights: Flights,
+        rivals: Rivals,
+        calldata_of: Callable[[bytes], bytes],
+        treasury: Address,
     ) -> None:
+        self._treasury = treasury
         self._chain = chain
         self._flights = flights
         self._rivals = rivals
@@ -147,6 +158,7 @@ class Settling:
         if liquidated:
             kind = "settled"
             body |= self._gain(flight, attempt, settlement.profit_raw)
+            body["received"] = self._received(flight, receipt)
         else:
             kind, why = await self._why(flight, attempt, receipt)
             body |= {"loss_usd_e8": gas_cost_usd_e8, **why}
@@ -216,6 +228,16 @@ class Settling:
             f"Transaction 0x{receipt.transaction_hash.hex()} succeeded without a Liquidated event for its plan; "
             "what it was sent to is not our Liquidator."
         )
+
+    def _received(self, flight: Flight, receipt: Receipt) -> list[dict[str, Any]]:
+        """Every token that came to the treasury with it: profit, what swaps left over, and what was swept before."""
+        ends = (bytes(12) + self._liquidator(flight), bytes(12) + self._treasury)
+        sums: dict[Address, int] = {}
+        for log in receipt.logs:
+            # anybody may have made a token, and it may say anything
+            if log.topics == (_TRANSFER.topic, *ends) and len(log.data) == _WORD:
+                sums[log.address] = sums.get(log.address, 0) + int.from_bytes(log.data)
+        return [{"token": token, "raw": raw} for token, raw in sums.items()]
 
     def _gain(self, flight: Flight, attempt: Attempt, profit_raw: int) -> dict[str, Any]:
         """Realised beside expected, by what was booked before it was sent, which a restart can read again."""

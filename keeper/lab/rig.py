@@ -31,6 +31,7 @@ class Terms:
     """What the local operator asks for."""
 
     profit: str = "USDC"
+    keep: tuple[str, ...] = ()
     min_profit_usd: str = "1.0"
     max_slippage_bps: int = 300
     unpause_delay_s: int = 5
@@ -125,6 +126,7 @@ kind = "env"
 
 [profit]
 token = "{checksum(world.tokens[terms.profit].address)}"
+keep = [{", ".join(f'"{checksum(world.tokens[one].address)}"' for one in terms.keep)}]
 min_profit_usd = {terms.min_profit_usd}
 max_slippage_bps = {terms.max_slippage_bps}
 native_usd_feed = "{checksum(world.feeds["WETH"].proxy)}"

@@ -22,6 +22,10 @@ profit too: the Liquidator then enforces so much less, down to nothing.
 **Leg limits** allow `max_slippage_bps` on each quote. A leg that sells what an earlier leg left over is allowed to
 receive less by as much as the earlier leg's own limit may leave less.
 
+**Kept tokens.** Where what is seized is to be kept (`PlanContext.kept`), it is the profit token of its options: only
+what repays the loan is bought with it, the rest goes to the treasury as it is, and minimum and cost are put into it at
+the price of the Liquidator's own feed. Plans that are measured in different tokens compare in dollars.
+
 Everything is integers; proceeds are rounded down, costs up.
 """
 
@@ -34,10 +38,10 @@ from typing import Final
 from keeper import abi
 from keeper.fixed import BPS, mul_div_down
 from keeper.planner.routing import Candidate
-from keeper.planner.sizing import DeadEnd, PlanContext, borrowed_raw, funded, read_loans, terms_of
+from keeper.planner.sizing import DeadEnd, PlanContext, borrowed_raw, funded, measured, read_loans, terms_of
 from keeper.planner.weighing import Weighing
-from keeper.seams import Reads
-from keeper.types import ZERO_ADDRESS, Hash, Health, Option, Plan, Refusal, tokens_of
+from keeper.seams import Reads, together
+from keeper.types import ZERO_ADDRESS, Hash, Health, Option, Plan, Refusal, Token, tokens_of
 
 __all__ = ["PlanContext", "encode_execute", "plan", "samples"]
 
@@ -58,11 +62,31 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
     if ctx.gas_price_wei > ctx.max_fee_wei:
         numbers = {"inclusion_price_wei": ctx.gas_price_wei, "max_fee_wei": ctx.max_fee_wei}
         return Refusal("plan", "fee_over_limit", numbers)
-    terms = [terms_of(option, health, ctx) for option in options if isinstance(option, Option)]
-    if not terms:
+    allowed = [option for option in options if isinstance(option, Option)]
+    if not allowed:
         refusals = [option for option in options if isinstance(option, Refusal)]
         return refusals[0] if refusals else Refusal("plan", "no_option")
+    alike: dict[Token, list[Option]] = {}
+    for option in allowed:
+        alike.setdefault(measured(ctx, option.seize_token).profit_token, []).append(option)
+    answers = yield from together(
+        [_best_of(health, its, measured(ctx, its[0].seize_token)) for its in alike.values()]
+    )
+    plans = sorted([each for each in answers if isinstance(each, Plan)], key=_worth_usd_e8, reverse=True)
+    if not plans:
+        return answers[0]
+    return replace(plans[0], weighed=tuple(way for each in plans for way in each.weighed))
 
+
+def _worth_usd_e8(plan: Plan) -> int:
+    """What it nets, with what a later transaction brings."""
+    later_usd_e8: int = plan.later_raw * plan.profit_price_usd_e8 // 10**plan.profit_token.decimals
+    return plan.net_usd_e8 + later_usd_e8
+
+
+def _best_of(health: Health, options: Sequence[Option], ctx: PlanContext) -> Reads[Plan | Refusal]:
+    """The best of options whose profit is measured in one token."""
+    terms = [terms_of(option, health, ctx) for option in options]
     loans = yield from read_loans([each.option.repay_token.address for each in terms], ctx)
     offers = [funded(each, loans) for each in terms]
     weighing = Weighing(ctx)

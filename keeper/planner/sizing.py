@@ -6,7 +6,7 @@ No market is asked here: what survives can pay for itself at oracle prices, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
@@ -66,8 +66,9 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows; `data` is about what bytes cost beside it. `base_usd_e8` prices the market's base currency, in which an
-    `Option` states its prices. `thorough` asks venues for every route instead of the likely ones.
+    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `base_usd_e8`
+    prices the market's base currency, in which an `Option` states its prices. `thorough` asks venues for every route
+    instead of the likely ones.
     """
 
     at: BlockTime
@@ -86,6 +87,7 @@ class PlanContext:
     base_usd_e8: int = 10**8
     thorough: bool = False
     data: DataRates = NO_DATA_RATES
+    kept: Mapping[Address, int] = field(default_factory=dict)
 
     @property
     def min_profit_raw(self) -> int:
@@ -103,6 +105,14 @@ class PlanContext:
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
+
+
+def measured(ctx: PlanContext, seize_token: Token) -> PlanContext:
+    """The context with what profit is measured in where that token is seized: the token itself where it is kept."""
+    price_usd_e8 = ctx.kept.get(seize_token.address)
+    if price_usd_e8 is None:
+        return ctx
+    return replace(ctx, profit_token=seize_token, profit_usd_e8=price_usd_e8)
 
 
 # --- an option and an amount of it -----------------------------------------------------------------------------------

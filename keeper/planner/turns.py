@@ -61,9 +61,7 @@ class Turns:
 
     def best_first(self, plans: Iterable[Plan]) -> list[Plan]:
         """By what they net, those last turned down at the end."""
-        return sorted(
-            plans, key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw)
-        )
+        return sorted(plans, key=lambda one: (one.key in self._turned_down, -one.net_usd_e8))
 
     def turned_down(self, plan: Plan, *, futile: bool) -> None:
         """A plan was tried and is not sent.

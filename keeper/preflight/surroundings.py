@@ -66,6 +66,8 @@ def _configured_addresses(settings: Settings) -> Iterable[tuple[str, Address]]:
     yield "chain.wrapped_native", settings.chain.wrapped_native
     yield "profit.token", settings.profit.token
     yield "profit.native_usd_feed", settings.profit.native_usd_feed
+    for index, token in enumerate(settings.profit.keep):
+        yield f"profit.keep[{index}]", token
     if settings.flash.morpho is not None:
         yield "flash.morpho", settings.flash.morpho
     for index, pool in enumerate(settings.flash.uniswap_v3_pools):

@@ -134,7 +134,7 @@ def _weigh(bench: Bench, answer: Plan | Refusal) -> Plan | Refusal:
         yield from ()
         return answer
 
-    weighing = bench.breakers.weighing(planned(), "aave", USDC.address)
+    weighing = bench.breakers.weighing(planned(), "aave", {USDC.address})
     try:
         next(weighing)
     except StopIteration as end:

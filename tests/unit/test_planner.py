@@ -434,6 +434,36 @@ def test_a_plans_bytes_are_in_its_cost_and_floor() -> None:
     assert isinstance(refusal, Refusal) and refusal.reason == "unprofitable"
 
 
+def test_a_kept_token_is_not_sold() -> None:
+    """What repays the loan is bought with it and the rest stays: profit, minimum and cost are in units of it."""
+    venue = _Venue(_everywhere(10**8))
+    ctx = _context(venue, kept={WETH.address: PRICES[WETH.address]})
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan) and answer.profit_token == WETH
+    [leg], [quote] = answer.legs, answer.quotes
+    assert leg.exact_out and quote.amount_out_raw == answer.outcome.repay_raw * 10_005 // 10_000
+    assert answer.expected_profit_raw == answer.outcome.seize_raw - quote.amount_in_raw
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    assert answer.gas_cost_raw == answer.gas_cost_wei  # the native coin's own price
+    assert answer.min_profit_raw >= answer.gas_cost_raw + 5 * 10**18 // 2_000
+    assert answer.profit_price_usd_e8 == PRICES[WETH.address]
+    [way] = answer.weighed
+    assert way.profit_token == WETH and way.swaps == "buy USDC with WETH"
+
+
+@pytest.mark.parametrize("kept_usd", [20_000, 80_000])
+def test_profits_in_different_tokens_compare_in_dollars(kept_usd: int) -> None:
+    """However many units of a kept token a profit is: the option that is worth more wins, and all ways are told."""
+    venue = _Venue(_everywhere(10**9))
+    ctx = _context(venue, kept={WETH.address: PRICES[WETH.address]})
+    options = [_option(USDC, DAI, 40_000), _option(USDC, WETH, kept_usd)]
+    answer, _ = drive(plan(HEALTH, options, ctx))
+    assert isinstance(answer, Plan)
+    assert answer.profit_token == (WETH if kept_usd > 40_000 else USDC)
+    assert {way.profit_token for way in answer.weighed} == {WETH, USDC}
+    assert answer.weighed[0].profit_token == answer.profit_token
+
+
 def test_the_sample_plans_differ_by_one_leg() -> None:
     """Bytes are priced by calldata that decodes as a plan's: the second has one leg more and nothing else."""
     execute_of = abi.load("Liquidator").function("execute")
