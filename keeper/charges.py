@@ -5,8 +5,8 @@ gas beside what execution takes (`NodeInterface.gasEstimateL1Component`, for whi
 can call it). Only this module knows which chain it is: a `DataFee` has both parts, and where bytes cost nothing both
 are zero. What the chain's contract does not answer is refused; no fee is ever guessed.
 
-Rollups move their base fees by rules of their own, which no header tells: there the next one is taken to be an eighth
-above the head's, as much as the dearest of these rules allows within a block.
+Rollups move their base fees by rules of their own, which headers do not tell: there the next one is taken to be an
+eighth above the head's, more than the large ones' rules move it within a block.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from keeper import abi
 from keeper.abi.rlp import rlp, rlp_list
 from keeper.chain.client import Chain
 from keeper.chain.simulation import SimCall, SimResult
+from keeper.data_fee import NO_DATA_FEE, DataFee, DataFeeKind
 from keeper.errors import AdapterError
 from keeper.seams import each
-from keeper.types import Address, Call, DataFee, DataFeeKind, Gas, Head, Refusal, Result, Reverted, Wei
+from keeper.types import Address, Call, Gas, Head, Refusal, Result, Reverted, Wei
 
 GAS_PRICE_ORACLE: Final = abi.address("0x420000000000000000000000000000000000000F")
 NODE_INTERFACE: Final = abi.address("0x00000000000000000000000000000000000000C8")
@@ -80,7 +81,7 @@ class Charges:
                     _in_gas(answer) for answer in await asyncio.gather(*(self._ask(c, head) for c in calls))
                 ]
             case _:
-                return [DataFee()] * len(calldatas)
+                return [NO_DATA_FEE] * len(calldatas)
 
     async def simulate(
         self, calldatas: Sequence[bytes], gas: Gas, head: Head, next_timestamp_s: int

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from keeper import abi
+from keeper.data_fee import DataFeeKind
 from keeper.errors import ConfigError
 from keeper.log import secrets
 from keeper.reading import Document, Key, dotted, rewrite_table, shown
@@ -39,7 +40,7 @@ from keeper.signer import (
     signer_secrets,
 )
 from keeper.thresholds import Breakers, Limits, Section, Usd, scaled
-from keeper.types import Address, DataFeeKind
+from keeper.types import Address
 
 PRIVATE_KEY: Final = "KEEPER_PRIVATE_KEY"
 DEPLOYER_KEY: Final = "KEEPER_DEPLOYER_KEY"
@@ -74,9 +75,7 @@ class Chain(Section):
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
     )
     wrapped_native: Address = Field(description="The chain's wrapped native token (WETH).")
-    data_fee: DataFeeKind = Field(
-        "none", description="How a rollup charges for a transaction's bytes: op-stack, arbitrum, or none."
-    )
+    data_fee: DataFeeKind = Field("none", description="Whose way of charging for bytes the chain has.")
 
     @field_validator("rpc_urls")
     @classmethod
@@ -110,10 +109,7 @@ class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
     token: Address = Field(description="The token profit is measured and kept in.")
-    keep: tuple[Address, ...] = Field(
-        (),
-        description="Seized tokens that go to the treasury as they are: of them only what repays the loan is sold.",
-    )
+    keep: tuple[Address, ...] = Field((), description="Seized tokens kept but for what repays the loan.")
     min_profit_usd: Usd = Field(Decimal(5), description="Least net profit of a liquidation, in USD.")
     max_slippage_bps: int = Field(
         100, ge=0, le=1000, description="Most a swap may lose against the quote, in basis points."
@@ -123,10 +119,8 @@ class Profit(Section):
     @field_validator("keep")
     @classmethod
     def _others(cls, keep: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
-        if info.data.get("token") in keep:
-            raise ValueError("profit.token is kept anyway; list other tokens.")
-        if len(set(keep)) != len(keep):
-            raise ValueError("a token is listed twice; list each once.")
+        if len({info.data.get("token"), *keep}) != len(keep) + 1:
+            raise ValueError("a token is listed twice, or is profit.token, which is kept anyway.")
         return keep
 
     @property

@@ -82,7 +82,8 @@ async def try_stacked(
                 next_base_fee_wei=charges.next_base_fee(head),
                 gas_used=result.gas_used,
                 profit_raw=profit_raw,
-                data_fee=fee,
+                data_fee_wei=fee.wei,
+                data_gas=fee.gas,
             )
         )
     return trials
@@ -144,8 +145,8 @@ def describe(
         "later_raw": plan.later_raw,
         "gas_estimate": plan.gas_estimate,
         "tried_gas": trial.gas_used,
-        "data_fee_wei": trial.data_fee.wei,
-        "data_gas": trial.data_fee.gas,
+        "data_fee_wei": trial.data_fee_wei,
+        "data_gas": trial.data_gas,
         "gas_cost_raw": plan.gas_cost_raw,
         "next_base_fee_wei": trial.next_base_fee_wei,
         "global_epoch": trial.global_epoch,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, NewType
+from typing import Any, NamedTuple, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,49 +105,6 @@ class BlockTime:
     hash: Hash
     timestamp_s: int
 
-
-# How a chain charges for a transaction's bytes beside its execution; see `keeper.charges`.
-DataFeeKind = Literal["none", "op-stack", "arbitrum"]
-
-
-@dataclass(frozen=True, slots=True)
-class DataFee:
-    """What a transaction's bytes cost beside its execution: wei, or gas more; neither where a chain charges nothing."""
-
-    wei: Wei = NO_WEI
-    gas: Gas = NO_GAS
-
-    @property
-    def worst_wei(self) -> Wei:
-        """The most those wei can become while a transaction is waited for.
-
-        That is three blocks of the chain that takes the bytes, each at most an eighth dearer than the one before.
-        """
-        return Wei(-(-self.wei * 9**3 // 8**3))
-
-
-NO_DATA_FEE = DataFee()
-
-
-@dataclass(frozen=True, slots=True)
-class DataRates:
-    """About what a plan's bytes cost before they are known: those of any plan, and those of each leg more."""
-
-    plan: DataFee = NO_DATA_FEE
-    leg: DataFee = NO_DATA_FEE
-
-    @classmethod
-    def by(cls, one: DataFee, two: DataFee) -> DataRates:
-        """From what plans of one leg and of two pay."""
-        leg = DataFee(Wei(max(0, two.wei - one.wei)), Gas(max(0, two.gas - one.gas)))
-        return cls(DataFee(Wei(one.wei - leg.wei), Gas(one.gas - leg.gas)), leg)
-
-    def of(self, legs: int) -> DataFee:
-        """Of a plan of so many legs."""
-        return DataFee(Wei(self.plan.wei + legs * self.leg.wei), Gas(self.plan.gas + legs * self.leg.gas))
-
-
-NO_DATA_RATES = DataRates()
 
 # --- positions -------------------------------------------------------------------------------------------------------
 
@@ -391,7 +348,7 @@ class Plan:
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
     the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
-    the ways there were, best first. Gas and costs contain `data_fee`, what its bytes should cost.
+    the ways there were, best first. Costs and gas contain what its bytes should: `data_fee_wei`, `data_gas`.
     """
 
     plan_id: Hash
@@ -415,18 +372,13 @@ class Plan:
     quotes: tuple[Quote, ...] = ()
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
-    data_fee: DataFee = NO_DATA_FEE
-
-    @property
-    def net_usd_e8(self) -> int:
-        """What it nets at once, for plans that measure it in different tokens."""
-        net_raw = self.expected_profit_raw - self.gas_cost_raw
-        return net_raw * self.profit_price_usd_e8 // 10**self.profit_token.decimals
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the exact calldata did in a simulated next block; `gas_used` contains the gas of `data_fee`."""
+    """What the exact calldata did in a simulated next block; its gas contains `data_gas`, which its bytes take."""
 
     plan_id: Hash
     calldata: bytes
@@ -437,7 +389,8 @@ class Trial:
     next_base_fee_wei: Wei
     gas_used: Gas
     profit_raw: int
-    data_fee: DataFee = NO_DATA_FEE
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
 
 
 @dataclass(frozen=True, slots=True)

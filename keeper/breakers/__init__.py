@@ -18,11 +18,12 @@ from keeper import abi
 from keeper.breakers import trips
 from keeper.breakers.latches import Budget, Latch, Moves
 from keeper.breakers.trips import Place, Trip, open_trips
+from keeper.data_fee import NO_DATA_FEE, DataFee
 from keeper.fixed import BPS, mul_div_down
 from keeper.guard import Spent
 from keeper.ledger import Ledger
 from keeper.seams import Reads
-from keeper.types import NO_DATA_FEE, Address, DataFee, Hash, Head, Option, Plan, PositionKey, Refusal
+from keeper.types import Address, Hash, Head, Option, Plan, PositionKey, Refusal
 
 __all__ = ["Breakers", "Terms"]
 

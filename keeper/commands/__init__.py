@@ -293,7 +293,7 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
         say("weigh", way.reason or "pays", {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
     profit = {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw}
     costs = {"gas_estimate": plan.gas_estimate, "gas_cost_wei": plan.gas_cost_wei}
-    data = {"data_fee_wei": plan.data_fee.wei, "data_gas": plan.data_fee.gas}
+    data = {"data_fee_wei": plan.data_fee_wei, "data_gas": plan.data_gas}
     say("plan", "planned", profit | {"gas_cost_raw": plan.gas_cost_raw} | costs | data)
     if not isinstance(view.pause, PauseState):
         return answer

@@ -16,10 +16,10 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from keeper.breakers import Breakers
-from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
 from keeper.charges import Charges
-from keeper.engine.head import Policy, StepReport, View
+from keeper.data_fee import NO_DATA_RATES
+from keeper.engine.head import Policy, StepReport, View, context_of, read_view
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
@@ -27,23 +27,18 @@ from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
-from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
+from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
 from keeper.ledger import Ledger
-from keeper.planner import PlanContext, encode_execute, plan, samples
+from keeper.planner import encode_execute, plan
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
-from keeper.prices import Price, read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
 from keeper.trial import Attempt, describe, try_stacked
 from keeper.types import (
-    NO_DATA_FEE,
     Address,
     BlockNumber,
-    BlockTime,
-    DataRates,
     Head,
     Health,
-    Option,
     Plan,
     Refusal,
     Trial,
@@ -56,6 +51,7 @@ T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
 _PLANNED_AT_ONCE: Final = 64
+_MANY_LEGS: Final = 2  # in whose bytes the operator's funds are counted
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
 
@@ -175,75 +171,40 @@ class Engine:
 
     async def look(self, head: Head) -> View:
         """Read pause, prices and every protocol's marks at `head`, in one round; the gate learns of a pause at once."""
-        at = BlockTime(head.number, head.hash, head.timestamp_s)
         adapters = self._watch.adapters
-        reads: list[Reads[Any]] = [
-            read_scopes(self._policy.pause_guard, list(adapters), at),
-            read_price(self._policy.native_feed, at),
-            read_price(self._policy.profit_feed, at),
-            funds_of(self._policy.operator),
-            *(read_price(feed, at) for feed in self._policy.kept_feeds.values()),
-            *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
-        ]
-        (pause, native, profit, funds_wei, *others), (one, two) = await asyncio.gather(
-            self._chain.read_all(reads, head.hash), self._charges.of(samples(), head)
-        )
-        if isinstance(pause, PauseState):
-            await self.reflexes.see(pause, head)
-        data = (
-            one if isinstance(one, Refusal) else two if isinstance(two, Refusal) else DataRates.by(one, two)
-        )
+        view, funds_wei = await read_view(self._chain, self._charges, self._policy, adapters, head)
+        if isinstance(view.pause, PauseState):
+            await self.reflexes.see(view.pause, head)
         market = self._market(head)
         dearest_wei = min(2 * market.base_fee_wei + market.tip(), self._policy.max_fee_wei)
-        self.breakers.funds(funds_wei, dearest_wei, NO_DATA_FEE if isinstance(two, Refusal) else two)
-        kept = dict(zip(self._policy.kept_feeds, others, strict=False))
-        marks = dict(zip(adapters, others[len(kept) :], strict=True))
-        return View(at, pause, native, profit, kept, data, marks)
+        data = NO_DATA_RATES if isinstance(view.data, Refusal) else view.data
+        self.breakers.funds(funds_wei, dearest_wei, data.of(_MANY_LEGS))
+        return view
 
     def plan(
         self, health: Health, view: View, head: Head, *, thorough: bool = False
     ) -> Reads[Plan | Refusal]:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
-        marks = view.marks[health.key.protocol]
-        if isinstance(view.native, Refusal):
-            return view.native
-        if isinstance(view.profit, Refusal):
-            return view.profit
-        if isinstance(view.data, Refusal):
-            return replace(view.data, stage="plan")
+        protocol = health.key.protocol
+        adapter, marks, stage = self._watch.adapters[protocol], view.marks[protocol], self.stage(protocol)
+        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources)
+        if isinstance(context, Refusal):
+            return context
         if isinstance(marks, Refusal):
             return marks
-        policy = self._policy
-        stage = self.stage(health.key.protocol)
-        adapter = self._watch.adapters[health.key.protocol]
-        options = [
-            _unless_unpriced(option, view)
-            for option in self.breakers.allowed(
-                adapter.options(self._watch.book.position(health.key), health, marks)
-            )
-        ]
-        most_usd_e8 = self.breakers.most_usd_e8(health.key.protocol, options)
-        context = PlanContext(
-            at=view.at,
-            adapter=adapter,
-            venues=self._venues,
-            flash_sources=self._flash_sources,
-            profit_token=policy.profit_token,
-            profit_usd_e8=view.profit.usd_e8,
-            native_usd_e8=view.native.usd_e8_up,
+        options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
+        options = view.priced(options)
+        most_usd_e8 = self.breakers.most_usd_e8(protocol, options)
+        context = replace(
+            context,
             gas_price_wei=self._market(head).price(),
-            max_fee_wei=policy.max_fee_wei,
-            min_profit_usd_e8=policy.min_profit_usd_e8,
-            max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
-            plan_gas=self._plan_gas.of(health.key.protocol),
+            plan_gas=self._plan_gas.of(protocol),
             thorough=thorough,
-            data=view.data,
-            kept={token: price.usd_e8 for token, price in view.kept.items() if isinstance(price, Price)},
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
-        measures = {policy.profit_token.address, *policy.kept_feeds}
-        return (yield from self.breakers.weighing(planned, health.key.protocol, measures))
+        measures = {self._policy.profit_token.address, *self._policy.kept_feeds}
+        return (yield from self.breakers.weighing(planned, protocol, measures))
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -477,9 +438,3 @@ class Engine:
         self._plan_gas.fade()
         if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
             self._tips_wei = await self._chain.suggested_tips()
-
-
-def _unless_unpriced(option: Option | Refusal, view: View) -> Option | Refusal:
-    """An option, or why what it seizes cannot be kept."""
-    price = view.kept.get(option.seize_token.address) if isinstance(option, Option) else None
-    return price if isinstance(price, Refusal) else option

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keeper.charges import next_base_fee
+from keeper.data_fee import DataFee
 from keeper.fixed import BPS, WAD, mul_div_up
 from keeper.guard import Fees
 from keeper.types import NO_WEI, Gas, Head, Plan, Refusal, Trial, Wei
@@ -101,7 +102,7 @@ class Market:
             max_fee_wei=ceiling_wei,
             tip_wei=min(ceiling_wei, tip_wei),
             gas_limit=Gas(trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT),
-            max_data_fee_wei=trial.data_fee.worst_wei,
+            max_data_fee_wei=DataFee(trial.data_fee_wei).worst_wei,
         )
 
     def cancellation(self, replaced: Offered, plan_fee_wei: Wei) -> Offered:
@@ -124,7 +125,7 @@ def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_
     scale = 10**plan.profit_token.decimals
     earned_raw = trial.profit_raw + plan.later_raw
     room_raw = max(0, earned_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
-    room_wei = room_raw * plan.profit_price_usd_e8 * WAD // (scale * native_usd_e8) - trial.data_fee.wei
+    room_wei = room_raw * plan.profit_price_usd_e8 * WAD // (scale * native_usd_e8) - trial.data_fee_wei
     return Wei(max(0, room_wei) // max(1, trial.gas_used))
 
 

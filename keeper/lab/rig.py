@@ -14,6 +14,7 @@ from typing import Final
 
 from keeper import assembly, config
 from keeper.abi import checksum
+from keeper.data_fee import DataFeeKind
 from keeper.deploy import deploy
 from keeper.installation import setup_calls
 from keeper.keys import DeployerKey
@@ -21,7 +22,7 @@ from keeper.lab.safe import execute
 from keeper.lab.solc import own_artifact
 from keeper.lab.world import Lab
 from keeper.multisig.safe import InnerCall
-from keeper.types import Address, DataFeeKind
+from keeper.types import Address
 
 CONTRACTS: Final = ("PauseGuard", "Liquidator")
 

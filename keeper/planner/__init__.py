@@ -38,7 +38,16 @@ from typing import Final
 from keeper import abi
 from keeper.fixed import BPS, mul_div_down
 from keeper.planner.routing import Candidate
-from keeper.planner.sizing import DeadEnd, PlanContext, borrowed_raw, funded, measured, read_loans, terms_of
+from keeper.planner.sizing import (
+    DeadEnd,
+    PlanContext,
+    borrowed_raw,
+    funded,
+    measured,
+    net_usd_e8,
+    read_loans,
+    terms_of,
+)
 from keeper.planner.weighing import Weighing
 from keeper.seams import Reads, together
 from keeper.types import ZERO_ADDRESS, Hash, Health, Option, Plan, Refusal, Token, tokens_of
@@ -80,8 +89,8 @@ def plan(health: Health, options: Sequence[Option | Refusal], ctx: PlanContext) 
 
 def _worth_usd_e8(plan: Plan) -> int:
     """What it nets, with what a later transaction brings."""
-    later_usd_e8: int = plan.later_raw * plan.profit_price_usd_e8 // 10**plan.profit_token.decimals
-    return plan.net_usd_e8 + later_usd_e8
+    scale = 10**plan.profit_token.decimals
+    return net_usd_e8(plan) + mul_div_down(plan.later_raw, plan.profit_price_usd_e8, scale)
 
 
 def _best_of(health: Health, options: Sequence[Option], ctx: PlanContext) -> Reads[Plan | Refusal]:
@@ -160,7 +169,8 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         health_factor_wad=health.health_factor_wad or 0,
         at=ctx.at,
         later_raw=size.later_raw,
-        data_fee=data_fee,
+        data_fee_wei=data_fee.wei,
+        data_gas=data_fee.gas,
     )
     who = "\0".join((option.key.protocol, option.key.market)).encode() + option.key.account
     content = ctx.at.hash + abi.keccak(who) + encode_execute(draft, 0, 0, 0)

@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from keeper.data_fee import NO_DATA_RATES, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
 from keeper.types import (
-    NO_DATA_RATES,
     ZERO_ADDRESS,
     Address,
     BlockTime,
-    DataRates,
     FlashQuote,
     Health,
     Option,
     Outcome,
+    Plan,
     ProtocolCall,
     Refusal,
     Token,
@@ -105,6 +105,12 @@ class PlanContext:
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
+
+
+def net_usd_e8(plan: Plan) -> int:
+    """What a plan nets at once, for plans that measure it in different tokens."""
+    net_raw = plan.expected_profit_raw - plan.gas_cost_raw
+    return mul_div_down(net_raw, plan.profit_price_usd_e8, 10**plan.profit_token.decimals)
 
 
 def measured(ctx: PlanContext, seize_token: Token) -> PlanContext:

@@ -14,6 +14,7 @@ from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
 from keeper.charges import Charges
 from keeper.config import Settings
+from keeper.data_fee import NO_DATA_FEE, DataFee
 from keeper.errors import AdapterError, SignerError
 from keeper.execution.funds import Bounds
 from keeper.installation import FEED_MAX_AGE_S
@@ -22,7 +23,7 @@ from keeper.preflight.findings import Findings, dollars, why_not
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import Adapter, Reads
 from keeper.store import sqlite_path
-from keeper.types import Address, BlockTime, Call, DataFee, Head, Reverted
+from keeper.types import Address, BlockTime, Call, Head, Reverted
 
 _ERC20: Final = abi.load("Erc20")
 
@@ -159,7 +160,7 @@ async def check_money(
     tip_wei, *_ = await chain.suggested_tips()
     price_wei = min(2 * charges.next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
     _, fee = await charges.of(samples(), head)
-    fee = fee if isinstance(fee, DataFee) else DataFee()  # a failed check already
+    fee = fee if isinstance(fee, DataFee) else NO_DATA_FEE  # a failed check already
     cost_wei = max(1, (_LIQUIDATION_GAS + fee.gas) * price_wei + fee.worst_wei)
     detail = (
         f"The operator {abi.checksum(operator)} holds {balance_wei} wei, enough for {balance_wei // cost_wei} "

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from keeper.charges import Charges, next_base_fee
-from keeper.fixed import WAD
+from keeper.data_fee import DataFee, DataFeeKind
+from keeper.fixed import WAD, convert_up
 from keeper.lab import rollups
 from keeper.lab.actors import account
 from keeper.lab.chainlink import set_price
@@ -17,7 +18,7 @@ from keeper.lab.judge import judge
 from keeper.lab.positions import PositionSpec, open_position
 from keeper.lab.rig import Terms
 from keeper.lab.world import Lab
-from keeper.types import DataFee, DataFeeKind, Gas, Hash, Refusal, Wei
+from keeper.types import Gas, Hash, Refusal, Wei
 from tests.e2e.line import Line, open_line
 from tests.front import Front
 
@@ -194,6 +195,21 @@ async def test_a_rollups_next_base_fee_is_never_taken_too_low(lab: Lab, tmp_path
             assert charges.next_base_fee(head) == 9 * GWEI + 2
         plain = Charges(line.parts.chain, "none", account(1), account(2))
         assert plain.next_base_fee(head) == next_base_fee(head) < head.base_fee_wei
+
+
+async def test_gas_is_priced_as_the_next_block_charges_it(lab: Lab, tmp_path: Path) -> None:
+    """What a plan was priced by is base fee and tip of the block that includes it, to the wei."""
+    async with fallen(lab, tmp_path, Terms()) as line:
+        await lab.node.mine_on_demand()
+        await line.step()
+        await lab.node.mine()
+        await line.steps()
+        [intent, *_], [settled, *_] = line.booked("intent"), line.booked("settled")
+        receipt = await line.parts.chain.receipt(Hash(bytes.fromhex(settled.body["tx"][2:])))
+        assert receipt is not None and receipt.block_number == int(intent.body["block"]) + 1
+        planned_wei = int(intent.body["gas_estimate"]) * receipt.effective_gas_price_wei
+        prices = int(intent.body["native_price_usd_e8"]), int(intent.body["profit_price_usd_e8"])
+        assert int(intent.body["gas_cost_raw"]) == convert_up(planned_wei, *prices, 18, 6)
 
 
 async def test_a_share_of_the_profit_goes_to_the_tip(lab: Lab, tmp_path: Path) -> None:

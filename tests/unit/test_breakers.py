@@ -15,6 +15,7 @@ from keeper import abi
 from keeper.breakers import Breakers, Terms
 from keeper.breakers.latches import Budget, Latch, Moves
 from keeper.breakers.trips import CLEARED, TAKEN_BACK, Place, clear, open_trips
+from keeper.data_fee import DataFee
 from keeper.errors import LedgerError
 from keeper.guard import STOPPED, Spent
 from keeper.ledger import Ledger
@@ -22,7 +23,6 @@ from keeper.store import Store
 from keeper.types import (
     Address,
     BlockNumber,
-    DataFee,
     Gas,
     Hash,
     Head,

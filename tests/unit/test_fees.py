@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keeper.charges import next_base_fee
 from keeper.execution.fees import Market, Offered, affordable_wei
 from keeper.guard import Fees
-from keeper.types import DataFee, Gas, Refusal, Wei
+from keeper.types import Gas, Refusal, Wei
 from tests.unit.test_guard import HEAD, PLAN, TRIAL
 
 GWEI = 10**9
@@ -91,7 +91,7 @@ def test_what_a_plan_can_afford_leaves_its_minimum(
 @given(st.integers(0, 10**20), st.integers(0, 10**17))
 def test_what_bytes_cost_is_paid_before_gas(profit_raw: int, data_wei: int) -> None:
     """The affordable price leaves the minimum after the data fee; one wei more per gas does not."""
-    tried = replace(TRIAL, profit_raw=profit_raw, data_fee=DataFee(Wei(data_wei)))
+    tried = replace(TRIAL, profit_raw=profit_raw, data_fee_wei=Wei(data_wei))
     affordable = affordable_wei(PLAN, tried, 10**8, 2_000 * 10**8)
     scale = 10**PLAN.profit_token.decimals
     room_wei = Fraction((profit_raw - scale) * 10**18, 2_000 * scale) - data_wei
@@ -100,7 +100,7 @@ def test_what_bytes_cost_is_paid_before_gas(profit_raw: int, data_wei: int) -> N
 
 def test_what_bytes_may_cost_is_in_the_worst_case() -> None:
     """Three blocks of the chain that takes them, each an eighth dearer than the one before."""
-    fees = MARKET.bid(replace(TRIAL, data_fee=DataFee(Wei(512))), PLENTY)
+    fees = MARKET.bid(replace(TRIAL, data_fee_wei=Wei(512)), PLENTY)
     assert isinstance(fees, Fees) and fees.max_data_fee_wei == 729
     assert fees.worst_case_wei == fees.max_fee_wei * fees.gas_limit + 729
 
@@ -120,7 +120,7 @@ def test_a_share_of_the_profit_is_added_to_the_tip(
 ) -> None:
     """The stated part of what is left at the rule's price; never past the operator's limit, never into the minimum."""
     minimum_usd_e8 = minimum * 10**8 // 10**PLAN.profit_token.decimals
-    tried = replace(TRIAL, profit_raw=earned, data_fee=DataFee(Wei(data_wei)))
+    tried = replace(TRIAL, profit_raw=earned, data_fee_wei=Wei(data_wei))
     worth, affordable = (affordable_wei(PLAN, tried, least, 2_000 * 10**8) for least in (0, minimum_usd_e8))
     market = replace(MARKET, share_bps=share)
     replaced = None if old is None else Offered(old, old)

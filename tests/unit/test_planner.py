@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keeper import abi
+from keeper.data_fee import DataFee, DataRates
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan, samples
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
@@ -22,8 +23,6 @@ from keeper.types import (
     BlockNumber,
     BlockTime,
     Call,
-    DataFee,
-    DataRates,
     FlashQuote,
     Gas,
     Hash,
