@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from keeper.abi import checksum
 from keeper.charges import Charges, next_base_fee
+from keeper.commands import explain
 from keeper.data_fee import DataFee, DataFeeKind
 from keeper.fixed import WAD, convert_up
 from keeper.lab import rollups
@@ -117,10 +119,18 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
 
         await oracle.send(lab.world.cast.deployer.address, "set", 50 * GWEI, 0)
         assert len((await judge(direct)).left) == 1
+        told = await explain(line.rig.config, checksum(BORROWER))
+        [stages] = [each["stages"] for each in told["protocols"] if each["protocol"] == "aave-3-6"]
+        told_wei = [
+            int(each["numbers"]["data_fee_wei"]) for each in stages if each["stage"] in ("plan", "trial")
+        ]
+        about_wei, exact_wei = told_wei
+        assert exact_wei * 7 // 10 < about_wei < exact_wei * 13 // 10
         report = await line.step()
         assert len(report.sent) == 1, report.refused
         [intent] = line.booked("intent")
         fee_wei = int(intent.body["data_fee_wei"])
+        assert abs(fee_wei - exact_wei) < exact_wei // 50  # of another block, with other numbers in it
         assert 300 * 16 * 50 * GWEI < fee_wei < 3_000 * 16 * 50 * GWEI
         fee_raw = fee_wei * int(intent.body["native_price_usd_e8"]) * 10**6 // 10**18 // 10**8
         assert free_raw > 100 * fee_raw
@@ -143,8 +153,15 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
 
 
 async def test_a_fee_in_gas_decides_and_is_in_the_limit(lab: Lab, tmp_path: Path) -> None:
-    """Arbitrum's gas for bytes is in the trial's gas, in the gas limit, in the price and in the minimum."""
-    async with fallen(lab, tmp_path, Terms(data_fee="arbitrum")) as line:
+    """Arbitrum's gas for bytes is in the trial's gas and so in limit, price and minimum; the receipt's is booked."""
+    front = Front(lab.anvil.url)
+
+    def answer(method: str, _params: list[Any], result: Any) -> Any:
+        charged = method == "eth_getTransactionReceipt" and result
+        return result | {"gasUsedForL1": hex(1_234)} if charged else result
+
+    front.answer = answer
+    async with front.serve(), fallen(lab, tmp_path, Terms(data_fee="arbitrum"), front) as line:
         interface = await rollups.arbitrum(lab.node, lab.world.cast, 1_000_000)
         assert numbers_of(line, await line.step())["reason"] in ("unprofitable", "gas_over_limit")
         await interface.send(lab.world.cast.deployer.address, "set", 200)
@@ -160,6 +177,7 @@ async def test_a_fee_in_gas_decides_and_is_in_the_limit(lab: Lab, tmp_path: Path
         [settled] = line.booked("settled")
         # anvil charges nothing for bytes: what it took is what the trial took without them
         assert int(settled.body["gas_used"]) == tried_gas - data_gas
+        assert (settled.body["data_gas"], settled.body["expected_data_gas"]) == (1_234, data_gas)
 
 
 async def test_gas_for_bytes_is_counted_once(lab: Lab, tmp_path: Path) -> None:

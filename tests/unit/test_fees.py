@@ -113,6 +113,7 @@ def test_what_bytes_may_cost_is_in_the_worst_case() -> None:
     urgency=st.integers(0, 3),
     old=st.none() | st.integers(0, 50 * GWEI).map(Wei),
 )
+@example(share=10_000, earned=10**8, minimum=5 * 10**7, data_wei=0, urgency=0, old=None)
 @example(share=5_000, earned=10**8, minimum=10**6, data_wei=0, urgency=0, old=None)
 @example(share=10_000, earned=10**8, minimum=10**7, data_wei=10**15, urgency=1, old=Wei(GWEI))
 def test_a_share_of_the_profit_is_added_to_the_tip(
