@@ -88,8 +88,8 @@ class Charges:
     ) -> list[tuple[SimResult, DataFee | Refusal]]:
         """Try transactions stacked in the block after `head`, each with what it pays for its bytes.
 
-        What it used counts the gas of its bytes once. Some nodes count that in what they simulate and others do not, so
-        a transfer of nothing goes first: whether it takes more than its 21,000 tells.
+        What it used counts the gas of its bytes once, if it succeeds. Some nodes count that in what they simulate and
+        others do not, so a transfer of nothing goes first: whether it takes more than its 21,000 tells.
         """
         calls = [SimCall(self._sender, self._to, data, gas) for data in calldatas]
         probes = [SimCall(self._sender, self._sender, b"", _LARGE_GAS)] if self._kind == "arbitrum" else []
@@ -99,7 +99,7 @@ class Charges:
         )
         counted = any(result.gas_used > _TRANSFER_GAS for result in results[: len(probes)])
         return [
-            (result if counted else _with_gas_of(result, fee), fee)
+            (result if counted or result.status != 1 else _with_gas_of(result, fee), fee)
             for result, fee in zip(results[len(probes) :], fees, strict=True)
         ]
 

@@ -75,7 +75,9 @@ class Chain(Section):
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
     )
     wrapped_native: Address = Field(description="The chain's wrapped native token (WETH).")
-    data_fee: DataFeeKind = Field("none", description="Whose way of charging for bytes the chain has.")
+    data_fee: DataFeeKind = Field(
+        "none", description="How a rollup charges for bytes; none: it is no rollup."
+    )
 
     @field_validator("rpc_urls")
     @classmethod
@@ -109,7 +111,9 @@ class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
     token: Address = Field(description="The token profit is measured and kept in.")
-    keep: tuple[Address, ...] = Field((), description="Seized tokens kept but for what repays the loan.")
+    keep: tuple[Address, ...] = Field(
+        (), description="Seized tokens to keep: only what repays the loan is sold."
+    )
     min_profit_usd: Usd = Field(Decimal(5), description="Least net profit of a liquidation, in USD.")
     max_slippage_bps: int = Field(
         100, ge=0, le=1000, description="Most a swap may lose against the quote, in basis points."

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Final
 
 from keeper import abi
@@ -129,6 +130,7 @@ def encode_execute(plan: Plan, global_epoch: int, protocol_epoch: int, last_bloc
     return _EXECUTE.encode(content)
 
 
+@cache
 def samples() -> tuple[bytes, bytes]:
     """Calldata like that of plans with one leg and with two: bytes are priced by it before a plan's own are known."""
     words = [abi.keccak(bytes([number])) for number in range(8)]
@@ -137,9 +139,10 @@ def samples() -> tuple[bytes, bytes]:
     calls = [(target, one, raw, b"".join(words)[:_CALL_BYTES], 0)]
     leg = (router, b"".join(words)[:_PATH_BYTES], False, raw, raw)
     ends = ([one, two], two, raw, 1, 1, 2**28)
-    return tuple(  # type: ignore[return-value]  # one for each number of legs
+    first, second = (
         _EXECUTE.encode((words[6], source, one, raw, calls, [leg] * legs, *ends)) for legs in (1, 2)
     )
+    return first, second
 
 
 def _plan_of(best: Candidate, health: Health) -> Plan:

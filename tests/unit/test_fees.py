@@ -136,6 +136,8 @@ def test_a_share_of_the_profit_is_added_to_the_tip(
     most = min(affordable, market.most_fee_wei)
     if replaced is None:
         assert fees.tip_wei == min(wanted, market.tip(urgency) + most - rule_wei)
+    else:
+        assert 8 * fees.tip_wei >= 9 * replaced.tip_wei and 8 * fees.max_fee_wei >= 9 * replaced.max_fee_wei
     assert fees.tip_wei >= plain.tip_wei and fees.gas_limit == plain.gas_limit
     paid = min(fees.max_fee_wei, BASE + fees.tip_wei)
     assert rule_wei <= paid <= fees.max_fee_wei <= most
