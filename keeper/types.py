@@ -25,6 +25,8 @@ Bps = NewType("Bps", int)
 Gas = NewType("Gas", int)
 BlockNumber = NewType("BlockNumber", int)
 
+NO_WEI = Wei(0)
+NO_GAS = Gas(0)
 ZERO_ADDRESS = Address(bytes(20))
 USD_E8 = 10**8  # a dollar
 GLOBAL_SCOPE = Hash(bytes(32))  # PauseGuard's scope for everything
@@ -337,11 +339,12 @@ class FlashQuote:
 class Weighed:
     """A way that a plan was weighed against, or its own, at the amount where it nets most.
 
-    `net_raw` is in the profit token; `reason` says why it could not be taken, None where it could.
+    `net_raw` is in `profit_token`; `reason` says why it could not be taken, None where it could.
     """
 
     repay_token: Token
     seize_token: Token
+    profit_token: Token
     lender: Address
     swaps: str
     repay_raw: int
@@ -357,8 +360,9 @@ class Plan:
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
     the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
-    the ways there were, best first. A `budgeted` one nets less than the configured minimum, because its account has bad
-    debt: the contract enforces that the treasury loses nothing, and gas beyond the profit is paid from a budget.
+    the ways there were, best first. Costs and gas contain what its bytes should: `data_fee_wei`, `data_gas`. A
+    `budgeted` one nets less than the configured minimum, because its account has bad debt: the contract enforces that
+    the treasury loses nothing, and gas beyond the profit is paid from a budget.
     """
 
     plan_id: Hash
@@ -383,11 +387,13 @@ class Plan:
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
     budgeted: bool = False
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the exact calldata did in a simulated next block."""
+    """What the exact calldata did in a simulated next block; its gas contains `data_gas`, which its bytes take."""
 
     plan_id: Hash
     calldata: bytes
@@ -398,6 +404,8 @@ class Trial:
     next_base_fee_wei: Wei
     gas_used: Gas
     profit_raw: int
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
 
 
 @dataclass(frozen=True, slots=True)

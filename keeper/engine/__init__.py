@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from keeper.breakers import Breakers
-from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
+from keeper.charges import Charges
+from keeper.data_fee import NO_DATA_RATES
 from keeper.engine.booking import Booking
-from keeper.engine.head import Policy, StepReport, View
+from keeper.engine.head import Policy, StepReport, View, context_of, read_view
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei
@@ -26,18 +28,16 @@ from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
-from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
+from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
 from keeper.ledger import Ledger
-from keeper.planner import PlanContext, encode_execute, plan
+from keeper.planner import encode_execute, plan
 from keeper.planner.sizing import PlanGas
 from keeper.planner.turns import Turns
-from keeper.prices import read_price
 from keeper.seams import FlashSource, Reads, Venue, readable, together, unreadable
-from keeper.trial import Attempt, Tolls, describe, next_base_fee, try_stacked
+from keeper.trial import Attempt, Tolls, describe, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
-    BlockTime,
     Head,
     Health,
     Log,
@@ -53,6 +53,7 @@ T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
 _PLANNED_AT_ONCE: Final = 64
+_MANY_LEGS: Final = 2  # in whose bytes the operator's funds are counted
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
 
@@ -64,6 +65,7 @@ class Engine:
         self,
         *,
         chain: Chain,
+        charges: Charges,
         watch: Watch,
         venues: Sequence[Venue],
         flash_sources: Sequence[FlashSource],
@@ -78,6 +80,7 @@ class Engine:
     ) -> None:
         self.reflexes: Final = reflexes
         self._chain = chain
+        self._charges = charges
         self._watch = watch
         self._venues = venues
         self._flash_sources = flash_sources
@@ -171,57 +174,41 @@ class Engine:
 
     async def look(self, head: Head) -> View:
         """Read pause, prices and every protocol's marks at `head`, in one round; the gate learns of a pause at once."""
-        at = BlockTime(head.number, head.hash, head.timestamp_s)
         adapters = self._watch.adapters
-        reads: list[Reads[Any]] = [
-            read_scopes(self._policy.pause_guard, list(adapters), at),
-            read_price(self._policy.native_feed, at),
-            read_price(self._policy.profit_feed, at),
-            funds_of(self._policy.operator),
-            *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
-        ]
-        pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
-        if isinstance(pause, PauseState):
-            await self.reflexes.see(pause, head)
-        dearest_wei = min(2 * next_base_fee(head) + self._tips_wei[0], self._policy.max_fee_wei)
-        self.breakers.funds(funds_wei, dearest_wei)
-        return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
+        view, funds_wei = await read_view(self._chain, self._charges, self._policy, adapters, head)
+        if isinstance(view.pause, PauseState):
+            await self.reflexes.see(view.pause, head)
+        market = self._market(head)
+        dearest_wei = min(2 * market.base_fee_wei + market.tip(), self._policy.max_fee_wei)
+        data = NO_DATA_RATES if isinstance(view.data, Refusal) else view.data
+        self.breakers.funds(funds_wei, dearest_wei, data.of(_MANY_LEGS))
+        return view
 
     def plan(
         self, health: Health, view: View, head: Head, *, thorough: bool = False
     ) -> Reads[Plan | Refusal]:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
-        marks = view.marks[health.key.protocol]
-        if isinstance(view.native, Refusal):
-            return view.native
-        if isinstance(view.profit, Refusal):
-            return view.profit
+        protocol = health.key.protocol
+        adapter, marks, stage = self._watch.adapters[protocol], view.marks[protocol], self.stage(protocol)
+        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources)
+        if isinstance(context, Refusal):
+            return context
         if isinstance(marks, Refusal):
             return marks
-        policy = self._policy
-        stage = self.stage(health.key.protocol)
-        adapter = self._watch.adapters[health.key.protocol]
         options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
-        most_usd_e8 = self.breakers.most_usd_e8(health.key.protocol, options)
-        context = PlanContext(
-            at=view.at,
-            adapter=adapter,
-            venues=self._venues,
-            flash_sources=self._flash_sources,
-            profit_token=policy.profit_token,
-            profit_usd_e8=view.profit.usd_e8,
-            native_usd_e8=view.native.usd_e8_up,
+        options = view.priced(options)
+        most_usd_e8 = self.breakers.most_usd_e8(protocol, options)
+        context = replace(
+            context,
             gas_price_wei=self._market(head).price(),
-            max_fee_wei=policy.max_fee_wei,
-            min_profit_usd_e8=policy.min_profit_usd_e8,
-            max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
-            plan_gas=self._plan_gas.of(health.key.protocol),
+            plan_gas=self._plan_gas.of(protocol),
             thorough=thorough,
             budget_usd_e8=self.budget_usd_e8(view) if health.bad_debt else None,
         )
         planned = plan(health, self._turns.untried(health.key, options), context)
-        return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
+        measures = {self._policy.profit_token.address, *self._policy.kept_feeds}
+        return (yield from self.breakers.weighing(planned, protocol, measures))
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -231,9 +218,7 @@ class Engine:
             epochs = (pause.global_scope.epoch, pause.scopes[scope_of(one.key.protocol)].epoch)
             attempts.append(Attempt(one, encode_execute(one, *epochs, last_block), *epochs, last_block))
         next_s = head.timestamp_s + self._block_time_s
-        return await try_stacked(
-            self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
-        )
+        return await try_stacked(self._charges, attempts, head, next_s, self._policy.liquidator)
 
     async def blame(self, plan: Plan, refusal: Refusal, head: Head) -> Refusal:
         """Why a plan is not sent, in the right words where its trial reverted for a token's sake."""
@@ -267,7 +252,8 @@ class Engine:
         """A tried plan in the ledger's words, and how it is limited where that is after a pause."""
         stage = self.stage(plan.key.protocol)
         limited = {"resume_cap_usd_e8": stage.cap_usd_e8, "canary": stage.canary} if stage else {}
-        return {**describe(plan, trial, view.native, view.profit, self._policy.version), **limited}
+        profit = view.price_of(plan.profit_token.address)
+        return {**describe(plan, trial, view.native, profit, self._policy.version), **limited}
 
     def _clear(
         self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
@@ -276,8 +262,9 @@ class Engine:
             return view.native
         native_usd_e8 = view.native.usd_e8_up
         affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        worth = affordable_wei(plan, trial, 0, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth)
         if isinstance(fees, Refusal):
             return fees
         now_s = self._wall_clock()
@@ -294,7 +281,9 @@ class Engine:
         }
 
     def _market(self, head: Head) -> Market:
-        return Market(head, self._tips_wei, self._policy.max_fee_wei)
+        policy = self._policy
+        rule = self._charges.next_base_fee
+        return Market(head, self._tips_wei, policy.max_fee_wei, rule, policy.priority_share_bps)
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""

@@ -241,6 +241,7 @@ class Flights:
                     gas_limit=attempt.gas_limit,
                     last_block=attempt.last_block,
                     at_s=attempt.signed_at_s,
+                    max_data_fee_wei=attempt.max_data_fee_wei,
                 )
                 body = {
                     "tx": attempt.hash,
@@ -248,6 +249,7 @@ class Flights:
                     "nonce": flight.nonce,
                     "max_fee_wei": attempt.max_fee_wei,
                     "gas_limit": attempt.gas_limit,
+                    "max_data_fee_wei": attempt.max_data_fee_wei,
                     "last_block": attempt.last_block,
                     **numbers,
                 }

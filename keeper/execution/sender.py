@@ -30,7 +30,6 @@ from keeper.guard.message import SignedPause
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
-from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
     BlockTime,
@@ -62,6 +61,7 @@ class Sender:
         rivals: Rivals,
         liquidator: Address,
         gate: Gate,
+        treasury: Address,
         funds: Funds,
         monotonic: Callable[[], float],
         way: Way | None = None,
@@ -71,7 +71,7 @@ class Sender:
         self._key = key
         self._flights = flights
         self._signing = Signing(key, flights, liquidator, monotonic)
-        self._settling = Settling(chain, flights, rivals, calldata_of)
+        self._settling = Settling(chain, flights, rivals, calldata_of, treasury)
         self._liquidator = liquidator
         self._gate = gate
         self._funds = funds
@@ -425,7 +425,7 @@ class Sender:
         if flight.plan is None or not (refused or waited):
             return None
         offered, urgency = _offered(flight), len(flight.transaction.attempts)
-        if not refused and offered.price(next_base_fee(market.head)) >= market.price(urgency):
+        if not refused and offered.price(market.base_fee_wei) >= market.price(urgency):
             return None
         return Stuck(flight.plan, offered, urgency, flight.transaction.worst_case_wei)
 

@@ -6,9 +6,10 @@ No market is asked here: what survives can pay for itself at oracle prices, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from keeper.data_fee import NO_DATA_RATES, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
 from keeper.types import (
@@ -19,6 +20,7 @@ from keeper.types import (
     Health,
     Option,
     Outcome,
+    Plan,
     ProtocolCall,
     Refusal,
     Token,
@@ -64,9 +66,10 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
-    venues for every route instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None
-    where nothing may be lost.
+    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `base_usd_e8`
+    prices the market's base currency, in which an `Option` states its prices. `thorough` asks venues for every route
+    instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None where nothing may be
+    lost.
     """
 
     at: BlockTime
@@ -84,6 +87,8 @@ class PlanContext:
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
     thorough: bool = False
+    data: DataRates = NO_DATA_RATES
+    kept: Mapping[Address, int] = field(default_factory=dict)
     budget_usd_e8: int | None = None
 
     @property
@@ -105,12 +110,31 @@ class PlanContext:
         """The configured minimum in the profit token, rounded up."""
         return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
-    def gas_raw(self, gas: int) -> int:
-        """What gas costs in the profit token, rounded up."""
-        cost_wei = gas * self.gas_price_wei
+    def cost_wei(self, gas: int, legs: int) -> Wei:
+        """What a plan of so many legs costs whose execution takes that gas, with its bytes."""
+        data = self.data.of(legs)
+        return Wei((gas + data.gas) * self.gas_price_wei + data.wei)
+
+    def gas_raw(self, gas: int, legs: int = 0) -> int:
+        """The same in the profit token, rounded up."""
+        cost_wei = self.cost_wei(gas, legs)
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
+
+
+def net_usd_e8(plan: Plan) -> int:
+    """What a plan nets at once, for plans that measure it in different tokens."""
+    net_raw = plan.expected_profit_raw - plan.gas_cost_raw
+    return mul_div_down(net_raw, plan.profit_price_usd_e8, 10**plan.profit_token.decimals)
+
+
+def measured(ctx: PlanContext, seize_token: Token) -> PlanContext:
+    """The context with what profit is measured in where that token is seized: the token itself where it is kept."""
+    price_usd_e8 = ctx.kept.get(seize_token.address)
+    if price_usd_e8 is None:
+        return ctx
+    return replace(ctx, profit_token=seize_token, profit_usd_e8=price_usd_e8)
 
 
 # --- an option and an amount of it -----------------------------------------------------------------------------------
@@ -161,9 +185,10 @@ class Terms:
         due_usd_e8 = self.usd_e8_down(self.option.seize_token.address, outcome.later_raw)
         return -self.profit_raw_up(-due_usd_e8) - self.ctx.gas_raw(self.ctx.plan_gas)
 
-    def gas_in(self, token: Address, gas: int) -> int:
-        """What gas costs in units of a token, rounded up."""
-        cost_wei = gas * self.ctx.gas_price_wei
+    def leg_in(self, token: Address, gas: int) -> int:
+        """What a leg that takes that gas costs in units of a token, with its bytes; rounded up."""
+        data = self.ctx.data.leg
+        cost_wei = (gas + data.gas) * self.ctx.gas_price_wei + data.wei
         native = self.ctx.native_usd_e8 * self.price_scale
         return convert_up(cost_wei, native, self.prices[token], _NATIVE_DECIMALS, self.decimals[token])
 
