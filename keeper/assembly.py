@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from keeper import abi
 from keeper.breakers import Breakers, Terms
 from keeper.chain.client import Chain
+from keeper.charges import Charges, stop_gas
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine
 from keeper.engine.head import Policy
@@ -139,6 +140,7 @@ def operator_key(configured: Settings, wall_clock: Callable[[], float] = time.ti
         max_fee_wei=given.max_fee_wei,
         max_gas_limit=given.max_gas_limit,
         max_gas_spend_wei_per_hour=given.max_gas_spend_wei_per_hour,
+        stop_gas=stop_gas(configured.chain.data_fee),
     )
     return OperatorKey(signer, bounds, wall_clock)
 
@@ -216,6 +218,7 @@ async def engine(
             watch.liquidations,
             liquidator,
             gate,
+            contracts.treasury,
             Funds(parts.chain, operator.address, bounds(configured), ledger, wall_clock),
             time.monotonic,
             await _way(parts, flights),
@@ -226,6 +229,7 @@ async def engine(
     shared = _shared_contracts(parts, contracts)
     line = Engine(
         chain=parts.chain,
+        charges=Charges(parts.chain, configured.chain.data_fee, operator.address, liquidator),
         watch=watch,
         venues=parts.venues,
         flash_sources=parts.flash_sources,
@@ -269,43 +273,24 @@ async def _way(parts: Parts, flights: Flights) -> Way | None:
 
 
 async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Policy:
-    """What the line works by; the profit token's feed is the one the Safe gave the Liquidator."""
+    """What the line works by; feeds of what profit is measured in are those the Safe gave the Liquidator."""
     configured = parts.settings
-    head = await parts.chain.head()
-    token = configured.profit.token
-    liquidator = contracts.liquidator
     decisive = decisive_settings(configured)
-    erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
-    calls = [
-        erc20.function("decimals").call(token),
-        erc20.function("symbol").call(token),
-        interface.function("feedOf").call(liquidator, token),
-    ]
-    decimals_data, symbol_data, feed_data = await parts.chain.read(each(calls), head.hash)
-    if isinstance(decimals_data, Reverted) or not decimals_data:
-        raise ConfigError(
-            f"profit.token {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml."
-        )
-    if isinstance(feed_data, Reverted) or not feed_data:
-        raise ConfigError(
-            f"contracts.liquidator {abi.checksum(liquidator)} is not a Liquidator; run `keeper deploy` or correct it."
-        )
-    feed, max_age_s, _, _ = interface.function("feedOf").one(feed_data)
-    if not any(feed):
-        raise ConfigError(
-            f"The Liquidator has no feed for profit.token {abi.checksum(token)}; the Safe must call setFeed for it."
-        )
-    symbol = "" if isinstance(symbol_data, Reverted) else erc20.function("symbol").one(symbol_data)
+    liquidator, keep = contracts.liquidator, configured.profit.keep
+    token, feed = await _measure(parts.chain, liquidator, "profit.token", configured.profit.token)
+    kept = [await _measure(parts.chain, liquidator, "profit.keep", one) for one in keep]
     return Policy(
         pause_guard=contracts.pause_guard,
         liquidator=liquidator,
         operator=operator,
-        profit_token=Token(token, symbol, erc20.function("decimals").one(decimals_data)),
-        profit_feed=Feed("profit_token", Address(feed), max_age_s),
+        profit_token=token,
+        profit_feed=feed,
+        kept_feeds={one.address: its_feed for one, its_feed in kept},
         native_feed=Feed("native_usd_feed", configured.profit.native_usd_feed, _NATIVE_FEED_MAX_AGE_S),
         min_profit_usd_e8=configured.profit.min_profit_usd_e8,
         max_slippage_bps=configured.profit.max_slippage_bps,
         max_fee_wei=configured.limits.max_fee_wei,
+        priority_share_bps=configured.send.priority_share_bps,
         max_repay_usd_e8=configured.limits.max_repay_usd_e8,
         max_accounts=configured.limits.max_accounts,
         decisive=decisive,
@@ -313,17 +298,45 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
     )
 
 
+async def _measure(chain: Chain, liquidator: Address, key: str, token: Address) -> tuple[Token, Feed]:
+    """A token that profit is measured in, and its feed. Raises `ConfigError` where it cannot be."""
+    head = await chain.head()
+    erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
+    calls = [
+        erc20.function("decimals").call(token),
+        erc20.function("symbol").call(token),
+        interface.function("feedOf").call(liquidator, token),
+    ]
+    decimals_data, symbol_data, feed_data = await chain.read(each(calls), head.hash)
+    if isinstance(decimals_data, Reverted) or not decimals_data:
+        raise ConfigError(f"{key} {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml.")
+    if isinstance(feed_data, Reverted) or not feed_data:
+        raise ConfigError(
+            f"contracts.liquidator {abi.checksum(liquidator)} is not a Liquidator; run `keeper deploy` or correct it."
+        )
+    feed, max_age_s, _, _ = interface.function("feedOf").one(feed_data)
+    if not any(feed):
+        raise ConfigError(
+            f"The Liquidator has no feed for {key} {abi.checksum(token)}; the Safe must call setFeed for it."
+        )
+    symbol = "" if isinstance(symbol_data, Reverted) else erc20.function("symbol").one(symbol_data)
+    decimals = erc20.function("decimals").one(decimals_data)
+    return Token(token, symbol, decimals), Feed(key.replace(".", "_"), Address(feed), max_age_s)
+
+
 def decisive_settings(configured: Settings) -> dict[str, Any]:
     """The settings that decide what is liquidated and how, as plain JSON."""
     limits = configured.limits.model_dump()
     limits["deny_accounts"] = sorted(limits["deny_accounts"])
     sections = {
+        "chain": {"data_fee": configured.chain.data_fee},
         "limits": limits,
         "breakers": configured.breakers.model_dump(),
         "flash": configured.flash.model_dump(),
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
         "resume": configured.resume.model_dump(),
+        "send": {"priority_share_bps": configured.send.priority_share_bps},
         "venues": [model.model_dump() for model in configured.venues],
     }
     settings: dict[str, Any] = plain(sections, "settings")

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from keeper import abi
+from keeper.data_fee import DataFeeKind
 from keeper.errors import ConfigError
 from keeper.log import secrets
 from keeper.reading import Document, Key, dotted, rewrite_table, shown
@@ -74,6 +75,9 @@ class Chain(Section):
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
     )
     wrapped_native: Address = Field(description="The chain's wrapped native token (WETH).")
+    data_fee: DataFeeKind = Field(
+        "none", description="How a rollup charges for bytes; none: it is no rollup."
+    )
 
     @field_validator("rpc_urls")
     @classmethod
@@ -107,11 +111,21 @@ class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
     token: Address = Field(description="The token profit is measured and kept in.")
+    keep: tuple[Address, ...] = Field(
+        (), description="Seized tokens to keep: only what repays the loan is sold."
+    )
     min_profit_usd: Usd = Field(Decimal(5), description="Least net profit of a liquidation, in USD.")
     max_slippage_bps: int = Field(
         100, ge=0, le=1000, description="Most a swap may lose against the quote, in basis points."
     )
     native_usd_feed: Address = Field(description="Chainlink-style aggregator of the native token in USD.")
+
+    @field_validator("keep")
+    @classmethod
+    def _others(cls, keep: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        if len({info.data.get("token"), *keep}) != len(keep) + 1:
+            raise ValueError("a token is listed twice, or is profit.token, which is kept anyway.")
+        return keep
 
     @property
     def min_profit_usd_e8(self) -> int:
@@ -150,6 +164,9 @@ class Send(Section):
     fallback_after_blocks: int = Field(2, ge=1, le=100, description="After how many blocks it goes there.")
     refund_percent: int = Field(
         0, ge=0, le=99, description="Of a bundle's reward, asked back from builders for the operator."
+    )
+    priority_share_bps: int = Field(
+        0, ge=0, le=10_000, description="Of a liquidation's net profit, added to its tip, in basis points."
     )
 
     @field_validator("relays")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from keeper import abi
 from keeper.chain.client import Chain
 from keeper.chain.simulation import SimCall, SimResult
+from keeper.charges import Charges, next_base_fee
 from keeper.errors import AdapterError, ChainError
 from keeper.fixed import BPS, mul_div_up
 from keeper.prices import Price
@@ -32,7 +33,6 @@ from keeper.types import (
     SwapLeg,
     Token,
     Trial,
-    Wei,
     hex_of,
 )
 
@@ -47,8 +47,6 @@ _ALL_BUT: Final = 8
 # Over a call's own limit: what its callers keep back on the way, and what the Liquidator wants to see beyond it.
 _SPARE_PERCENT: Final = 125
 _SPARE_FLAT: Final = 30_000
-_ELASTICITY: Final = 2  # EIP-1559: the gas target is half the limit
-_CHANGE_DENOMINATOR: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +60,8 @@ class Attempt:
     last_block: BlockNumber
 
 
-def next_base_fee(head: Head) -> Wei:
-    """The base fee of the block after `head` (EIP-1559)."""
-    target = head.gas_limit // _ELASTICITY
-    base = head.base_fee_wei
-    if head.gas_used > target:
-        rise = base * (head.gas_used - target) // target // _CHANGE_DENOMINATOR
-        return Wei(base + max(rise, 1))
-    return Wei(base - base * (target - head.gas_used) // target // _CHANGE_DENOMINATOR)
-
-
 async def try_stacked(
-    chain: Chain,
-    attempts: Sequence[Attempt],
-    head: Head,
-    next_timestamp_s: int,
-    operator: Address,
-    liquidator: Address,
+    charges: Charges, attempts: Sequence[Attempt], head: Head, next_timestamp_s: int, liquidator: Address
 ) -> list[Trial | Refusal]:
     """Run the attempts one after another in a simulated next block; answers keep the order of `attempts`.
 
@@ -86,14 +69,15 @@ async def try_stacked(
     """
     if not attempts:
         return []
-    base_fee = next_base_fee(head)
-    calls = [SimCall(operator, liquidator, attempt.calldata, _TRIAL_GAS) for attempt in attempts]
-    results = await chain.simulate(calls, head, next_timestamp_s, base_fee)
+    tried = await charges.simulate([each.calldata for each in attempts], _TRIAL_GAS, head, next_timestamp_s)
     at = BlockTime(head.number, head.hash, head.timestamp_s)
     trials: list[Trial | Refusal] = []
-    for attempt, result in zip(attempts, results, strict=True):
+    for attempt, (result, fee) in zip(attempts, tried, strict=True):
         if result.status != 1:
             trials.append(_refused(result))
+            continue
+        if isinstance(fee, Refusal):
+            trials.append(fee)
             continue
         try:
             profit_raw = _EXECUTE.one(result.output)
@@ -109,9 +93,11 @@ async def try_stacked(
                 global_epoch=attempt.global_epoch,
                 protocol_epoch=attempt.protocol_epoch,
                 last_block=attempt.last_block,
-                next_base_fee_wei=base_fee,
-                gas_used=Gas(result.gas_used),
+                next_base_fee_wei=charges.next_base_fee(head),
+                gas_used=result.gas_used,
                 profit_raw=profit_raw,
+                data_fee_wei=fee.wei,
+                data_gas=fee.gas,
                 skipped=tuple(index for index, _ in skipped(attempt.plan.plan_id, result.logs)),
                 spare_gas=_spare_gas(attempt.plan),
             )
@@ -265,6 +251,8 @@ def describe(
         "later_raw": plan.later_raw,
         "gas_estimate": plan.gas_estimate,
         "tried_gas": trial.gas_used,
+        "data_fee_wei": trial.data_fee_wei,
+        "data_gas": trial.data_gas,
         "gas_cost_raw": plan.gas_cost_raw,
         "next_base_fee_wei": trial.next_base_fee_wei,
         "global_epoch": trial.global_epoch,

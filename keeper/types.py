@@ -2,14 +2,14 @@
 
 One line carries them: a `Head` refreshes the `Position`s it touched; each is assessed to a `Health`, planned into a
 `Plan`, tried into a `Trial`, cleared into a `Clearance` (minted in `keeper.guard`), sent as a `Submission`, settled by
-a `Settlement` and booked as an `Entry`. Any step may answer a `Refusal`.
+a `Settlement` and booked in the ledger. Any step may answer a `Refusal`.
 
 Integers wear their unit in the name; addresses and hashes are bytes and are checksummed only where people read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NewType
 
@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 Address = NewType("Address", bytes)  # 20 bytes
 Hash = NewType("Hash", bytes)  # 32 bytes
 Wei = NewType("Wei", int)
-Wad = NewType("Wad", int)
-Ray = NewType("Ray", int)
-Bps = NewType("Bps", int)
 Gas = NewType("Gas", int)
 BlockNumber = NewType("BlockNumber", int)
 
+NO_WEI = Wei(0)
+NO_GAS = Gas(0)
 ZERO_ADDRESS = Address(bytes(20))
 USD_E8 = 10**8  # a dollar
 GLOBAL_SCOPE = Hash(bytes(32))  # PauseGuard's scope for everything
@@ -247,8 +246,7 @@ class Option:
     call_gas: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What one of several accounts has in an outcome."""
 
     key: PositionKey
@@ -350,11 +348,12 @@ class FlashQuote:
 class Weighed:
     """A way that a plan was weighed against, or its own, at the amount where it nets most.
 
-    `net_raw` is in the profit token; `reason` says why it could not be taken, None where it could.
+    `net_raw` is in `profit_token`; `reason` says why it could not be taken, None where it could.
     """
 
     repay_token: Token
     seize_token: Token
+    profit_token: Token
     lender: Address
     swaps: str
     repay_raw: int
@@ -371,8 +370,9 @@ class Plan:
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
     the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
-    the ways there were, best first. A `budgeted` one nets less than the configured minimum, because its account has bad
-    debt: the contract enforces that the treasury loses nothing, and gas beyond the profit is paid from a budget.
+    the ways there were, best first. Costs and gas contain what its bytes should: `data_fee_wei`, `data_gas`. A
+    `budgeted` one nets less than the configured minimum, because its account has bad debt: the contract enforces that
+    the treasury loses nothing, and gas beyond the profit is paid from a budget.
     """
 
     plan_id: Hash
@@ -397,6 +397,8 @@ class Plan:
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
     budgeted: bool = False
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
 
     @property
     def keys(self) -> tuple[PositionKey, ...]:
@@ -406,7 +408,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the exact calldata did in a simulated next block.
+    """What the exact calldata did in a simulated next block; its gas contains `data_gas`, which its bytes take.
 
     `skipped` are the calls that failed of those that may, where the node tells; `spare_gas` is what must be left for
     such a call to be tried at all, beyond what it took.
@@ -421,21 +423,10 @@ class Trial:
     next_base_fee_wei: Wei
     gas_used: Gas
     profit_raw: int
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
     skipped: tuple[int, ...] = ()
-    spare_gas: Gas = Gas(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A signed transaction that was recorded and handed to the network."""
-
-    plan_id: Hash
-    nonce: int
-    transaction_hash: Hash
-    raw: bytes
-    last_block: BlockNumber
-    max_fee_wei: Wei
-    sent_s: float
+    spare_gas: Gas = NO_GAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,24 +443,6 @@ class Settlement:
     profit_raw: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the ledger: what happened, to which plan and account, with its numbers as canonical JSON types."""
-
-    seq: int
-    at_s: int
-    kind: str
-    plan_id: str
-    protocol: str
-    account: str
-    body: Mapping[str, Any]
-
-
 def hex_of(value: bytes) -> str:
     """0x-prefixed lower-case hex."""
     return "0x" + value.hex()
-
-
-def tokens_of(legs: Sequence[Address]) -> tuple[Address, ...]:
-    """Addresses in first-seen order without repeats."""
-    return tuple(dict.fromkeys(legs))

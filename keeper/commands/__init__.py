@@ -297,13 +297,13 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
     for way in plan.weighed:
         pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
         figures = {"repay_raw": way.repay_raw, "calls": way.calls, "legs": way.legs, "net_raw": way.net_raw}
+        pair["net_token"] = way.profit_token.symbol
         pays = "within_budget" if plan.budgeted else "pays"
         say("weigh", way.reason or pays, {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
-    say(
-        "plan",
-        "planned",
-        {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw},
-    )
+    profit = {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw}
+    costs = {"gas_estimate": plan.gas_estimate, "gas_cost_wei": plan.gas_cost_wei}
+    data = {"data_fee_wei": plan.data_fee_wei, "data_gas": plan.data_gas}
+    say("plan", "planned", profit | {"gas_cost_raw": plan.gas_cost_raw} | costs | data)
     if not isinstance(view.pause, PauseState):
         return answer
     [trial] = await engine.attempt([plan], view.pause, head)

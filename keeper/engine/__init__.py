@@ -15,10 +15,11 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from keeper.breakers import Breakers
-from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
+from keeper.charges import Charges
+from keeper.data_fee import NO_DATA_RATES
 from keeper.engine.booking import Booking
-from keeper.engine.head import Policy, StepReport, View
+from keeper.engine.head import Policy, StepReport, View, read_view
 from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
@@ -27,17 +28,15 @@ from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
-from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
+from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
-from keeper.prices import read_price
-from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
+from keeper.seams import FlashSource, Reads, Venue, unreadable
 from keeper.trial import Attempt, Tolls, describe, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
-    BlockTime,
     Head,
     Health,
     Log,
@@ -52,6 +51,7 @@ from keeper.watch import Watch
 T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
+_MANY_LEGS: Final = 2  # in whose bytes the operator's funds are counted
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
 _TENTHS: Final = 10
@@ -64,6 +64,7 @@ class Engine:
         self,
         *,
         chain: Chain,
+        charges: Charges,
         watch: Watch,
         venues: Sequence[Venue],
         flash_sources: Sequence[FlashSource],
@@ -78,6 +79,7 @@ class Engine:
     ) -> None:
         self.reflexes: Final = reflexes
         self._chain = chain
+        self._charges = charges
         self._watch = watch
         self._guard = guard
         self.breakers = breakers
@@ -172,20 +174,13 @@ class Engine:
 
     async def look(self, head: Head) -> View:
         """Read pause, prices and every protocol's marks at `head`, in one round; the gate learns of a pause at once."""
-        at = BlockTime(head.number, head.hash, head.timestamp_s)
         adapters = self._watch.adapters
-        reads: list[Reads[Any]] = [
-            read_scopes(self._policy.pause_guard, list(adapters), at),
-            read_price(self._policy.native_feed, at),
-            read_price(self._policy.profit_feed, at),
-            funds_of(self._policy.operator),
-            *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
-        ]
-        pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
-        if isinstance(pause, PauseState):
-            await self.reflexes.see(pause, head)
-        self.breakers.funds(funds_wei, self._market(head).ceiling())
-        return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
+        view, funds_wei = await read_view(self._chain, self._charges, self._policy, adapters, head)
+        if isinstance(view.pause, PauseState):
+            await self.reflexes.see(view.pause, head)
+        data = NO_DATA_RATES if isinstance(view.data, Refusal) else view.data
+        self.breakers.funds(funds_wei, self._market(head).ceiling(), data.of(_MANY_LEGS))
+        return view
 
     def plan(
         self, health: Health, view: View, head: Head, *, thorough: bool = False
@@ -201,9 +196,7 @@ class Engine:
             epochs = (pause.global_scope.epoch, pause.scopes[scope_of(one.key.protocol)].epoch)
             attempts.append(Attempt(one, encode_execute(one, *epochs, last_block), *epochs, last_block))
         next_s = head.timestamp_s + self._block_time_s
-        return await try_stacked(
-            self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
-        )
+        return await try_stacked(self._charges, attempts, head, next_s, self._policy.liquidator)
 
     async def blame(self, plan: Plan, refusal: Refusal, head: Head) -> Refusal:
         """Why a plan is not sent, in the right words where its trial reverted for a token's sake."""
@@ -235,7 +228,8 @@ class Engine:
         """A tried plan in the ledger's words, and how it is limited where that is after a pause."""
         stage = self.stage(plan.key.protocol)
         limited = {"resume_cap_usd_e8": stage.cap_usd_e8, "canary": stage.canary} if stage else {}
-        return {**describe(plan, trial, view.native, view.profit, self._policy.version), **limited}
+        profit = view.price_of(plan.profit_token.address)
+        return {**describe(plan, trial, view.native, profit, self._policy.version), **limited}
 
     def _clear(
         self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
@@ -244,8 +238,9 @@ class Engine:
             return view.native
         native_usd_e8 = view.native.usd_e8_up
         affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        worth = affordable_wei(plan, trial, 0, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth)
         if isinstance(fees, Refusal):
             return fees
         now_s = self._wall_clock()
@@ -262,7 +257,9 @@ class Engine:
         }
 
     def _market(self, head: Head) -> Market:
-        return Market(head, self._tips_wei, self._policy.max_fee_wei)
+        policy = self._policy
+        rule = self._charges.next_base_fee
+        return Market(head, self._tips_wei, policy.max_fee_wei, rule, policy.priority_share_bps)
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""
@@ -326,7 +323,7 @@ class Engine:
         cleared: list[Cleared] = []
         refused: list[tuple[Plan, Refusal]] = []
         untouched = True
-        for one, trial in max(ways, key=_nets_raw):
+        for one, trial in max(ways, key=_nets_usd_e8):
             late, untouched = not untouched, untouched and isinstance(trial, Refusal)
             old = replacing.get(one.plan_id)
             if late and not old and (behind := _behind(one, trial)):
@@ -416,13 +413,14 @@ class Engine:
             self._tips_wei = await self._chain.suggested_tips()
 
 
-def _nets_raw(way: Sequence[tuple[Plan, Trial | Refusal]]) -> int:
-    """What plans that were tried in this order net together, of what would be sent."""
-    return sum(
-        max(0, trial.profit_raw + one.later_raw - one.gas_cost_raw * trial.gas_used // one.gas_estimate)
+def _nets_usd_e8(way: Sequence[tuple[Plan, Trial | Refusal]]) -> int:
+    """What plans that were tried in this order net together, of what would be sent; each at the gas of its trial."""
+    nets = [
+        (one, trial.profit_raw + one.later_raw - one.gas_cost_raw * trial.gas_used // one.gas_estimate)
         for place, (one, trial) in enumerate(way)
         if isinstance(trial, Trial) and not (place and _behind(one, trial))
-    )
+    ]
+    return sum(max(0, raw) * one.profit_price_usd_e8 // 10**one.profit_token.decimals for one, raw in nets)
 
 
 def _behind(plan: Plan, trial: Trial | Refusal) -> Refusal | None:

@@ -10,7 +10,7 @@ import structlog
 
 from keeper.breakers import Breakers
 from keeper.chain.client import Chain
-from keeper.engine.head import Policy, StepReport, View
+from keeper.engine.head import Policy, StepReport, View, context_of
 from keeper.execution.fees import Market
 from keeper.guard import Guard, Spent
 from keeper.planner import PlanContext, plan
@@ -60,15 +60,14 @@ class Planning:
         protocol, marks = health.key.protocol, view.marks[health.key.protocol]
         if isinstance(marks, Refusal):
             return marks
-        options = self._options(health, marks)
+        options = self._options(health, view, marks)
         context = self._context(protocol, options, view, market)
         if isinstance(context, Refusal):
             return context
-        untried = self._turns.untried(health.key, options)
         budget_usd_e8 = self.budget_usd_e8(view) if health.bad_debt else None
         context = replace(context, thorough=thorough, budget_usd_e8=budget_usd_e8)
-        planned = plan(health, untried, context)
-        return (yield from self._breakers.weighing(planned, protocol, self._policy.profit_token.address))
+        planned = plan(health, self._turns.untried(health.key, options), context)
+        return (yield from self._weighing(planned, protocol))
 
     async def orders(
         self, wanted: Sequence[Health], view: View, market: Market, within_s: float, report: StepReport
@@ -125,7 +124,7 @@ class Planning:
             if isinstance(marks, Refusal) or self._guard.stage(name) is not None:
                 continue
             offers = [
-                Found(health, self._options(health, marks), answer)
+                Found(health, self._options(health, view, marks), answer)
                 for health, answer in found
                 if health.key.protocol == name and self._may_join(health.key)
             ]
@@ -134,10 +133,7 @@ class Planning:
                 continue
             for joint in await self._chain.read(joined(offers, context, room), market.head.hash):
                 planned = plan(joint.health, [joint.option], replace(context, adapter=joint))
-                token = self._policy.profit_token.address
-                answer = await self._chain.read(
-                    self._breakers.weighing(planned, name, token), market.head.hash
-                )
+                answer = await self._chain.read(self._weighing(planned, name), market.head.hash)
                 if isinstance(answer, Plan) and len(answer.keys) > 1:
                     shared.append(answer)
                     keys |= joint.keys
@@ -146,33 +142,27 @@ class Planning:
     def _may_join(self, key: PositionKey) -> bool:
         return self._turns.may_join(key) and not self._guard.denies(key.account)
 
-    def _options(self, health: Health, marks: Marks) -> list[Option | Refusal]:
+    def _options(self, health: Health, view: View, marks: Marks) -> list[Option | Refusal]:
         adapter = self._watch.adapters[health.key.protocol]
-        return self._breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
+        options = adapter.options(self._watch.book.position(health.key), health, marks)
+        return view.priced(self._breakers.allowed(options))
+
+    def _weighing(self, planned: Reads[Plan | Refusal], protocol: str) -> Reads[Plan | Refusal]:
+        measures = {self._policy.profit_token.address, *self._policy.kept_feeds}
+        return self._breakers.weighing(planned, protocol, measures)
 
     def _context(
         self, protocol: str, options: Sequence[Option | Refusal], view: View, market: Market
     ) -> PlanContext | Refusal:
         """What plans of these options are priced with."""
-        native, profit = view.native, view.profit
-        if isinstance(native, Refusal):
-            return native
-        if isinstance(profit, Refusal):
-            return profit
-        policy, stage = self._policy, self._guard.stage(protocol)
+        adapter, stage = self._watch.adapters[protocol], self._guard.stage(protocol)
+        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources)
+        if isinstance(context, Refusal):
+            return context
         most_usd_e8 = self._breakers.most_usd_e8(protocol, options)
-        return PlanContext(
-            at=view.at,
-            adapter=self._watch.adapters[protocol],
-            venues=self._venues,
-            flash_sources=self._flash_sources,
-            profit_token=policy.profit_token,
-            profit_usd_e8=profit.usd_e8,
-            native_usd_e8=native.usd_e8_up,
+        return replace(
+            context,
             gas_price_wei=market.price(),
-            max_fee_wei=policy.max_fee_wei,
-            min_profit_usd_e8=policy.min_profit_usd_e8,
-            max_slippage_bps=policy.max_slippage_bps,
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
             plan_gas=self.gas.of(protocol),
         )

@@ -27,6 +27,7 @@ from keeper.types import (
     BlockNumber,
     BlockTime,
     Hash,
+    Part,
     Plan,
     PositionKey,
     Refusal,
@@ -35,6 +36,19 @@ from keeper.types import (
 
 _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given to show up
 PAUSE_RELAY: Final = PositionKey("", "pause relay", ZERO_ADDRESS)  # what a relayed pause claims its nonce for
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A signed transaction that was recorded and handed to the network."""
+
+    plan_id: Hash
+    nonce: int
+    transaction_hash: Hash
+    raw: bytes
+    last_block: BlockNumber
+    max_fee_wei: Wei
+    sent_s: float
 
 
 @dataclass(slots=True)
@@ -247,6 +261,7 @@ class Flights:
                     gas_limit=attempt.gas_limit,
                     last_block=attempt.last_block,
                     at_s=attempt.signed_at_s,
+                    max_data_fee_wei=attempt.max_data_fee_wei,
                 )
                 body = {
                     "tx": attempt.hash,
@@ -254,6 +269,7 @@ class Flights:
                     "nonce": flight.nonce,
                     "max_fee_wei": attempt.max_fee_wei,
                     "gas_limit": attempt.gas_limit,
+                    "max_data_fee_wei": attempt.max_data_fee_wei,
                     "last_block": attempt.last_block,
                     **numbers,
                 }
@@ -288,6 +304,13 @@ class Flights:
         """Forget what is accounted for."""
         del self._flights[flight.plan_id]
         self.ended.add(flight.plan_id)
+
+    def intend(self, flight: Flight, body: Mapping[str, Any], others: Sequence[Part], at_s: int) -> None:
+        """Book a plan's intent, and for each account besides its own with whom it goes, and what is its part."""
+        self.note("intent", flight, body, at_s)
+        for part in others:
+            shares = {"repay_raw": part.repay_raw, "seize_raw": part.seize_raw}
+            self.note("joined", flight, {"with": flight.key.account, **shares}, at_s, part.key)
 
     def note(
         self,

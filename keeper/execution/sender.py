@@ -18,7 +18,7 @@ import structlog
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
-from keeper.execution.flights import Flight, Flights, Stuck
+from keeper.execution.flights import Flight, Flights, Stuck, Submission
 from keeper.execution.funds import Funds
 from keeper.execution.nonces import Nonces
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
@@ -30,7 +30,6 @@ from keeper.guard.message import SignedPause
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
-from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
     BlockTime,
@@ -40,7 +39,6 @@ from keeper.types import (
     PositionKey,
     Refusal,
     Settlement,
-    Submission,
     Wei,
 )
 
@@ -62,6 +60,7 @@ class Sender:
         rivals: Rivals,
         liquidator: Address,
         gate: Gate,
+        treasury: Address,
         funds: Funds,
         monotonic: Callable[[], float],
         way: Way | None = None,
@@ -71,7 +70,7 @@ class Sender:
         self._key = key
         self._flights = flights
         self._signing = Signing(key, flights, liquidator, monotonic)
-        self._settling = Settling(chain, flights, rivals, calldata_of)
+        self._settling = Settling(chain, flights, rivals, calldata_of, treasury)
         self._liquidator = liquidator
         self._gate = gate
         self._funds = funds
@@ -206,10 +205,7 @@ class Sender:
                 others, budgeted = plan.keys[1:], plan.budgeted
                 flight = Flight(transaction, head.number, head.number, plan, budgeted=budgeted, others=others)
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
-                self._flights.note("intent", flight, body | dict(one.numbers), at_s)
-                for part in plan.outcome.parts[1:]:
-                    shares = {"repay_raw": part.repay_raw, "seize_raw": part.seize_raw}
-                    self._flights.note("joined", flight, {"with": plan.key.account, **shares}, at_s, part.key)
+                self._flights.intend(flight, body | dict(one.numbers), plan.outcome.parts[1:], at_s)
                 flights.append(flight)
         return flights
 
@@ -429,7 +425,7 @@ class Sender:
         if flight.plan is None or not (refused or waited):
             return None
         offered, urgency = _offered(flight), len(flight.transaction.attempts)
-        if not refused and offered.price(next_base_fee(market.head)) >= market.price(urgency):
+        if not refused and offered.price(market.base_fee_wei) >= market.price(urgency):
             return None
         return Stuck(flight.plan, offered, urgency, flight.transaction.worst_case_wei)
 

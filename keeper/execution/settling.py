@@ -27,6 +27,8 @@ from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
+_TRANSFER: Final = abi.load("Erc20").event("Transfer")
+_WORD: Final = 32
 # How a plan fails whatever others do to the position: these are never a race.
 _UNRACED: Final = (
     *("PlanExpired", "ScopePaused", "EpochMismatch", "NotOperator", "StaleFeed", "FeedMissing"),
@@ -35,11 +37,20 @@ _UNRACED: Final = (
 
 
 class Settling:
-    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position."""
+    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position.
+
+    What comes to the `treasury` from the Liquidator is booked of every token.
+    """
 
     def __init__(
-        self, chain: Chain, flights: Flights, rivals: Rivals, calldata_of: Callable[[bytes], bytes]
+        self,
+        chain: Chain,
+        flights: Flights,
+        rivals: Rivals,
+        calldata_of: Callable[[bytes], bytes],
+        treasury: Address,
     ) -> None:
+        self._treasury = treasury
         self._chain = chain
         self._flights = flights
         self._rivals = rivals
@@ -142,10 +153,13 @@ class Settling:
             "gas_used": receipt.gas_used,
             "gas_cost_wei": settlement.gas_cost_wei,
             "gas_cost_usd_e8": gas_cost_usd_e8,
+            "data_fee_wei": receipt.l1_fee_wei,
+            "data_gas": receipt.l1_gas,
         }
         if liquidated:
             kind = "settled"
             body |= self._gain(flight, attempt, settlement.profit_raw)
+            body["received"] = self._received(flight, receipt)
         else:
             kind, why = await self._why(flight, attempt, receipt)
             body |= {"loss_usd_e8": gas_cost_usd_e8, **why}
@@ -237,6 +251,16 @@ class Settling:
             "what it was sent to is not our Liquidator."
         )
 
+    def _received(self, flight: Flight, receipt: Receipt) -> list[dict[str, Any]]:
+        """Every token that came to the treasury with it: profit, what swaps left over, and what was swept before."""
+        ends = (bytes(12) + self._liquidator(flight), bytes(12) + self._treasury)
+        sums: dict[Address, int] = {}
+        for log in receipt.logs:
+            # anybody may have made a token, and it may say anything
+            if log.topics == (_TRANSFER.topic, *ends) and len(log.data) == _WORD:
+                sums[log.address] = sums.get(log.address, 0) + int.from_bytes(log.data)
+        return [{"token": token, "raw": raw} for token, raw in sums.items()]
+
     def _gain(self, flight: Flight, attempt: Attempt, profit_raw: int) -> dict[str, Any]:
         """Realised beside expected, by what was booked before it was sent, which a restart can read again."""
         terms = self._terms(flight, attempt)
@@ -252,6 +276,8 @@ class Settling:
         return gain | {
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
             "expected_profit_raw": int(terms["expected_profit_raw"]),
+            "expected_data_fee_wei": int(terms.get("data_fee_wei", 0)),
+            "expected_data_gas": int(terms.get("data_gas", 0)),
         }
 
     def _liquidator(self, flight: Flight) -> Address:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from keeper.ledger import Ledger
-from keeper.types import Address, Gas, Wei
+from keeper.types import NO_WEI, Address, Gas, Wei
 
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
@@ -36,16 +36,20 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit."""
+    """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit.
+
+    `max_data_fee_wei` is the most that a chain may take for its bytes beside that.
+    """
 
     max_fee_wei: Wei
     tip_wei: Wei
     gas_limit: Gas
+    max_data_fee_wei: Wei = NO_WEI
 
     @property
     def worst_case_wei(self) -> int:
-        """The most its gas can cost."""
-        return self.max_fee_wei * self.gas_limit
+        """The most it can cost."""
+        return self.max_fee_wei * self.gas_limit + self.max_data_fee_wei
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 from keeper.fixed import BPS, mul_div_up
-from keeper.planner.sizing import PlanContext, Terms, terms_of
+from keeper.planner.sizing import PlanContext, Terms, measured, terms_of
 from keeper.seams import Reads, Taking, readable, together
 from keeper.types import Address, Health, Option, Outcome, Part, Plan, PositionKey, ProtocolCall, Refusal
 
@@ -105,7 +105,8 @@ def joined(found: Sequence[Found], ctx: PlanContext, room: Room) -> Reads[list[J
     joints: list[Joint] = []
     for _, group in groupby(chosen, key=lambda each: _kind(each[0])):
         members = list(group)
-        terms = terms_of(members[0][0], members[0][1].health, ctx)
+        first, one = members[0]
+        terms = terms_of(first, one.health, measured(ctx, first.seize_token))
         reads = [readable("plan", ctx.adapter.outcome(option, option.max_repay_raw)) for option, _ in members]
         outcomes = yield from together(reads)
         by_key = {one.health.key: one.health for _, one in members}

@@ -107,7 +107,7 @@ class Task:
     def worth(self, quote: Quote) -> int:
         """The same, less its gas: every leg must earn its own."""
         token = self.step.token_in if self.step.buy else self.step.token_out
-        return self.value(quote) - self.terms.gas_in(token, leg_gas(quote))
+        return self.value(quote) - self.terms.leg_in(token, leg_gas(quote))
 
 
 Divide = Callable[[Task], Reads[Parts]]
@@ -150,7 +150,7 @@ def divided(task: Task) -> Reads[Parts]:
     if (
         best
         and offers
-        and offers[0][1] * _CHUNKS - task.value(best[0][1]) <= task.terms.gas_in(token, _LEG_GAS)
+        and offers[0][1] * _CHUNKS - task.value(best[0][1]) <= task.terms.leg_in(token, _LEG_GAS)
     ):
         return best  # not even at the first chunk's price could a leg more be paid
     taken = yield from _greedy(task, offers[:_MOST_ROUTES], chunk_raw)

@@ -222,7 +222,7 @@ def attempt(
         gross_raw=gross_raw,
         assured_raw=0 if largest is not None else max(assured[profit], 0),
         gas=gas,
-        gas_cost_raw=ctx.gas_raw(gas),
+        gas_cost_raw=ctx.gas_raw(gas, size.pieces(len(legs))),
         excess_usd_e8=required_usd_e8 - terms.usd_e8_down(profit, gross_raw),
     )
 

@@ -6,9 +6,10 @@ No market is asked here: what survives can pay for itself at oracle prices, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from keeper.data_fee import NO_DATA_RATES, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import FlashSource, Reads, Taking, Venue, readable, together
 from keeper.types import (
@@ -20,11 +21,11 @@ from keeper.types import (
     Option,
     Outcome,
     Part,
+    Plan,
     ProtocolCall,
     Refusal,
     Token,
     Wei,
-    tokens_of,
 )
 
 # For everything but swaps where nobody says otherwise.
@@ -65,9 +66,10 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
-    venues for every route instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None
-    where nothing may be lost.
+    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `base_usd_e8`
+    prices the market's base currency, in which an `Option` states its prices. `thorough` asks venues for every route
+    instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None where nothing may be
+    lost.
     """
 
     at: BlockTime
@@ -85,6 +87,8 @@ class PlanContext:
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
     thorough: bool = False
+    data: DataRates = NO_DATA_RATES
+    kept: Mapping[Address, int] = field(default_factory=dict)
     budget_usd_e8: int | None = None
 
     @property
@@ -106,12 +110,31 @@ class PlanContext:
         """The configured minimum in the profit token, rounded up."""
         return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
-    def gas_raw(self, gas: int) -> int:
-        """What gas costs in the profit token, rounded up."""
-        cost_wei = gas * self.gas_price_wei
+    def cost_wei(self, gas: int, legs: int) -> Wei:
+        """What a plan of so many legs costs whose execution takes that gas, with its bytes."""
+        data = self.data.of(legs)
+        return Wei((gas + data.gas) * self.gas_price_wei + data.wei)
+
+    def gas_raw(self, gas: int, legs: int = 0) -> int:
+        """The same in the profit token, rounded up."""
+        cost_wei = self.cost_wei(gas, legs)
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
+
+
+def net_usd_e8(plan: Plan) -> int:
+    """What a plan nets at once, for plans that measure it in different tokens."""
+    net_raw = plan.expected_profit_raw - plan.gas_cost_raw
+    return mul_div_down(net_raw, plan.profit_price_usd_e8, 10**plan.profit_token.decimals)
+
+
+def measured(ctx: PlanContext, seize_token: Token) -> PlanContext:
+    """The context with what profit is measured in where that token is seized: the token itself where it is kept."""
+    price_usd_e8 = ctx.kept.get(seize_token.address)
+    if price_usd_e8 is None:
+        return ctx
+    return replace(ctx, profit_token=seize_token, profit_usd_e8=price_usd_e8)
 
 
 # --- an option and an amount of it -----------------------------------------------------------------------------------
@@ -162,9 +185,10 @@ class Terms:
         due_usd_e8 = self.usd_e8_down(self.option.seize_token.address, outcome.later_raw)
         return -self.profit_raw_up(-due_usd_e8) - self.ctx.gas_raw(self.ctx.plan_gas)
 
-    def gas_in(self, token: Address, gas: int) -> int:
-        """What gas costs in units of a token, rounded up."""
-        cost_wei = gas * self.ctx.gas_price_wei
+    def leg_in(self, token: Address, gas: int) -> int:
+        """What a leg that takes that gas costs in units of a token, with its bytes; rounded up."""
+        data = self.ctx.data.leg
+        cost_wei = (gas + data.gas) * self.ctx.gas_price_wei + data.wei
         native = self.ctx.native_usd_e8 * self.price_scale
         return convert_up(cost_wei, native, self.prices[token], _NATIVE_DECIMALS, self.decimals[token])
 
@@ -215,6 +239,10 @@ class Size:
         """What it takes besides its swaps."""
         return self.terms.ctx.plan_gas + self.terms.option.call_gas * (len(self.calls) - 1)
 
+    def pieces(self, legs: int) -> int:
+        """As many legs as its calldata is long as that of: every call after the first counts as one."""
+        return legs + len(self.calls) - 1
+
     @property
     def largest(self) -> Part | None:
         """Of several accounts the one that moves most: it may fail, and the others must still be sold and paid for."""
@@ -226,7 +254,7 @@ class Size:
         seized_usd_e8 = terms.usd_e8_up(option.seize_token.address, self.outcome.seize_raw)
         owed_usd_e8 = terms.usd_e8_down(option.repay_token.address, self.owed_raw)
         most_usd_e8 = mul_div_up(seized_usd_e8, BPS + premium_bps, BPS) - owed_usd_e8
-        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(self.gas)
+        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(self.gas, self.pieces(0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -293,7 +321,7 @@ def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
     most_raw = size.most_net_raw(_PREMIUM_BPS)
     if most_raw < ctx.least_net_raw:
         reason, budget = ctx.too_little
-        gas_raw = ctx.gas_raw(size.gas)
+        gas_raw = ctx.gas_raw(size.gas, size.pieces(0))
         numbers |= {
             "bound_raw": most_raw + gas_raw,
             "gas_cost_raw": gas_raw,
@@ -306,7 +334,7 @@ def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
 
 def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Address, list[FlashQuote]]]:
     """What every source lends of each token."""
-    asked = [(token, source) for token in tokens_of(tokens) for source in ctx.flash_sources]
+    asked = [(token, source) for token in dict.fromkeys(tokens) for source in ctx.flash_sources]
     answers = yield from together([readable("flash", source.flash(token, ctx.at)) for token, source in asked])
     loans: dict[Address, list[FlashQuote]] = {token: [] for token in tokens}
     for (token, _), answer in zip(asked, answers, strict=True):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from keeper.planner.sizing import net_usd_e8
 from keeper.types import Address, BlockNumber, Health, Option, Plan, PositionKey, Refusal
 
 # Heads between thorough looks at every route: of everybody, and of one who was left alone before.
@@ -64,9 +65,7 @@ class Turns:
 
     def best_first(self, plans: Iterable[Plan]) -> list[Plan]:
         """By what they net, those last turned down at the end."""
-        return sorted(
-            plans, key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw)
-        )
+        return sorted(plans, key=lambda one: (one.key in self._turned_down, -net_usd_e8(one)))
 
     def turned_down(self, plan: Plan, *, futile: bool) -> None:
         """A plan was tried and is not sent.

@@ -48,6 +48,7 @@ class Way:
         return Weighed(
             repay_token=option.repay_token,
             seize_token=option.seize_token,
+            profit_token=self.funded.terms.ctx.profit_token,
             lender=result.size.flash.source
             if isinstance(result, Candidate)
             else loan.source

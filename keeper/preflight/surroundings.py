@@ -12,15 +12,17 @@ from keeper import abi, auctions
 from keeper.breakers.trips import CLEARED, Trip
 from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
+from keeper.charges import Charges
 from keeper.config import Settings
+from keeper.data_fee import NO_DATA_FEE, DataFee
 from keeper.errors import AdapterError, SignerError
 from keeper.execution.funds import Bounds
 from keeper.installation import FEED_MAX_AGE_S
+from keeper.planner import samples
 from keeper.preflight.findings import Findings, dollars, why_not
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import Adapter, Reads
 from keeper.store import sqlite_path
-from keeper.trial import next_base_fee
 from keeper.types import Address, BlockTime, Call, Head, Reverted
 
 _ERC20: Final = abi.load("Erc20")
@@ -65,6 +67,8 @@ def _configured_addresses(settings: Settings) -> Iterable[tuple[str, Address]]:
     yield "chain.wrapped_native", settings.chain.wrapped_native
     yield "profit.token", settings.profit.token
     yield "profit.native_usd_feed", settings.profit.native_usd_feed
+    for index, token in enumerate(settings.profit.keep):
+        yield f"profit.keep[{index}]", token
     if settings.flash.morpho is not None:
         yield "flash.morpho", settings.flash.morpho
     for index, pool in enumerate(settings.flash.uniswap_v3_pools):
@@ -117,8 +121,30 @@ async def check_signer(found: Findings, ready: Callable[[], Awaitable[str]]) -> 
         found.bad("signer", str(error), "See that it runs, and correct [signer].")
 
 
+def charges_of(chain: Chain, settings: Settings, operator: Address) -> Charges:
+    """What the chain charges the operator, as configured; before `keeper deploy` as if the operator were called."""
+    to = settings.contracts.liquidator if settings.contracts else operator
+    return Charges(chain, settings.chain.data_fee, operator, to)
+
+
+async def check_charges(found: Findings, charges: Charges, head: Head) -> None:
+    """Whether the chain charges for bytes as is configured."""
+    fault = await charges.fault(head)
+    if fault is None:
+        found.good("data fee", "chain.data_fee is what the chain's own contracts say.")
+    else:
+        fix = "Correct chain.data_fee; without it no liquidation's cost would be true."
+        found.bad("data fee", fault, fix)
+
+
 async def check_money(
-    found: Findings, chain: Chain, settings: Settings, operator: Address, head: Head, at: BlockTime
+    found: Findings,
+    chain: Chain,
+    charges: Charges,
+    settings: Settings,
+    operator: Address,
+    head: Head,
+    at: BlockTime,
 ) -> None:
     """The profit token, the price of gas, and what the operator has to pay for it."""
     token = settings.profit.token
@@ -140,8 +166,10 @@ async def check_money(
 
     balance_wei = await chain.balance(operator)
     tip_wei, *_ = await chain.suggested_tips()
-    price_wei = min(2 * next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
-    cost_wei = max(1, _LIQUIDATION_GAS * price_wei)
+    price_wei = min(2 * charges.next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
+    _, fee = await charges.of(samples(), head)
+    fee = fee if isinstance(fee, DataFee) else NO_DATA_FEE  # a failed check already
+    cost_wei = max(1, (_LIQUIDATION_GAS + fee.gas) * price_wei + fee.worst_wei)
     detail = (
         f"The operator {abi.checksum(operator)} holds {balance_wei} wei, enough for {balance_wei // cost_wei} "
         f"liquidations of {_LIQUIDATION_GAS} gas at {price_wei} wei."

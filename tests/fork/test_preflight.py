@@ -140,6 +140,16 @@ async def test_another_chain_is_refused_on_opening(ready: Ready) -> None:
         await ready.checks(ready.changed("chain", id=1))
 
 
+async def test_a_chain_that_charges_otherwise_than_configured_is_refused(ready: Ready) -> None:
+    """Whether bytes cost something is asked of the chain, and the sentence names both words."""
+    checks = await ready.checks()
+    assert checks["data fee"].ok
+    checks = await ready.checks(ready.changed("chain", data_fee="arbitrum"))
+    assert failed(checks) == ["data fee"]
+    assert 'chain.data_fee is "arbitrum"' in checks["data fee"].detail
+    assert '"none"' in checks["data fee"].detail
+
+
 async def test_an_old_head_is_a_warning_with_both_numbers(ready: Ready) -> None:
     """A node that catches up is no reason not to start: the guard signs nothing meanwhile."""
     assert (await ready.checks(late_s=26))["head age"].ok

@@ -74,7 +74,7 @@ def _at(
     at = Hash(bytes([number]) * 32)
     head = Head(BlockNumber(number), at, Hash(bytes(32)), number, Wei(1), Gas(1), Gas(1))
     nothing = Refusal("plan", "no_price")
-    view = View(MARKS.at, nothing, nothing, nothing, {"aave": MARKS} if marks is None else marks)
+    view = View(MARKS.at, nothing, nothing, nothing, {}, nothing, {"aave": MARKS} if marks is None else marks)
     report = StepReport(head)
     if refused is not None:
         report.refuse(WHO, refused)

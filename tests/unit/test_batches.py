@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keeper.engine import _nets_raw
+from keeper.engine import _nets_usd_e8
 from keeper.planner import PlanContext, plan
 from keeper.planner.batches import Found, Joint, Room, joined
 from keeper.planner.turns import Turns
@@ -251,10 +251,11 @@ def test_a_plan_names_everybody_it_liquidates() -> None:
 
 def test_the_order_that_nets_more_is_sent() -> None:
     """By what trials measured, each at its own gas; what reverted, does not pay, or waits counts for nothing."""
-    one = replace(PLAN, expected_profit_raw=100, gas_cost_raw=30, gas_estimate=300)
+    one = replace(PLAN, expected_profit_raw=100, gas_cost_raw=30, gas_estimate=300, profit_price_usd_e8=10**8)
+    one = replace(one, profit_token=replace(one.profit_token, decimals=8))
     earned = replace(TRIAL, profit_raw=100, gas_used=Gas(200))
-    assert _nets_raw([(one, earned)]) == 80
-    assert _nets_raw([(one, earned), (one, replace(earned, profit_raw=90))]) == 150
-    assert _nets_raw([(one, earned), (one, replace(earned, profit_raw=89))]) == 80, "it had better wait"
-    assert _nets_raw([(one, replace(earned, profit_raw=89))]) == 69, "nobody was before it"
-    assert _nets_raw([(one, UNPROFITABLE), (one, replace(earned, gas_used=Gas(2_000)))]) == 0
+    assert _nets_usd_e8([(one, earned)]) == 80
+    assert _nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=90))]) == 150
+    assert _nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=89))]) == 80, "it had better wait"
+    assert _nets_usd_e8([(one, replace(earned, profit_raw=89))]) == 69, "nobody was before it"
+    assert _nets_usd_e8([(one, UNPROFITABLE), (one, replace(earned, gas_used=Gas(2_000)))]) == 0

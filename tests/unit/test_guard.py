@@ -148,6 +148,7 @@ def without(scope: Hash) -> PauseState:
         ("gas_over_limit", {"limits": replace(LIMITS, max_gas_limit=Gas(FEES.gas_limit - 1))}),
         ("gas_budget", {"spent": replace(NOTHING_SPENT, gas_wei_last_hour=10**17 - FEES.worst_case_wei + 1)}),
         ("gas_budget", {"spent": replace(NOTHING_SPENT, in_flight_wei=10**17 - FEES.worst_case_wei + 1)}),
+        ("gas_budget", {"fees": replace(FEES, max_data_fee_wei=Wei(10**17 - FEES.worst_case_wei + 1))}),
         ("loss_limit", {"spent": replace(NOTHING_SPENT, loss_usd_e8_last_day=50 * 10**8 + 1)}),
         ("reverts_in_a_row", {"spent": replace(NOTHING_SPENT, consecutive_reverts=3)}),
     ],

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keeper import abi
+from keeper.data_fee import DataFee, DataRates
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
-from keeper.planner import PlanContext, encode_execute, plan
+from keeper.planner import PlanContext, encode_execute, plan, samples
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
 from keeper.planner.search import PASSES, Rank, halves, peak
 from keeper.planner.sizing import PLAN_GAS, PlanGas, Size, funded, read_loans, size_of, terms_of
@@ -23,6 +24,7 @@ from keeper.types import (
     BlockTime,
     Call,
     FlashQuote,
+    Gas,
     Hash,
     Health,
     Option,
@@ -258,6 +260,10 @@ def _context(venue: _Venue, profit: Token = USDC, **changes: Any) -> PlanContext
     return replace(ctx, **changes)
 
 
+def _rates(plan_wei: int, leg_wei: int, plan_gas: int, leg_gas: int) -> DataRates:
+    return DataRates(DataFee(Wei(plan_wei), Gas(plan_gas)), DataFee(Wei(leg_wei), Gas(leg_gas)))
+
+
 # --- the Liquidator, as far as money goes ----------------------------------------------------------------------------
 
 
@@ -407,6 +413,62 @@ def test_a_plan_states_its_gas_and_floor() -> None:
     assert answer.gas_cost_raw + 5_000_000 <= answer.min_profit_raw < answer.expected_profit_raw
     assert answer.repay_usd_e8 == 100_000 * 10**8
     assert answer.profit_price_usd_e8 == 10**8 and answer.at == AT
+
+
+def test_a_plans_bytes_are_in_its_cost_and_floor() -> None:
+    """What a rollup takes for them, in wei or as gas, raises cost, gas and the enforced minimum, by plan and by leg."""
+    venue = _Venue(_everywhere(10**10))
+    ctx = _context(venue)
+    free, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    wei, _ = drive(plan(HEALTH, [_option(USDC, WETH)], replace(ctx, data=_rates(10**15, 10**14, 0, 0))))
+    gas, _ = drive(plan(HEALTH, [_option(USDC, WETH)], replace(ctx, data=_rates(0, 0, 9_000, 1_000))))
+    assert isinstance(free, Plan) and isinstance(wei, Plan) and isinstance(gas, Plan)
+    assert wei.gas_cost_wei == free.gas_cost_wei + 11 * 10**14 and wei.gas_estimate == free.gas_estimate
+    assert gas.gas_cost_wei == free.gas_cost_wei + 10_000 * ctx.gas_price_wei
+    assert gas.gas_estimate == free.gas_estimate + 10_000
+    for one in (wei, gas):
+        assert one.gas_cost_raw == convert_up(one.gas_cost_wei, 2000, 1, 18, 6)
+        assert one.min_profit_raw >= one.gas_cost_raw + 5_000_000
+    refusal, _ = drive(plan(HEALTH, [_option(USDC, WETH)], replace(ctx, data=_rates(10**19, 0, 0, 0))))
+    assert isinstance(refusal, Refusal) and refusal.reason == "unprofitable"
+
+
+def test_a_kept_token_is_not_sold() -> None:
+    """What repays the loan is bought with it and the rest stays: profit, minimum and cost are in units of it."""
+    venue = _Venue(_everywhere(10**8))
+    ctx = _context(venue, kept={WETH.address: PRICES[WETH.address]})
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan) and answer.profit_token == WETH
+    [leg], [quote] = answer.legs, answer.quotes
+    assert leg.exact_out and quote.amount_out_raw == answer.outcome.repay_raw * 10_005 // 10_000
+    assert answer.expected_profit_raw == answer.outcome.seize_raw - quote.amount_in_raw
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    assert answer.gas_cost_raw == answer.gas_cost_wei  # the native coin's own price
+    assert answer.min_profit_raw >= answer.gas_cost_raw + 5 * 10**18 // 2_000
+    assert answer.profit_price_usd_e8 == PRICES[WETH.address]
+    [way] = answer.weighed
+    assert way.profit_token == WETH and way.swaps == "buy USDC with WETH"
+
+
+@pytest.mark.parametrize("kept_usd", [20_000, 80_000])
+def test_profits_in_different_tokens_compare_in_dollars(kept_usd: int) -> None:
+    """However many units of a kept token a profit is: the option that is worth more wins, and all ways are told."""
+    venue = _Venue(_everywhere(10**9))
+    ctx = _context(venue, kept={WETH.address: PRICES[WETH.address]})
+    options = [_option(USDC, DAI, 40_000), _option(USDC, WETH, kept_usd)]
+    answer, _ = drive(plan(HEALTH, options, ctx))
+    assert isinstance(answer, Plan)
+    assert answer.profit_token == (WETH if kept_usd > 40_000 else USDC)
+    assert {way.profit_token for way in answer.weighed} == {WETH, USDC}
+    assert answer.weighed[0].profit_token == answer.profit_token
+
+
+def test_the_sample_plans_differ_by_one_leg() -> None:
+    """Bytes are priced by calldata that decodes as a plan's: the second has one leg more and nothing else."""
+    execute_of = abi.load("Liquidator").function("execute")
+    [one], [two] = (execute_of.decode_input(each) for each in samples())
+    assert len(one[5]) == 1 and list(two[5]) == [*one[5], one[5][0]]
+    assert [*one[:5], *one[6:]] == [*two[:5], *two[6:]]
 
 
 def test_a_longer_route_must_earn_its_gas() -> None:
@@ -875,6 +937,8 @@ def test_a_step_is_shared_out_among_pools_that_pay_for_their_leg() -> None:
     alone = best_net(option, venue, ctx, [option.max_repay_raw])
     assert alone is not None and answer.expected_profit_raw - answer.gas_cost_raw > alone
     assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    bytes_, _ = drive(plan(HEALTH, [option], replace(ctx, data=_rates(0, 15 * 10**16, 0, 0))))
+    assert isinstance(bytes_, Plan) and len(bytes_.legs) == 1  # nor where a leg's bytes do
     dear, _ = drive(
         plan(HEALTH, [option], replace(ctx, gas_price_wei=Wei(700 * 10**9), max_fee_wei=Wei(10**13)))
     )

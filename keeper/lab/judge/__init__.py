@@ -35,7 +35,7 @@ from keeper.lab.judge.perps import Perps, Trader, judge_traders
 from keeper.lab.judge.point import stand_ins
 from keeper.lab.judge.reference import read_reference
 from keeper.lab.judge.routes import survey
-from keeper.lab.judge.scene import JUDGE, Scene, read_prices
+from keeper.lab.judge.scene import JUDGE, Scene, read_data_wei, read_prices
 from keeper.lab.judge.search import Searcher
 from keeper.lab.judge.synthetix import read_synthetix
 from keeper.lab.judge.terms import Terms, read_terms
@@ -207,6 +207,7 @@ async def _scene(chain: Evidence, forked: Evidence, terms: Terms, suspects: _Sus
         prices=prices,
         native_usd_e8=prices.native_usd_e8,
         gas_price_wei=chain.head.gas_price_wei,
+        data_wei=await read_data_wei(chain, terms),
         max_slippage_bps=min(terms.max_slippage_bps, allowed_bps),
         loans=await read_loans(chain, suspects.markets, terms, list(tokens)),
         exchanges=await survey(forked, terms.exchanges, tokens.values(), ends),

@@ -132,10 +132,25 @@ def _gains(case: Case, entry: Entry, mined: Mined) -> list[tuple[str, Any, Any]]
     )
     profit_raw = entry.integer("profit_raw")
     return [
+        *_received(case, entry, mined),
         ("profit_token", entry.word("profit_token"), checksum(event.profit_token).lower()),
         ("profit_raw", profit_raw, event.profit_raw),
         ("treasury_delta", profit_raw, arrived - swept),
     ]
+
+
+def _received(case: Case, entry: Entry, mined: Mined) -> list[tuple[str, Any, Any]]:
+    """All that came to the treasury, as booked and as the tokens said; entries of older keepers do not state it."""
+    if "received" not in entry.body:
+        return []
+    came: dict[str, int] = {}
+    for token in {log.address for log in mined.logs}:
+        for transfer in decoded(mined.logs, _TRANSFER, token):
+            if (transfer["from"], transfer["to"]) == (case.terms.liquidator, case.terms.treasury):
+                name = checksum(token).lower()
+                came[name] = came.get(name, 0) + transfer["value"]
+    told = {str(each["token"]).lower(): int(each["raw"]) for each in entry.body["received"]}
+    return [("received", sorted(told.items()), sorted(came.items()))]
 
 
 def _signed_before(case: Case, entry: Entry) -> set[Hash | None]:

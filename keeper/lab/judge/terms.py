@@ -64,6 +64,7 @@ class Terms:
     chain_id: int
     rpc_urls: tuple[str, ...]
     wrapped_native: Address
+    data_fee: str
     liquidator: Address
     pause_guard: Address
     treasury: Address
@@ -117,6 +118,7 @@ def read_terms(path: Path) -> Terms:
         chain_id=chain.integer("id"),
         rpc_urls=tuple(_beside(path, str(url)) for url in chain.items("rpc_urls")),
         wrapped_native=chain.address("wrapped_native"),
+        data_fee=chain.text("data_fee", "none"),
         liquidator=contracts.address("liquidator"),
         pause_guard=contracts.address("pause_guard"),
         treasury=contracts.address("treasury"),
