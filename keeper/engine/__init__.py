@@ -333,8 +333,9 @@ class Engine:
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
             if isinstance(answer, Refusal):
-                # a trial may have reverted only because of those before it
-                self._turns.turned_down(one, futile=untouched or answer.reason == "unprofitable")
+                if answer.reason != "dry_run":
+                    # a trial may have reverted only because of those before it
+                    self._turns.turned_down(one, futile=untouched or answer.reason == "unprofitable")
                 refused.append((one, answer))
                 if self._sender and old:
                     self._sender.give_up(one.plan_id)

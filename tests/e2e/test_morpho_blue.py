@@ -208,9 +208,12 @@ async def test_bad_debt_is_realised_and_told(lab: Lab, tmp_path: Path) -> None:
         assert abs(int(states["written_off"].body["raw"]) - written_off_raw) < 10**4
 
 
-async def test_accounts_of_one_market_share_a_transaction(lab: Lab, tmp_path: Path) -> None:
-    """What Morpho lends pays for all of them, a bad debt among them, and the judge finds nothing amiss."""
-    async with scene_on(lab, tmp_path, max_accounts=8) as scene:
+@pytest.mark.parametrize("listed", [True, False])
+async def test_accounts_of_one_market_share_a_transaction(lab: Lab, tmp_path: Path, listed: bool) -> None:
+    """What Morpho lends pays for all of them, a bad debt among them, and the judge finds nothing amiss; where nobody
+    chose the market each goes alone.
+    """
+    async with scene_on(lab, tmp_path, listed=listed, max_accounts=8) as scene:
         await scene.open(
             BorrowSpec(WHO, WETH_USDC, 10 * ETHER, 9_700),
             BorrowSpec(OTHER, WETH_USDC, 7 * ETHER, 9_600),
@@ -218,10 +221,13 @@ async def test_accounts_of_one_market_share_a_transaction(lab: Lab, tmp_path: Pa
         )
         await scene.line.step()
         await scene.move({"WETH": 0.88})
-        [settled] = await scene.work()
-        [intent] = scene.line.booked("intent")
-        assert intent.body["flash_premium_bps"] == 0 < int(intent.body["bad_debt_raw"])
-        assert len(scene.line.booked("liquidated")) == 3 and not scene.line.booked("skipped")
+        settled = await scene.work()
+        intents = scene.line.booked("intent")
+        assert len(settled) == len(intents) == (1 if listed else 3)
+        assert sum(int(each.body["bad_debt_raw"]) for each in intents) > 0
+        assert {each.body["flash_premium_bps"] for each in intents} == {0}
+        assert len(scene.line.booked("liquidated")) == (3 if listed else 0)
+        assert not scene.line.booked("skipped", "reverted")
         assert [(await scene.owed(who, WETH_USDC))[0] for who in (WHO, OTHER, account(3))] == [0, 0, 0]
     verdict = await judge(scene.rig.config)
     assert verdict.ok, (settled, str(verdict))

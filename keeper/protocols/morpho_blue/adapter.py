@@ -279,8 +279,8 @@ class MorphoBlue:
         return liquidation_price(health)
 
     def options(self, position: Position, health: Health, marks: Marks) -> Sequence[Option | Refusal]:
-        """The market's one pair."""
-        return find_options(health, self.morpho)
+        """The market's one pair; it goes alone where anybody's oracle, which may burn all gas, is believed."""
+        return find_options(health, self.morpho, chosen=bool(self._listed))
 
     def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """What Morpho would move if `liquidation_calls(option, repay_raw)` ran at the marks' timestamp."""

@@ -99,8 +99,8 @@ def liquidation_price(health: Health) -> int | None:
     return account.state.dollars_at(mul_div_up(worth_raw, PRICE_SCALE, account.collateral_raw))
 
 
-def find_options(health: Health, morpho: Address) -> Sequence[Option | Refusal]:
-    """The one pair that a market has, or why nothing can be taken."""
+def find_options(health: Health, morpho: Address, *, chosen: bool) -> Sequence[Option | Refusal]:
+    """The one pair that a market has, or why nothing can be taken; `chosen` where somebody chose the market."""
     if not health.liquidatable:
         return [Refusal("options", "healthy", {"health_factor_wad": str(health.health_factor_wad)})]
     account: Account = health.detail
@@ -136,7 +136,7 @@ def find_options(health: Health, morpho: Address) -> Sequence[Option | Refusal]:
             seize_price_base=state.collateral_price,
             detail=most,
             repay_round=state.loan.round_id,
-            call_gas=_CALL_GAS,
+            call_gas=_CALL_GAS if chosen else 0,
         )
     ]
 
