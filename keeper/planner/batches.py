@@ -9,7 +9,7 @@ in the end has no limit of its own then, but the Liquidator's end check and the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Final, NamedTuple
 
@@ -53,15 +53,21 @@ class Joint:
     keys: frozenset[PositionKey]
     _members: Sequence[_Member]
     _adapter: Taking
+    # most accounts are taken whole at every amount
+    _outcomes: dict[tuple[PositionKey, int], Outcome] = field(default_factory=dict)
+    _calls: dict[tuple[PositionKey, int], list[ProtocolCall]] = field(default_factory=dict)
 
     def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
         """The sum of what the accounts' own amounts move; see `Taking`."""
         parts: list[Part] = []
         outcomes: list[Outcome] = []
         for one, amount_raw in self._spread(repay_raw):
-            outcome = yield from self._adapter.outcome(one, amount_raw)
-            if isinstance(outcome, Refusal):
-                return outcome
+            outcome = self._outcomes.get((one.key, amount_raw))
+            if outcome is None:
+                answer = yield from self._adapter.outcome(one, amount_raw)
+                if isinstance(answer, Refusal):
+                    return answer
+                outcome = self._outcomes[one.key, amount_raw] = answer
             outcomes.append(outcome)
             parts.append(Part(one.key, outcome.repay_raw, outcome.seize_raw))
         return Outcome(
@@ -74,11 +80,15 @@ class Joint:
 
     def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
         """One call of each account, which may fail, and is paid from the loan for all; see `Taking`."""
-        return [
-            replace(call, gas_limit=_LIMIT_TIMES * one.call_gas, paid_after=False)
-            for one, amount_raw in self._spread(repay_raw)
-            for call in self._adapter.liquidation_calls(one, amount_raw)
-        ]
+        calls: list[ProtocolCall] = []
+        for one, raw in self._spread(repay_raw):
+            if (one.key, raw) not in self._calls:
+                self._calls[one.key, raw] = [
+                    replace(call, gas_limit=_LIMIT_TIMES * one.call_gas, paid_after=False)
+                    for call in self._adapter.liquidation_calls(one, raw)
+                ]
+            calls += self._calls[one.key, raw]
+        return calls
 
     def _spread(self, repay_raw: int) -> Iterator[tuple[Option, int]]:
         left_raw = repay_raw

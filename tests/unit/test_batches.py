@@ -259,3 +259,14 @@ def test_the_order_that_nets_more_is_sent() -> None:
     assert _nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=89))]) == 80, "it had better wait"
     assert _nets_usd_e8([(one, replace(earned, profit_raw=89))]) == 69, "nobody was before it"
     assert _nets_usd_e8([(one, UNPROFITABLE), (one, replace(earned, gas_used=Gas(2_000)))]) == 0
+
+
+def test_the_limit_of_a_repayment_is_for_all_together() -> None:
+    """What may be repaid by one liquidation is spread over them; who gets nothing of it is not in the plan."""
+    options = [option_of(place, 30_000) for place in (1, 2, 3, 4)]
+    limit_usd_e8 = 50_000 * 10**8
+    ctx = _context(_Venue(dict([pool(WETH, USDC, 500, 50_000_000)])), max_repay_usd_e8=limit_usd_e8)
+    answer = planned(together(options, ctx)[0], ctx)
+    assert limit_usd_e8 * 999 // 1000 < answer.repay_usd_e8 <= limit_usd_e8
+    assert [part.repay_raw for part in answer.outcome.parts] == [30_000 * 10**6, 20_000 * 10**6]
+    assert len(answer.calls) == len(answer.keys) == 2
