@@ -275,7 +275,8 @@ async def test_a_candidate_is_read_again_by_a_quorum(stage: Stage) -> None:
         await stage.node.mine_each_transaction()
         assert again.dropped == {again.fronts[1].ws_url}
         [intent] = line.booked("intent")
-        assert int(intent.body["repay_raw"]) == 7_500 * 10**6, "half of what is really owed"
+        # of the 15 000 that are really owed against 17 500: what leaves it just unsafe, and half of the rest
+        assert abs(int(intent.body["repay_raw"]) - 9_602_803_738) < 10**6
 
 
 # --- lies that would make it miss ------------------------------------------------------------------------------------
