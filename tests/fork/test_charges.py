@@ -94,6 +94,10 @@ async def test_configuration_and_chain_agree(lab: Lab, tmp_path: Path) -> None:
         assert await agreeing() == ["op-stack"]
         await rollups.op_stack(lab.node, cast, 1, operator_fee_wei=1)
         assert await agreeing() == []  # what cannot be priced is not traded on
+        head = await chain.head()
+        priced = Charges(chain, "op-stack", cast.operator.address, line.rig.liquidator)
+        [answer] = await priced.of([b""], head)
+        assert isinstance(answer, Refusal) and answer.reason == "operator_fee"
 
 
 async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> None:
