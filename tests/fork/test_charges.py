@@ -113,6 +113,7 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
 
     front.answer = answer
     async with front.serve(), fallen(lab, tmp_path, Terms(data_fee="op-stack"), front) as line:
+        assert numbers_of(line, await line.step())["reason"] == "no_data_fee"  # unknown is not free
         oracle = await rollups.op_stack(lab.node, lab.world.cast, 500_000 * GWEI)
         refused = numbers_of(line, await line.step())
         assert refused["reason"] == "unprofitable"
