@@ -23,7 +23,7 @@ from keeper.chain.simulation import SimCall, SimResult
 from keeper.data_fee import NO_DATA_FEE, DataFee, DataFeeKind
 from keeper.errors import AdapterError
 from keeper.seams import each
-from keeper.types import Address, Call, Gas, Head, Refusal, Result, Reverted, Wei
+from keeper.types import ZERO_ADDRESS, Address, Call, Gas, Head, Refusal, Result, Reverted, Wei
 
 GAS_PRICE_ORACLE: Final = abi.address("0x420000000000000000000000000000000000000F")
 NODE_INTERFACE: Final = abi.address("0x00000000000000000000000000000000000000C8")
@@ -90,10 +90,10 @@ class Charges:
         """Try transactions stacked in the block after `head`, each with what it pays for its bytes.
 
         What it used counts the gas of its bytes once, if it succeeds. Some nodes count that in what they simulate and
-        others do not, so a transfer of nothing goes first: whether it takes more than its 21,000 tells.
+        others do not, so a transfer of nothing to nobody goes first: whether it takes more than its 21,000 tells.
         """
         calls = [SimCall(self._sender, self._to, data, gas) for data in calldatas]
-        probes = [SimCall(self._sender, self._sender, b"", _LARGE_GAS)] if self._kind == "arbitrum" else []
+        probes = [SimCall(self._sender, ZERO_ADDRESS, b"", _LARGE_GAS)] if self._kind == "arbitrum" else []
         results, fees = await asyncio.gather(
             self._chain.simulate([*probes, *calls], head, next_timestamp_s, self.next_base_fee(head)),
             self.of(calldatas, head),
