@@ -187,7 +187,8 @@ class Engine:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
         protocol = health.key.protocol
         adapter, marks, stage = self._watch.adapters[protocol], view.marks[protocol], self.stage(protocol)
-        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources)
+        price_wei = self._market(head).price()
+        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources, price_wei)
         if isinstance(context, Refusal):
             return context
         if isinstance(marks, Refusal):
@@ -197,7 +198,6 @@ class Engine:
         most_usd_e8 = self.breakers.most_usd_e8(protocol, options)
         context = replace(
             context,
-            gas_price_wei=self._market(head).price(),
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
             plan_gas=self._plan_gas.of(protocol),
             thorough=thorough,
