@@ -123,7 +123,6 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
         assert (await judge(direct)).left == ()
 
         await oracle.send(lab.world.cast.deployer.address, "set", 50 * GWEI, 0)
-        assert len((await judge(direct)).left) == 1
         told = await explain(line.rig.config, checksum(BORROWER))
         [stages] = [each["stages"] for each in told["protocols"] if each["protocol"] == "aave-3-6"]
         told_wei = [
