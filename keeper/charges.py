@@ -23,13 +23,13 @@ from keeper.chain.simulation import SimCall, SimResult
 from keeper.data_fee import NO_DATA_FEE, DataFee, DataFeeKind
 from keeper.errors import AdapterError
 from keeper.seams import each
-from keeper.types import Address, Call, Gas, Head, Refusal, Result, Reverted, Wei
+from keeper.types import ZERO_ADDRESS, Address, Call, Gas, Head, Refusal, Result, Reverted, Wei
 
 GAS_PRICE_ORACLE: Final = abi.address("0x420000000000000000000000000000000000000F")
 NODE_INTERFACE: Final = abi.address("0x00000000000000000000000000000000000000C8")
 
 _L1_FEE: Final = abi.load("GasPriceOracle").function("getL1Fee")
-_OPERATOR_FEE: Final = abi.load("GasPriceOracle").function("getOperatorFee")
+_OTHER: Final = abi.load("GasPriceOracle").function("getOperatorFee").call(GAS_PRICE_ORACLE, 10**6)
 _L1_GAS: Final = abi.load("NodeInterface").function("gasEstimateL1Component")
 _ELASTICITY: Final = 2  # EIP-1559: the gas target is half the limit
 _CHANGE_DENOMINATOR: Final = 8
@@ -74,7 +74,8 @@ class Charges:
         match self._kind:
             case "op-stack":
                 calls = [_L1_FEE.call(GAS_PRICE_ORACLE, self._envelope(data)) for data in calldatas]
-                return [_in_wei(answer) for answer in await self._chain.read(each(calls), head.hash)]
+                *fees, other = await self._chain.read(each([*calls, _OTHER]), head.hash)
+                return [_unpriced(other) or _in_wei(answer) for answer in fees]
             case "arbitrum":
                 calls = [_L1_GAS.call(NODE_INTERFACE, self._to, False, data) for data in calldatas]
                 return [
@@ -89,10 +90,10 @@ class Charges:
         """Try transactions stacked in the block after `head`, each with what it pays for its bytes.
 
         What it used counts the gas of its bytes once, if it succeeds. Some nodes count that in what they simulate and
-        others do not, so a transfer of nothing goes first: whether it takes more than its 21,000 tells.
+        others do not, so a transfer of nothing to nobody goes first: whether it takes more than its 21,000 tells.
         """
         calls = [SimCall(self._sender, self._to, data, gas) for data in calldatas]
-        probes = [SimCall(self._sender, self._sender, b"", _LARGE_GAS)] if self._kind == "arbitrum" else []
+        probes = [SimCall(self._sender, ZERO_ADDRESS, b"", _LARGE_GAS)] if self._kind == "arbitrum" else []
         results, fees = await asyncio.gather(
             self._chain.simulate([*probes, *calls], head, next_timestamp_s, self.next_base_fee(head)),
             self.of(calldatas, head),
@@ -105,8 +106,8 @@ class Charges:
 
     async def fault(self, head: Head) -> str | None:
         """Why this chain is not of the configured kind, as a sentence; None where it is."""
-        asked = [_L1_FEE.call(GAS_PRICE_ORACLE, b""), _OPERATOR_FEE.call(GAS_PRICE_ORACLE, 10**6)]
-        oracle, operator_fee = await self._chain.read(each(asked), head.hash)
+        asked = [_L1_FEE.call(GAS_PRICE_ORACLE, b""), _OTHER]
+        oracle, other = await self._chain.read(each(asked), head.hash)
         interface = await self._ask(_L1_GAS.call(NODE_INTERFACE, self._to, False, b""), head)
         told: dict[DataFeeKind, DataFee | Refusal] = {
             "op-stack": _in_wei(oracle),
@@ -115,7 +116,7 @@ class Charges:
         kind = next((kind for kind, fee in told.items() if isinstance(fee, DataFee)), "none")
         if kind != self._kind:
             return f'chain.data_fee is "{self._kind}", and the chain\'s own contracts say "{kind}".'
-        if kind == "op-stack" and isinstance(operator_fee, bytes) and any(operator_fee):
+        if kind == "op-stack" and _unpriced(other):
             return (
                 "The chain charges an operator fee beside the data fee (getOperatorFee), which is not priced."
             )
@@ -138,6 +139,13 @@ class Charges:
             calldata,
         )
         return b"\x02" + rlp_list(b"".join(map(rlp, fields)) + rlp_list(b""))
+
+
+def _unpriced(operator_fee: Result) -> Refusal | None:
+    """Why costs are unknown where a chain takes an operator fee; those without one may not have the function."""
+    if isinstance(operator_fee, Reverted) or not any(operator_fee):
+        return None
+    return Refusal("trial", "operator_fee", {"fee_wei_per_million_gas": int.from_bytes(operator_fee)})
 
 
 def _in_wei(answer: Result) -> DataFee | Refusal:

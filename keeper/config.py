@@ -159,9 +159,7 @@ class Send(Section):
     refund_percent: int = Field(
         0, ge=0, le=99, description="Of a bundle's reward, asked back from builders for the operator."
     )
-    priority_share_bps: int = Field(
-        0, ge=0, le=10_000, description="Of a liquidation's net profit, added to its tip, in basis points."
-    )
+    priority_share_bps: int = Field(0, ge=0, le=10_000, description="Of the net profit, added to the tip.")
 
     @field_validator("relays")
     @classmethod

@@ -17,7 +17,6 @@ from keeper.planner import PlanContext, samples
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import Adapter, FlashSource, Reads, Venue, readable
 from keeper.types import (
-    NO_WEI,
     Address,
     BlockTime,
     Head,
@@ -115,8 +114,9 @@ def context_of(
     adapter: Adapter,
     venues: Sequence[Venue],
     flash_sources: Sequence[FlashSource],
+    gas_price_wei: Wei,
 ) -> PlanContext | Refusal:
-    """What plans of a protocol are priced with at a head, gas free yet, or why nothing can be priced at it."""
+    """What plans of a protocol are priced with at a head, or why nothing can be priced at it."""
     native, profit, data = view.native, view.profit, view.data
     if isinstance(native, Refusal):
         return native
@@ -132,7 +132,7 @@ def context_of(
         profit_token=policy.profit_token,
         profit_usd_e8=profit.usd_e8,
         native_usd_e8=native.usd_e8_up,
-        gas_price_wei=NO_WEI,
+        gas_price_wei=gas_price_wei,
         max_fee_wei=policy.max_fee_wei,
         min_profit_usd_e8=policy.min_profit_usd_e8,
         max_slippage_bps=policy.max_slippage_bps,

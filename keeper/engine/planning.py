@@ -156,13 +156,13 @@ class Planning:
     ) -> PlanContext | Refusal:
         """What plans of these options are priced with."""
         adapter, stage = self._watch.adapters[protocol], self._guard.stage(protocol)
-        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources)
+        price_wei = market.price()
+        context = context_of(self._policy, view, adapter, self._venues, self._flash_sources, price_wei)
         if isinstance(context, Refusal):
             return context
         most_usd_e8 = self._breakers.most_usd_e8(protocol, options)
         return replace(
             context,
-            gas_price_wei=market.price(),
             max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
             plan_gas=self.gas.of(protocol),
         )

@@ -94,6 +94,10 @@ async def test_configuration_and_chain_agree(lab: Lab, tmp_path: Path) -> None:
         assert await agreeing() == ["op-stack"]
         await rollups.op_stack(lab.node, cast, 1, operator_fee_wei=1)
         assert await agreeing() == []  # what cannot be priced is not traded on
+        head = await chain.head()
+        priced = Charges(chain, "op-stack", cast.operator.address, line.rig.liquidator)
+        [answer] = await priced.of([b""], head)
+        assert isinstance(answer, Refusal) and answer.reason == "operator_fee"
 
 
 async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> None:
@@ -109,6 +113,7 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
 
     front.answer = answer
     async with front.serve(), fallen(lab, tmp_path, Terms(data_fee="op-stack"), front) as line:
+        assert numbers_of(line, await line.step())["reason"] == "no_data_fee"  # unknown is not free
         oracle = await rollups.op_stack(lab.node, lab.world.cast, 500_000 * GWEI)
         refused = numbers_of(line, await line.step())
         assert refused["reason"] == "unprofitable"
@@ -118,7 +123,6 @@ async def test_a_fee_in_wei_decides_and_is_booked(lab: Lab, tmp_path: Path) -> N
         assert (await judge(direct)).left == ()
 
         await oracle.send(lab.world.cast.deployer.address, "set", 50 * GWEI, 0)
-        assert len((await judge(direct)).left) == 1
         told = await explain(line.rig.config, checksum(BORROWER))
         [stages] = [each["stages"] for each in told["protocols"] if each["protocol"] == "aave-3-6"]
         told_wei = [

@@ -441,7 +441,7 @@ async def test_a_flash_source_and_a_router_must_be_allowed(ready: Ready) -> None
 
 
 async def test_a_missing_feed_stops_everything_only_for_the_profit_token(ready: Ready) -> None:
-    """Another token's feed concerns its own reserve, so it is a warning."""
+    """Another token's feed concerns its own reserve, so it is a warning, unless that token is kept."""
     tokens = ready.lab.world.tokens
     await ready.safe_calls("setFeed", tokens["WBTC"].address, ZERO_ADDRESS, 0)
     checks = await ready.checks()
@@ -449,6 +449,8 @@ async def test_a_missing_feed_stops_everything_only_for_the_profit_token(ready: 
     name = f"feed of {abi.checksum(tokens['WBTC'].address)}"
     assert name in warned(checks) and f"{name} answers" not in checks
     assert checks[name].detail == f"The Liquidator's {name} is missing."
+    checks = await ready.checks(ready.changed("profit", keep=(tokens["WBTC"].address,)))
+    assert failed(checks) == [name] and checks["profit.keep[0]"].ok
     await ready.safe_calls("setFeed", tokens["USDC"].address, ZERO_ADDRESS, 0)
     checks = await ready.checks()
     assert failed(checks) == [f"feed of {abi.checksum(tokens['USDC'].address)}"]

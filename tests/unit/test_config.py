@@ -423,6 +423,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
             f'[flash]\nuniswap_v3_pools = ["{"0x" + "44" * 20}", "{"0x" + "44" * 20}"]\n[profit]',
             "flash.uniswap_v3_pools: a pool is listed twice",
         ),
+        (
+            "[profit]",
+            f'[profit]\nkeep = ["{"0x" + "44" * 20}", "{"0x" + "44" * 20}"]',
+            "profit.keep: a token is listed twice",
+        ),
+        (
+            "[profit]",
+            f'[profit]\nkeep = ["{abi.checksum(TOKEN)}"]',
+            "or is profit.token, which is kept anyway",
+        ),
+        ("[chain]", '[chain]\ndata_fee = "optimism"', "chain.data_fee"),
+        ("[profit]", "[send]\npriority_share_bps = 10001\n[profit]", "send.priority_share_bps"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:
