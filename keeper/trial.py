@@ -147,15 +147,10 @@ class Tolls:
         """
         if (refusal.stage, refusal.reason) != ("trial", "reverts"):
             return refusal
-        amounts = (
-            (plan.option.repay_token, plan.outcome.repay_raw),
-            (
-                plan.option.seize_token,
-                plan.outcome.seize_raw,
-            ),
-        )
+        option, outcome = plan.option, plan.outcome
+        pair = (option.repay_token, outcome.repay_raw), (option.seize_token, outcome.seize_raw)
         try:
-            for token, amount_raw in amounts:
+            for token, amount_raw in pair:
                 holders = [call.target for call in plan.calls]
                 holders += [at for role, at in contracts.items() if abi.checksum(token.address) in role]
                 toll = await self._toll(token, amount_raw, holders, head)

@@ -17,6 +17,7 @@ from keeper.config import Settings
 from keeper.data_fee import NO_DATA_FEE, DataFee
 from keeper.errors import AdapterError, SignerError
 from keeper.execution.funds import Bounds
+from keeper.fixed import WAD, mul_div_up
 from keeper.installation import FEED_MAX_AGE_S
 from keeper.planner import samples
 from keeper.preflight.findings import Findings, dollars, why_not
@@ -182,6 +183,17 @@ async def check_money(
         found.warn("operator balance", detail, fix)
     else:
         found.good("operator balance", detail)
+    budget_usd_e8 = settings.limits.bad_debt_budget_usd_e8_per_day
+    if budget_usd_e8 and isinstance(price, Price):
+        needed_usd_e8 = mul_div_up(cost_wei, price.usd_e8_up, WAD)
+        detail = (
+            f"limits.bad_debt_budget_usd_per_day is ${dollars(budget_usd_e8)}, and the gas of one liquidation may come "
+            f"to ${dollars(needed_usd_e8)}."
+        )
+        if needed_usd_e8 > budget_usd_e8:
+            found.warn("bad debt budget", detail, "Raise it, or expect none on it until gas is cheaper.")
+        else:
+            found.good("bad debt budget", detail, required=False)
     complaint = Bounds(settings.signer.min_balance_wei, settings.signer.max_balance_wei).complaint(
         operator, balance_wei
     )

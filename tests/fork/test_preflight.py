@@ -524,3 +524,14 @@ async def test_the_fee_limit_caps_what_a_liquidation_is_taken_to_cost(ready: Rea
     """No more is asked of the operator's balance than could ever be signed for."""
     checks = await ready.checks(ready.changed("limits", max_fee_gwei=Decimal("0.5")))
     assert "gas at 500000000 wei" in checks["operator balance"].detail
+
+
+async def test_a_budget_too_small_for_one_liquidation_is_a_warning(ready: Ready) -> None:
+    """What all the gas of one may come to is told beside it; without a budget nothing is said."""
+    assert "bad debt budget" not in await ready.checks()
+    small = ready.changed("limits", bad_debt_budget_usd_per_day=Decimal("0.01"))
+    checks = await ready.checks(small)
+    assert "bad debt budget" in warned(checks) and failed(checks) == []
+    [needed] = re.findall(r"may come to \$([0-9.]+)\.$", checks["bad debt budget"].detail)
+    enough = ready.changed("limits", bad_debt_budget_usd_per_day=Decimal(needed))
+    assert (await ready.checks(enough))["bad debt budget"].ok
