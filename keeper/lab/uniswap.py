@@ -125,20 +125,8 @@ async def open_v3_pool(
         "createAndInitializePoolIfNecessary",
         *(token0.address, token1.address, spec.fee, sqrt_price_x96),
     )
-    lower, upper = _ticks(amount1 / amount0, spec)
-    order = (
-        token0.address,
-        token1.address,
-        spec.fee,
-        lower,
-        upper,
-        amount0,
-        amount1,
-        0,
-        0,
-        deployer,
-        DEADLINE_S,
-    )
+    ticks = _ticks(amount1 / amount0, spec.fee, 1 / spec.range_factor, spec.range_factor)
+    order = (token0.address, token1.address, spec.fee, *ticks, amount0, amount1, 0, 0, deployer, DEADLINE_S)
     minted = await positions.send(deployer, "mint", order)
     increased = positions.abi.event("IncreaseLiquidity")
     position_id = next(
@@ -147,6 +135,33 @@ async def open_v3_pool(
     factory = Contract(node, uniswap.factory, published(_FACTORY).abi)
     address = await factory.read("getPool", token0.address, token1.address, spec.fee)
     return Pool(address, token0, token1, spec.fee, position_id)
+
+
+async def add_ranges(
+    node: Node,
+    cast: Cast,
+    uniswap: UniswapV3,
+    pool: Pool,
+    prices_e8: Mapping[str, int],
+    ranges: Sequence[tuple[float, float, int]],
+) -> None:
+    """More liquidity of the deployer's: each between two multiples of the price, of so many dollars a token."""
+    deployer, tokens = cast.deployer.address, (pool.token0, pool.token1)
+    one_usd = [_E8 * 10**token.decimals / prices_e8[token.symbol] for token in tokens]
+    total_usd = sum(usd for _, _, usd in ranges)
+    sides = [(token, int(total_usd * each)) for token, each in zip(tokens, one_usd, strict=True)]
+    await _fund(node, cast, sides, uniswap.positions)
+    positions = Contract(node, uniswap.positions, published(_POSITIONS).abi)
+    pair = (pool.token0.address, pool.token1.address, pool.fee)
+    orders = [
+        (*pair, *_ticks(one_usd[1] / one_usd[0], pool.fee, low, high), *(int(usd * each) for each in one_usd))
+        for low, high, usd in ranges
+    ]
+    txs = [
+        positions.tx(deployer, "mint", (*order, 0, 0, deployer, DEADLINE_S), gas=_SWAP_GAS)
+        for order in orders
+    ]
+    await node.send_all(txs, positions.abi)
 
 
 async def deploy_uniswap_v2(
@@ -337,14 +352,12 @@ def _sorted_amounts(
     )
 
 
-def _ticks(price: float, spec: PoolSpec) -> tuple[int, int]:
-    spacing = TICK_SPACING[spec.fee]
-    middle = math.log(price) / math.log(_TICK_BASE)
-    reach = math.log(spec.range_factor) / math.log(_TICK_BASE)
+def _ticks(price: float, fee: int, low: float, high: float) -> tuple[int, int]:
+    """Around two multiples of a price."""
+    spacing = TICK_SPACING[fee]
+    lower, upper = (math.log(price * each) / math.log(_TICK_BASE) for each in (low, high))
     edge = _MAX_TICK // spacing * spacing
-    lower = max(-edge, math.floor((middle - reach) / spacing) * spacing)
-    upper = min(edge, math.ceil((middle + reach) / spacing) * spacing)
-    return lower, upper
+    return max(-edge, math.floor(lower / spacing) * spacing), min(edge, math.ceil(upper / spacing) * spacing)
 
 
 async def _fund(
