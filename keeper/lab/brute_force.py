@@ -92,8 +92,7 @@ class Compared:
 
 async def compare(case: Case) -> Compared:
     """Plan, and try everything. Raises AssertionError where a quote is not what the pools' own contracts say."""
-    reads = case.read(plan(case.health, case.options, case.ctx))
-    answer = await reads  # the pools are read here, as by the plans of the head before
+    answer = await case.read(plan(case.health, case.options, case.ctx))  # which reads the pools
     began_s = time.perf_counter()
     again = await case.read(plan(case.health, case.options, case.ctx))
     plan_s = time.perf_counter() - began_s
