@@ -18,7 +18,7 @@ from keeper.lab.actors import account
 from keeper.lab.chainlink import set_prices
 from keeper.lab.morpho import BorrowSpec, Morpho, borrow, open_morpho_lab
 from keeper.lab.positions import PositionSpec, open_position
-from keeper.lab.uniswap import shift_pools
+from keeper.lab.uniswap import add_ranges, shift_pools
 from keeper.lab.world import Lab
 from keeper.planner import PlanContext
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3, AaveV3Config
@@ -46,6 +46,15 @@ DEPTHS: Final[Mapping[str, Depth]] = {
     "thin": Depth(120_000, 300),
 }
 
+# More liquidity near the price, so that swaps cross ticks: between two multiples of it, of so many dollars.
+_RANGES: Final = (
+    (0.80, 0.86, 20_000),
+    (0.84, 0.90, 40_000),
+    (0.90, 0.97, 10_000),
+    (0.98, 1.02, 30_000),
+    (1.04, 1.12, 20_000),
+    (1.10, 1.20, 40_000),
+)
 _E8: Final = 10**8
 _VERSIONS: Final[tuple[Version, ...]] = ("3.0", "3.6")
 _SYMBOLS: Final = ("WETH", "WBTC", "USDC", "DAI")  # that are lent, owed, swapped and kept
@@ -188,7 +197,7 @@ class Ground:
             gas_price_wei=Wei(int(10 ** chance.uniform(7, 10))),
             max_fee_wei=Wei(200 * 10**9),
             min_profit_usd_e8=_E8,
-            max_slippage_bps=chance.choice((100, 300, 1000)),
+            max_slippage_bps=chance.choice((50, 100, 300, 1000)),
             max_repay_usd_e8=most_usd * _E8,
             thorough=chance.random() < 1 / 4,
         )
@@ -221,6 +230,9 @@ async def open_ground() -> AsyncIterator[Ground]:
                 ),
             )
         )
+        for pool in world.uniswap_v3.pools:
+            if {pool.token0.symbol, pool.token1.symbol} <= set(_SYMBOLS):
+                await add_ranges(lab.node, world.cast, world.uniswap_v3, pool, world.prices_e8, _RANGES)
         head = await chain.head()
         adapters: list[Adapter] = [*aaves.values(), blue]
         for adapter in adapters:

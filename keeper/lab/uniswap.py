@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 from keeper.lab.actors import Cast
 from keeper.lab.artifacts import published
-from keeper.lab.node import Contract, Node, Tx
+from keeper.lab.node import TX_GAS, Contract, Node, Tx
 from keeper.lab.tokens import approve_txs, erc20, mint_txs
 from keeper.types import ZERO_ADDRESS, Address, Token
 
@@ -32,7 +32,7 @@ _E8, _BPS = 10**8, 10_000
 _PLENTY_USD = 10**10
 _NO_LIMIT = 10**40  # raw units: a price stops the trade
 _SAME = 10**9  # prices this close are not traded
-_SWAP_GAS, _TRANSFER_GAS = 600_000, 200_000
+_TRADE_GAS, _SWAP_GAS, _TRANSFER_GAS = 1_500_000, 600_000, 200_000
 
 Mint = Callable[[Cast, Token, Address, int], list[Tx]]
 
@@ -125,20 +125,8 @@ async def open_v3_pool(
         "createAndInitializePoolIfNecessary",
         *(token0.address, token1.address, spec.fee, sqrt_price_x96),
     )
-    lower, upper = _ticks(amount1 / amount0, spec)
-    order = (
-        token0.address,
-        token1.address,
-        spec.fee,
-        lower,
-        upper,
-        amount0,
-        amount1,
-        0,
-        0,
-        deployer,
-        DEADLINE_S,
-    )
+    ticks = _ticks(amount1 / amount0, spec.fee, 1 / spec.range_factor, spec.range_factor)
+    order = (token0.address, token1.address, spec.fee, *ticks, amount0, amount1, 0, 0, deployer, DEADLINE_S)
     minted = await positions.send(deployer, "mint", order)
     increased = positions.abi.event("IncreaseLiquidity")
     position_id = next(
@@ -147,6 +135,33 @@ async def open_v3_pool(
     factory = Contract(node, uniswap.factory, published(_FACTORY).abi)
     address = await factory.read("getPool", token0.address, token1.address, spec.fee)
     return Pool(address, token0, token1, spec.fee, position_id)
+
+
+async def add_ranges(
+    node: Node,
+    cast: Cast,
+    uniswap: UniswapV3,
+    pool: Pool,
+    prices_e8: Mapping[str, int],
+    ranges: Sequence[tuple[float, float, int]],
+) -> None:
+    """More liquidity of the deployer's: each between two multiples of the price, of so many dollars a token."""
+    deployer, tokens = cast.deployer.address, (pool.token0, pool.token1)
+    one_usd = [_E8 * 10**token.decimals / prices_e8[token.symbol] for token in tokens]
+    total_usd = sum(usd for _, _, usd in ranges)
+    sides = [(token, int(total_usd * each)) for token, each in zip(tokens, one_usd, strict=True)]
+    await _fund(node, cast, sides, uniswap.positions)
+    positions = Contract(node, uniswap.positions, published(_POSITIONS).abi)
+    pair = (pool.token0.address, pool.token1.address, pool.fee)
+    orders = [
+        (*pair, *_ticks(one_usd[1] / one_usd[0], pool.fee, low, high), *(int(usd * each) for each in one_usd))
+        for low, high, usd in ranges
+    ]
+    txs = [
+        positions.tx(deployer, "mint", (*order, 0, 0, deployer, DEADLINE_S), gas=_SWAP_GAS)
+        for order in orders
+    ]
+    await node.send_all(txs, positions.abi)
 
 
 async def deploy_uniswap_v2(
@@ -186,18 +201,11 @@ async def move_pool(
     if slot0[0] == sqrt_target:
         return
     falling = sqrt_target < slot0[0]
-    token_in, token_out = (pool.token0, pool.token1) if falling else (pool.token1, pool.token0)
-    price_in = price0_e8 if falling else price1_e8
-    # ten billion dollars; the limit stops the trade
+    token_in, price_in = (pool.token0, price0_e8) if falling else (pool.token1, price1_e8)
     amount = _PLENTY_USD * _E8 * 10**token_in.decimals // price_in
     await _fund(node, cast, ((token_in, amount),), uniswap.router)
-    order = (
-        *(token_in.address, token_out.address, pool.fee, cast.deployer.address),
-        *(DEADLINE_S, amount, 0, sqrt_target),
-    )
-    await Contract(node, uniswap.router, published(_ROUTER).abi).send(
-        cast.deployer.address, "exactInputSingle", order
-    )
+    trade = _trade(node, cast.deployer.address, uniswap, pool, sqrt_target, falling=falling)
+    await node.send(replace(trade, gas=TX_GAS), published(_ROUTER).abi)
 
 
 async def drain_pool(node: Node, cast: Cast, uniswap: UniswapV3, pool: Pool, bps: int) -> None:
@@ -248,19 +256,26 @@ async def _shifted(
     now = (await Contract(node, pool.address, published(_POOL).abi).read("slot0"))[0]
     txs: list[Tx] = []
     if abs(target - now) * _SAME > now:
-        token_in, token_out = (pool.token0, pool.token1) if target < now else (pool.token1, pool.token0)
-        order = (
-            *(token_in.address, token_out.address, pool.fee, deployer),
-            *(DEADLINE_S, _NO_LIMIT, 0, target),
-        )
-        router = Contract(node, v3.router, published(_ROUTER).abi)
-        txs.append(router.tx(deployer, "exactInputSingle", order, gas=_SWAP_GAS))
+        txs.append(_trade(node, deployer, v3, pool, target, falling=target < now))
     if left_bps < _BPS:
         positions = Contract(node, v3.positions, published(_POSITIONS).abi)
         liquidity = (await positions.read("positions", pool.position_id))[7]
         withdrawn = (pool.position_id, liquidity * (_BPS - left_bps) // _BPS, 0, 0, DEADLINE_S)
         txs.append(positions.tx(deployer, "decreaseLiquidity", withdrawn, gas=_SWAP_GAS))
     return txs
+
+
+def _trade(
+    node: Node, deployer: Address, uniswap: UniswapV3, pool: Pool, sqrt_target: int, *, falling: bool
+) -> Tx:
+    """As much as it takes to bring a pool to a price."""
+    token_in, token_out = (pool.token0, pool.token1) if falling else (pool.token1, pool.token0)
+    order = (
+        *(token_in.address, token_out.address, pool.fee, deployer),
+        *(DEADLINE_S, _NO_LIMIT, 0, sqrt_target),
+    )
+    router = Contract(node, uniswap.router, published(_ROUTER).abi)
+    return router.tx(deployer, "exactInputSingle", order, gas=_TRADE_GAS)
 
 
 async def _filled(
@@ -275,15 +290,18 @@ async def _filled(
         reserve0, reserve1 = (each - burnt * each // supply for each in (reserve0, reserve1))
         txs.append(contract.tx(deployer, "transfer", pair.address, burnt, gas=_TRANSFER_GAS))
         txs.append(contract.tx(deployer, "burn", deployer, gas=_SWAP_GAS))
-    unit0, unit1 = (10**token.decimals for token in (pair.token0, pair.token1))
-    price0_e8, price1_e8 = prices_e8[pair.token0.symbol], prices_e8[pair.token1.symbol]
-    wanted0, wanted1 = reserve1 * price1_e8 * unit0, reserve0 * price0_e8 * unit1
-    wanted = (pair.token0, wanted0 // (price0_e8 * unit1) - reserve0)
-    if wanted[1] < 0:
-        wanted = (pair.token1, wanted1 // (price1_e8 * unit0) - reserve1)
-    token, lacking_raw = wanted
+    worths_e8 = [
+        reserve * prices_e8[token.symbol] * 10**other.decimals
+        for reserve, token, other in (
+            (reserve0, pair.token0, pair.token1),
+            (reserve1, pair.token1, pair.token0),
+        )
+    ]
+    poorer = pair.token0 if worths_e8[0] < worths_e8[1] else pair.token1
+    richer = pair.token1 if poorer is pair.token0 else pair.token0
+    lacking_raw = abs(worths_e8[1] - worths_e8[0]) // (prices_e8[poorer.symbol] * 10**richer.decimals)
     if lacking_raw > 0:
-        txs.append(erc20(node, token).tx(deployer, "transfer", pair.address, lacking_raw, gas=_TRANSFER_GAS))
+        txs.append(erc20(node, poorer).tx(deployer, "transfer", pair.address, lacking_raw, gas=_TRANSFER_GAS))
         txs.append(contract.tx(deployer, "sync", gas=_SWAP_GAS))
     return txs
 
@@ -334,14 +352,12 @@ def _sorted_amounts(
     )
 
 
-def _ticks(price: float, spec: PoolSpec) -> tuple[int, int]:
-    spacing = TICK_SPACING[spec.fee]
-    middle = math.log(price) / math.log(_TICK_BASE)
-    reach = math.log(spec.range_factor) / math.log(_TICK_BASE)
+def _ticks(price: float, fee: int, low: float, high: float) -> tuple[int, int]:
+    """Around two multiples of a price."""
+    spacing = TICK_SPACING[fee]
+    lower, upper = (math.log(price * each) / math.log(_TICK_BASE) for each in (low, high))
     edge = _MAX_TICK // spacing * spacing
-    lower = max(-edge, math.floor((middle - reach) / spacing) * spacing)
-    upper = min(edge, math.ceil((middle + reach) / spacing) * spacing)
-    return lower, upper
+    return max(-edge, math.floor(lower / spacing) * spacing), min(edge, math.ceil(upper / spacing) * spacing)
 
 
 async def _fund(

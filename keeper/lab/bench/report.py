@@ -71,6 +71,10 @@ def render_plan(document: Mapping[str, Any]) -> None:
     for cells in _plan_rows(document):
         table.add_row(*cells)
     console.print(table)
+    console.print(
+        f"{document['planned']} plans of {document['cases']} accounts, each compared with brute force"
+    )
+    console.print("gains are over what the largest amount nets by the best single route")
     for failure in document["failures"]:
         console.print(f"FAILED: {failure}")
 
@@ -167,11 +171,10 @@ def _plan_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "plans a second", f"{figures['plans_per_second']:,.1f}"
     for place in _PLACES:
         yield f"one plan, {place} ms", _milliseconds(figures["plan_ms"][place])
-    yield "brute force takes so many times as long", f"{ratios['brute_force']:,.0f}"
-    yield "the worst plan nets of the best that brute force found", _percent(figures["vs_brute_force_worst"])
+    yield "times as long: brute force", f"{ratios['brute_force']:,.0f}"
+    yield "worst plan, of the best found", _percent(figures["vs_brute_force_worst"])
     for depth in ("deep", "medium", "thin"):
-        gain = _percent(figures[f"gain_{depth}_median"])
-        yield f"median gain in {depth} pools over the largest amount by the best single route", gain
+        yield f"median gain in {depth} pools", _percent(figures[f"gain_{depth}_median"])
 
 
 def _percent(fraction: float | None) -> str:
@@ -280,8 +283,8 @@ of Uniswap V3 and V2 of three depths; {planned} of them are worth a plan.
 
 Each plan is compared with {amounts} amounts of every pair of debt and collateral and those at which a rule changes, by
 every route and every lender, each swap asked of QuoterV2 or the router of Uniswap V2 at the same block, and net of gas.
-Swaps are not shared out there, so a plan may net more than 100 %. The largest amount obeys the Liquidator's end check
-too: in {only_planned} of the plans no largest amount passes it, and they count for no median. In deep pools there is
-nothing to gain but the lender and the route. A plan's time is without reading the pools. {cpu}, {cores} cores; load
-when it began: {load}.
+Swaps are not shared out there, so a plan may net more than 100 % of the best that was found. Gains are over what the
+largest amount nets by the best single route. That has to pass the Liquidator's end check too: in {only_planned} of the
+plans no largest amount does, and they count for no median. In deep pools there is nothing to gain. A plan's time is
+without reading the pools. {cpu}, {cores} cores; load when it began: {load}.
 """
