@@ -127,14 +127,21 @@ class Market:
 def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
     """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later.
 
-    What its bytes cost in wei is taken off first. As much as anybody asks where a budget pays: the guard holds all its
-    gas to that.
+    As much as anybody asks where a budget pays: the guard holds all its gas to that.
     """
-    if plan.budgeted:
-        return Wei(MAX_UINT256)
+    return Wei(MAX_UINT256) if plan.budgeted else _left_wei(plan, trial, min_profit_usd_e8, native_usd_e8)
+
+
+def worth_wei(plan: Plan, trial: Trial, native_usd_e8: int) -> Wei:
+    """What a unit of gas costs where nothing is left of what the trial earned and what comes later."""
+    return _left_wei(plan, trial, 0, native_usd_e8)
+
+
+def _left_wei(plan: Plan, trial: Trial, least_usd_e8: int, native_usd_e8: int) -> Wei:
+    """What its bytes cost in wei is taken off first."""
     scale = 10**plan.profit_token.decimals
     earned_raw = trial.profit_raw + plan.later_raw
-    room_raw = max(0, earned_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
+    room_raw = max(0, earned_raw - mul_div_up(least_usd_e8, scale, plan.profit_price_usd_e8))
     room_wei = room_raw * plan.profit_price_usd_e8 * WAD // (scale * native_usd_e8) - trial.data_fee_wei
     return Wei(max(0, room_wei) // max(1, trial.gas_used))
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keeper.charges import next_base_fee
-from keeper.execution.fees import Market, Offered, affordable_wei
+from keeper.execution.fees import Market, Offered, affordable_wei, worth_wei
 from keeper.guard import Fees
 from keeper.types import Gas, Refusal, Wei
 from tests.unit.test_guard import HEAD, PLAN, TRIAL
@@ -128,7 +128,8 @@ def test_a_share_of_the_profit_is_added_to_the_tip(
     """The stated part of what is left at the rule's price; never past the operator's limit, never into the minimum."""
     minimum_usd_e8 = minimum * 10**8 // 10**PLAN.profit_token.decimals
     tried = replace(TRIAL, profit_raw=earned, data_fee_wei=Wei(data_wei))
-    worth, affordable = (affordable_wei(PLAN, tried, least, 2_000 * 10**8) for least in (0, minimum_usd_e8))
+    worth = worth_wei(PLAN, tried, 2_000 * 10**8)
+    affordable = affordable_wei(PLAN, tried, minimum_usd_e8, 2_000 * 10**8)
     market = replace(MARKET, share_bps=share)
     replaced = None if old is None else Offered(old, old)
     plain = MARKET.bid(tried, affordable, replaced, urgency, worth)
@@ -147,6 +148,17 @@ def test_a_share_of_the_profit_is_added_to_the_tip(
     assert fees.tip_wei >= plain.tip_wei and fees.gas_limit == plain.gas_limit
     paid = min(fees.max_fee_wei, BASE + fees.tip_wei)
     assert rule_wei <= paid <= fees.max_fee_wei <= most
+
+
+def test_a_budget_pays_no_share() -> None:
+    """What a budget pays the gas of bids by the rule alone: it has no profit that a part could be given of."""
+    plan, tried = replace(PLAN, budgeted=True), replace(TRIAL, profit_raw=1)
+    affordable, worth = (
+        affordable_wei(plan, tried, 10**8, 2_000 * 10**8),
+        worth_wei(plan, tried, 2_000 * 10**8),
+    )
+    market = replace(MARKET, share_bps=10_000)
+    assert market.bid(tried, affordable, worth_wei=worth) == MARKET.bid(tried, affordable)
 
 
 def test_a_plan_may_spend_what_comes_later() -> None:
