@@ -284,7 +284,8 @@ async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, he
             say("options", option.reason, option.numbers)
         else:
             pair = {"repay": option.repay_token.symbol, "seize": option.seize_token.symbol}
-            say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw})
+            calls = len(adapter.liquidation_calls(option, option.max_repay_raw))
+            say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw, "calls": calls})
     standing = engine.standing(view, head, adapter.name)
     if standing is not None:
         say(standing.stage, standing.reason, standing.numbers)

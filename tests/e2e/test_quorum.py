@@ -221,7 +221,8 @@ async def test_a_quorum_of_one_asks_nothing_twice(stage: Stage) -> None:
         acting = ["eth_call", "eth_call", "eth_simulateV1", "eth_sendRawTransaction"] if fallen else []
         afterwards = ["eth_feeHistory"] if fallen else []  # what a replacement would have to offer
         patrol = ["eth_getCode", *3 * ["eth_getStorageAt"]]  # last, the contract whose turn it is
-        assert front.asked[:-4] == ["eth_call", "eth_getLogs", *acting, *afterwards]
+        assert sorted(front.asked[:2]) == ["eth_call", "eth_getLogs"]
+        assert front.asked[2:-4] == [*acting, *afterwards]
         assert front.asked[-4:] == patrol
 
 
