@@ -218,7 +218,7 @@ async def test_a_quorum_of_one_asks_nothing_twice(stage: Stage) -> None:
         front.asked.clear()
         report = await line.engine.step(head)
         assert len(report.sent) == fallen
-        acting = ["eth_call", "eth_call", "eth_simulateV1", "eth_sendRawTransaction"] if fallen else []
+        acting = [*4 * ["eth_call"], "eth_simulateV1", "eth_sendRawTransaction"] if fallen else []
         afterwards = ["eth_feeHistory"] if fallen else []  # what a replacement would have to offer
         patrol = ["eth_getCode", *3 * ["eth_getStorageAt"]]  # last, the contract whose turn it is
         assert sorted(front.asked[:2]) == ["eth_call", "eth_getLogs"]
