@@ -287,7 +287,7 @@ async def test_more_accounts_than_can_be_priced_in_time(
         counts = []
         planned: set[Hash] = set()
         for _ in range(3):
-            monkeypatch.setattr(line.engine, "_wall_clock", _Ticking(line))
+            monkeypatch.setattr(line.engine._planning, "_wall_clock", _Ticking(line))
             report = await line.step()
             counts.append(len(report.sent))
             planned |= {sent.plan_id for sent in report.sent}

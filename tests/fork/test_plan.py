@@ -29,6 +29,7 @@ from keeper.types import BlockTime, Health, Marks, Plan, PositionKey, Refusal, S
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 
 SLIPPAGE_BPS = 300
+_ROUNDED_RAW = 2  # what the pool's rounding may leave more after a first step
 LENDING_POOLS = (("DAI", 100), ("WETH", 500))  # with USDC
 BORROWER = account(77)
 LIQUIDATOR = abi.load("Liquidator")
@@ -139,12 +140,15 @@ async def scene(lab: Lab, tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_a_plan_earns_what_it_says(
     scene: Scene, version: str, collateral: str, debt: str, profit: str
 ) -> None:
-    """On the real contracts the treasury gains exactly the expected profit, for about the gas estimated."""
+    """On the real contracts the treasury gains exactly the expected profit, for about the gas estimated.
+
+    What a first step leaves is known to a few units of the pool's own rounding: then it gains hardly more.
+    """
     await scene.open(version, collateral, debt, 50_000)
     answer = await scene.plan(version, profit)
     assert isinstance(answer, Plan), answer
     gained, receipt = await scene.execute(answer)
-    assert gained == answer.expected_profit_raw
+    assert 0 <= gained - answer.expected_profit_raw <= _ROUNDED_RAW * (len(answer.calls) - 1)
     assert answer.gas_estimate * 6 // 10 < receipt.gas_used <= answer.gas_estimate * 14 // 10
 
 
@@ -245,15 +249,15 @@ async def test_one_that_fails_does_not_sink_the_rest(scene: Scene) -> None:
     await scene.open("3.6", "WETH", "USDC", 50_000)
     answer = await scene.plan("3.6", "USDC")
     assert isinstance(answer, Plan)
-    [call] = answer.calls
     extra_raw = 1_000 * 10**6
-    healthy = call.data.replace(BORROWER, scene.lab.world.cast.treasury.address)
-    skipped = replace(call, data=healthy, approve_raw=extra_raw, gas_limit=500_000)
-    batch = replace(answer, calls=(skipped, replace(call, gas_limit=1_500_000)), min_profit_raw=0)
-    gained, receipt = await scene.execute(batch)
-    assert gained == answer.expected_profit_raw - mul_div_up(extra_raw, answer.flash.premium_bps, BPS)
+    healthy = answer.calls[0].data.replace(BORROWER, scene.lab.world.cast.treasury.address)
+    skipped = replace(answer.calls[0], data=healthy, approve_raw=extra_raw, gas_limit=500_000)
+    rest = [replace(call, gas_limit=1_500_000) for call in answer.calls]
+    gained, receipt = await scene.execute(replace(answer, calls=(skipped, *rest), min_profit_raw=0))
+    expected_raw = answer.expected_profit_raw - mul_div_up(extra_raw, answer.flash.premium_bps, BPS)
+    assert 0 <= gained - expected_raw <= _ROUNDED_RAW
     event = LIQUIDATOR.event("CallSkipped")
     [told] = [event.decode(log) for log in receipt.logs if log.topics[0] == event.topic]
     assert told["index"] == 0 and len(told["reason"]) in range(4, 257)
     with pytest.raises(ExecutionError, match="CallFailed\\(0, "):
-        await scene.execute(replace(batch, calls=(replace(skipped, gas_limit=0), call)))
+        await scene.execute(replace(answer, calls=(replace(skipped, gas_limit=0), *rest), min_profit_raw=0))
