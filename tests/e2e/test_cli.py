@@ -525,7 +525,7 @@ async def test_the_daemon_runs_until_it_is_told_to_stop(fresh_lab: OpenLab, tmp_
         assert refused.code == 1 and f"process {one.process.pid}" in _sentence(refused)
         assert one.running
         assert await one.stop() == 0
-        assert one.process.stdout is not None and not await one.process.stdout.read(), "logs go to stderr"
+        assert not await one.process.stdout.read(), "logs go to stderr"
         assert [entry["event"] for entry in one.events("started", "stopped")] == ["started", "stopped"]
     [settled] = _booked(tmp_path, "settled")
     assert int(settled.body["profit_raw"]) == await _treasury_raw(run.lab) - before_raw > 0
