@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keeper import abi
+from keeper import abi, nesting
 from keeper.chain.rpc import label_of
 from keeper.config import Settings
 from keeper.errors import ChainError, ConfigError, ExecutionError, WrongChain
@@ -285,6 +285,7 @@ def _web3(url: str) -> AsyncWeb3[Any]:
     """Without retries of its own: the next node is the better one."""
     from web3 import AsyncHTTPProvider, AsyncIPCProvider, AsyncWeb3, WebSocketProvider  # noqa: PLC0415
 
+    nesting.restore()
     if url.startswith(("http://", "https://")):
         return AsyncWeb3(AsyncHTTPProvider(url, exception_retry_configuration=None))
     if url.startswith(("ws://", "wss://")):

@@ -9,9 +9,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import eth_account  # noqa: F401 - before it is undone what loading it does
 import pytest
 
+from keeper import nesting
 from keeper.lab.world import BASE_FEE_WEI, Lab, open_lab
+
+nesting.restore()
 
 OpenLab = Callable[..., Awaitable[Lab]]
 Count = Callable[[str, int], None]

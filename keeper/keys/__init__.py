@@ -9,7 +9,6 @@ through the deterministic deployer, the relay key only vouch for a request to a 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Final, final
 
@@ -37,9 +36,6 @@ __all__ = [
     "recovered",
     "tip_of",
 ]
-
-# A library behind eth_account raises it to 100,000: an answer of a node nested as deep would overrun the C stack.
-sys.setrecursionlimit(1_000)
 
 DETERMINISTIC_DEPLOYER: Final = abi.address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 

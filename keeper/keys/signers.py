@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, final
 
 from coincurve import PrivateKey
 
-from keeper import abi
+from keeper import abi, nesting
 from keeper.errors import ConfigError, KeyMisuse
 from keeper.keys.signature import Signature
 from keeper.log import secrets
@@ -96,6 +96,7 @@ def from_keystore(path: Path, password: str) -> LocalSigner:
     # Half of what a command without a keystore would take to start.
     from eth_account import Account  # noqa: PLC0415
 
+    nesting.restore()
     try:
         secret = bytes(Account.decrypt(content, password))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,16 +288,31 @@ def test_a_spent_budget_stops_liquidations_and_no_cancellation() -> None:
     assert len(signer.payloads) == 2
 
 
-def test_signing_libraries_do_not_open_a_way_to_crash() -> None:
+@pytest.mark.parametrize(
+    "loading",
+    [
+        "keeper.keys.signers.from_keystore(pathlib.Path('keystore'), '')",
+        "keeper.deploy._web3('http://127.0.0.1:1')",
+    ],
+)
+def test_libraries_do_not_open_a_way_to_crash(tmp_path: Path, loading: str) -> None:
     """With them loaded, an answer nested 100,000 deep is still an error in Python and not the end of the process."""
-    code = """
-import msgspec, keeper.assembly
+    (tmp_path / "keystore").write_text('{"version": 3}')
+    code = f"""
+import msgspec, pathlib, sys, keeper.deploy, keeper.errors, keeper.keys.signers
+try:
+    {loading}
+except keeper.errors.ConfigError:
+    pass
+assert "py_ecc" in sys.modules
 try:
     msgspec.json.decode(b"[" * 100_000)
 except RecursionError:
     print("refused")
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stdout) == (0, "refused\n"), run.stderr
 
 
