@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from keeper import abi
 from keeper.breakers import Breakers, Terms
 from keeper.chain.client import Chain
+from keeper.charges import Charges, stop_gas
 from keeper.config import DEPLOYER_KEY, PRIVATE_KEY, RELAY_KEY, Contracts, Settings, load
 from keeper.engine import Engine
 from keeper.engine.head import Policy
@@ -32,6 +33,7 @@ from keeper.execution.reconcile import reconcile
 from keeper.execution.relay import Refund, Relay
 from keeper.execution.routes import BundleRelays, PrivateRelays, Way
 from keeper.execution.sender import Sender
+from keeper.flash import MorphoFlash, UniswapV3Flash
 from keeper.guard import Gate, Guard, Limits, Ramp
 from keeper.guard.door import door_of
 from keeper.installation import Needs
@@ -45,6 +47,7 @@ from keeper.ledger import Ledger
 from keeper.log import secrets
 from keeper.prices import Feed
 from keeper.protocols.aave_v3 import AaveFlash, AaveV3
+from keeper.protocols.morpho_blue import MorphoBlue
 from keeper.protocols.perp_curie import PerpCurie
 from keeper.protocols.reference_perp import ReferencePerp
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps
@@ -61,16 +64,18 @@ from keeper.store import Store, sqlite_path
 from keeper.store.canonical import canonical, plain
 from keeper.types import Address, Gas, Reverted, Token, Wei, hex_of
 from keeper.upgrades import Upgrades
+from keeper.venues.uniswap_v2 import UniswapV2, UniswapV2Config
 from keeper.venues.uniswap_v3 import UniswapV3, UniswapV3Config
 from keeper.watch import Source, Watch
 
 PROTOCOLS: Final[Mapping[str, Any]] = {
     "aave-v3": AaveV3,
+    "morpho-blue": MorphoBlue,
     "perp-curie": PerpCurie,
     "reference-perp": ReferencePerp,
     "synthetix-v2-perps": SynthetixV2Perps,
 }
-VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config}
+VENUES: Final[Mapping[str, type[BaseModel]]] = {"uniswap-v3": UniswapV3Config, "uniswap-v2": UniswapV2Config}
 OWNER_KEY: Final = "KEEPER_SIGNER_PRIVATE_KEY"
 GUARDIAN_KEY: Final = "KEEPER_GUARDIAN_PRIVATE_KEY"
 SENDER_KEY: Final = "KEEPER_SENDER_PRIVATE_KEY"
@@ -118,10 +123,8 @@ async def open_parts(configured: Settings) -> AsyncIterator[Parts]:
         )
         closing.push_async_callback(chain.close)
         between = [configured.chain.wrapped_native, configured.profit.token]
-        venues = [
-            UniswapV3(model, between) for model in configured.venues if isinstance(model, UniswapV3Config)
-        ]
-        flash = [AaveFlash(source.adapter) for source in sources if isinstance(source.adapter, AaveV3)]
+        venues = [_venue(model, between) for model in configured.venues]
+        flash = _flash_sources(configured, [source.adapter for source in sources])
         yield Parts(configured, chain, sources, tuple(venues), tuple(flash), closing)
 
 
@@ -137,6 +140,7 @@ def operator_key(configured: Settings, wall_clock: Callable[[], float] = time.ti
         max_fee_wei=given.max_fee_wei,
         max_gas_limit=given.max_gas_limit,
         max_gas_spend_wei_per_hour=given.max_gas_spend_wei_per_hour,
+        stop_gas=stop_gas(configured.chain.data_fee),
     )
     return OperatorKey(signer, bounds, wall_clock)
 
@@ -214,6 +218,7 @@ async def engine(
             watch.liquidations,
             liquidator,
             gate,
+            contracts.treasury,
             Funds(parts.chain, operator.address, bounds(configured), ledger, wall_clock),
             time.monotonic,
             await _way(parts, flights),
@@ -224,6 +229,7 @@ async def engine(
     shared = _shared_contracts(parts, contracts)
     line = Engine(
         chain=parts.chain,
+        charges=Charges(parts.chain, configured.chain.data_fee, operator.address, liquidator),
         watch=watch,
         venues=parts.venues,
         flash_sources=parts.flash_sources,
@@ -267,23 +273,43 @@ async def _way(parts: Parts, flights: Flights) -> Way | None:
 
 
 async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Policy:
-    """What the line works by; the profit token's feed is the one the Safe gave the Liquidator."""
+    """What the line works by; feeds of what profit is measured in are those the Safe gave the Liquidator."""
     configured = parts.settings
-    head = await parts.chain.head()
-    token = configured.profit.token
-    liquidator = contracts.liquidator
     decisive = decisive_settings(configured)
+    liquidator, keep = contracts.liquidator, configured.profit.keep
+    token, feed = await _measure(parts.chain, liquidator, "profit.token", configured.profit.token)
+    kept = [await _measure(parts.chain, liquidator, "profit.keep", one) for one in keep]
+    return Policy(
+        pause_guard=contracts.pause_guard,
+        liquidator=liquidator,
+        operator=operator,
+        profit_token=token,
+        profit_feed=feed,
+        kept_feeds={one.address: its_feed for one, its_feed in kept},
+        native_feed=Feed("native_usd_feed", configured.profit.native_usd_feed, _NATIVE_FEED_MAX_AGE_S),
+        min_profit_usd_e8=configured.profit.min_profit_usd_e8,
+        max_slippage_bps=configured.profit.max_slippage_bps,
+        max_fee_wei=configured.limits.max_fee_wei,
+        priority_share_bps=configured.send.priority_share_bps,
+        max_repay_usd_e8=configured.limits.max_repay_usd_e8,
+        max_accounts=configured.limits.max_accounts,
+        decisive=decisive,
+        version=hex_of(hashlib.sha256(canonical(decisive).encode()).digest()),
+    )
+
+
+async def _measure(chain: Chain, liquidator: Address, key: str, token: Address) -> tuple[Token, Feed]:
+    """A token that profit is measured in, and its feed. Raises `ConfigError` where it cannot be."""
+    head = await chain.head()
     erc20, interface = abi.load("Erc20"), abi.load("Liquidator")
     calls = [
         erc20.function("decimals").call(token),
         erc20.function("symbol").call(token),
         interface.function("feedOf").call(liquidator, token),
     ]
-    decimals_data, symbol_data, feed_data = await parts.chain.read(each(calls), head.hash)
+    decimals_data, symbol_data, feed_data = await chain.read(each(calls), head.hash)
     if isinstance(decimals_data, Reverted) or not decimals_data:
-        raise ConfigError(
-            f"profit.token {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml."
-        )
+        raise ConfigError(f"{key} {abi.checksum(token)} is not an ERC-20 on this chain; correct keeper.toml.")
     if isinstance(feed_data, Reverted) or not feed_data:
         raise ConfigError(
             f"contracts.liquidator {abi.checksum(liquidator)} is not a Liquidator; run `keeper deploy` or correct it."
@@ -291,23 +317,11 @@ async def policy(parts: Parts, contracts: Contracts, operator: Address) -> Polic
     feed, max_age_s, _, _ = interface.function("feedOf").one(feed_data)
     if not any(feed):
         raise ConfigError(
-            f"The Liquidator has no feed for profit.token {abi.checksum(token)}; the Safe must call setFeed for it."
+            f"The Liquidator has no feed for {key} {abi.checksum(token)}; the Safe must call setFeed for it."
         )
     symbol = "" if isinstance(symbol_data, Reverted) else erc20.function("symbol").one(symbol_data)
-    return Policy(
-        pause_guard=contracts.pause_guard,
-        liquidator=liquidator,
-        operator=operator,
-        profit_token=Token(token, symbol, erc20.function("decimals").one(decimals_data)),
-        profit_feed=Feed("profit_token", Address(feed), max_age_s),
-        native_feed=Feed("native_usd_feed", configured.profit.native_usd_feed, _NATIVE_FEED_MAX_AGE_S),
-        min_profit_usd_e8=configured.profit.min_profit_usd_e8,
-        max_slippage_bps=configured.profit.max_slippage_bps,
-        max_fee_wei=configured.limits.max_fee_wei,
-        max_repay_usd_e8=configured.limits.max_repay_usd_e8,
-        decisive=decisive,
-        version=hex_of(hashlib.sha256(canonical(decisive).encode()).digest()),
-    )
+    decimals = erc20.function("decimals").one(decimals_data)
+    return Token(token, symbol, decimals), Feed(key.replace(".", "_"), Address(feed), max_age_s)
 
 
 def decisive_settings(configured: Settings) -> dict[str, Any]:
@@ -315,11 +329,14 @@ def decisive_settings(configured: Settings) -> dict[str, Any]:
     limits = configured.limits.model_dump()
     limits["deny_accounts"] = sorted(limits["deny_accounts"])
     sections = {
+        "chain": {"data_fee": configured.chain.data_fee},
         "limits": limits,
         "breakers": configured.breakers.model_dump(),
+        "flash": configured.flash.model_dump(),
         "profit": configured.profit.model_dump(),
         "protocols": [model.model_dump() for model in configured.protocols],
         "resume": configured.resume.model_dump(),
+        "send": {"priority_share_bps": configured.send.priority_share_bps},
         "venues": [model.model_dump() for model in configured.venues],
     }
     settings: dict[str, Any] = plain(sections, "settings")
@@ -353,6 +370,7 @@ def limits(configured: Settings) -> Limits:
         max_repay_usd_e8=given.max_repay_usd_e8,
         deny_accounts=given.deny_accounts,
         max_head_age_s=configured.chain.max_head_age_s,
+        bad_debt_budget_usd_e8_per_day=given.bad_debt_budget_usd_e8_per_day,
     )
 
 
@@ -381,7 +399,19 @@ def _shared_contracts(parts: Parts, contracts: Contracts) -> dict[str, Address]:
     shared = {"Liquidator": contracts.liquidator, "PauseGuard": contracts.pause_guard}
     for venue in parts.venues:
         shared |= {f"{role} {abi.checksum(at)}": at for role, at in venue.contracts().items()}
-    return shared
+    flash = parts.settings.flash
+    shared |= {f"flash source {abi.checksum(pool)}": pool for pool in flash.uniswap_v3_pools}
+    return shared | ({"Morpho": flash.morpho} if flash.morpho else {})
+
+
+def _flash_sources(configured: Settings, adapters: Sequence[Adapter]) -> list[FlashSource]:
+    """The Aave pools and Morphos among the protocols, and what `[flash]` names; each once."""
+    given = configured.flash
+    sources: list[FlashSource] = [AaveFlash(adapter) for adapter in adapters if isinstance(adapter, AaveV3)]
+    morphos = [adapter.morpho for adapter in adapters if isinstance(adapter, MorphoBlue)]
+    morphos += [given.morpho] if given.morpho else []
+    sources += [MorphoFlash(morpho) for morpho in dict.fromkeys(morphos)]
+    return sources + [UniswapV3Flash(pool) for pool in given.uniswap_v3_pools]
 
 
 def _sources(configured: Settings) -> tuple[Source, ...]:
@@ -401,6 +431,10 @@ def _sources(configured: Settings) -> tuple[Source, ...]:
                 raise ConfigError(f"{same}; remove one of them from [[protocols]].")
             sources.append(Source(adapter, model.from_block))
     return tuple(sources)
+
+
+def _venue(model: Any, between: Sequence[Address]) -> Venue:
+    return UniswapV2(model, between) if isinstance(model, UniswapV2Config) else UniswapV3(model, between)
 
 
 def _protocols() -> dict[str, Any]:

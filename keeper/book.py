@@ -284,10 +284,10 @@ class Book:
             self._shelf(key.protocol, key.market).remove(key.account)
 
     def candidates(self, marks: Marks) -> list[PositionKey]:
-        """Every position of the marks' market that may be liquidatable, in no order."""
+        """Every position of the marks' markets that may be liquidatable, in no order."""
         found: list[PositionKey] = []
         for shelf in self._shelves.values():
-            if shelf.market != marks.market:
+            if shelf.market != marks.market and shelf.market not in marks.parts:
                 continue
             for block in shelf.blocks:
                 slots = block.candidates(marks.weights.get(block.group)) if block.count else []

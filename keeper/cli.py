@@ -322,3 +322,18 @@ def bench_pause(
     _print(document, bench.render_pause, json)
     if not document["ok"]:
         raise typer.Exit(1)
+
+
+@bench_app.command("plan")
+def bench_plan(
+    json: Json = False,
+    write: Annotated[bool, typer.Option("--write", help="Write its part of docs/benchmarks.md.")] = False,
+    cases: Annotated[int, typer.Option("--cases", min=1, help="Accounts of each depth and protocol.")] = 5,
+) -> None:
+    """Measure how fast plans are made, and what they net of the best that brute force finds; fail below 99.9 %."""
+    from keeper.lab import bench
+
+    document = _wait(bench.plan(cases=cases, write=write))
+    _print(document, bench.render_plan, json)
+    if not document["ok"]:
+        raise typer.Exit(1)

@@ -18,15 +18,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
 
 from keeper import abi
+from keeper.data_fee import DataFeeKind
 from keeper.errors import ConfigError
 from keeper.log import secrets
 from keeper.reading import Document, Key, dotted, rewrite_table, shown
@@ -74,6 +69,9 @@ class Chain(Section):
         26, gt=0, le=86_400, description="Nothing is signed on a head older than this, in seconds."
     )
     wrapped_native: Address = Field(description="The chain's wrapped native token (WETH).")
+    data_fee: DataFeeKind = Field(
+        "none", description="How a rollup charges for bytes; none: it is no rollup."
+    )
 
     @field_validator("rpc_urls")
     @classmethod
@@ -107,16 +105,42 @@ class Profit(Section):
     """`[profit]`: what a liquidation must earn."""
 
     token: Address = Field(description="The token profit is measured and kept in.")
+    keep: tuple[Address, ...] = Field(
+        (), description="Seized tokens to keep: only what repays the loan is sold."
+    )
     min_profit_usd: Usd = Field(Decimal(5), description="Least net profit of a liquidation, in USD.")
     max_slippage_bps: int = Field(
         100, ge=0, le=1000, description="Most a swap may lose against the quote, in basis points."
     )
     native_usd_feed: Address = Field(description="Chainlink-style aggregator of the native token in USD.")
 
+    @field_validator("keep")
+    @classmethod
+    def _others(cls, keep: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        if len({info.data.get("token"), *keep}) != len(keep) + 1:
+            raise ValueError("a token is listed twice, or is profit.token, which is kept anyway.")
+        return keep
+
     @property
     def min_profit_usd_e8(self) -> int:
         """The least net profit in USD with 8 decimals, exactly."""
         return scaled(self.min_profit_usd, 8)
+
+
+class Flash(Section):
+    """`[flash]`: where the repayment may be borrowed, beside the Aave pools and Morphos of [[protocols]]."""
+
+    morpho: Address | None = Field(None, description="A Morpho Blue outside [[protocols]]; no premium.")
+    uniswap_v3_pools: tuple[Address, ...] = Field(
+        (), description="Uniswap V3 pools that lend for their fee; while one lends, nothing is swapped there."
+    )
+
+    @field_validator("uniswap_v3_pools")
+    @classmethod
+    def _different(cls, pools: tuple[Address, ...]) -> tuple[Address, ...]:
+        if len(set(pools)) != len(pools):
+            raise ValueError("a pool is listed twice; list each once.")
+        return pools
 
 
 class Send(Section):
@@ -135,6 +159,7 @@ class Send(Section):
     refund_percent: int = Field(
         0, ge=0, le=99, description="Of a bundle's reward, asked back from builders for the operator."
     )
+    priority_share_bps: int = Field(0, ge=0, le=10_000, description="Of the net profit, added to the tip.")
 
     @field_validator("relays")
     @classmethod
@@ -218,6 +243,7 @@ class Settings(Section):
     contracts: Contracts | None
     signer: AnySigner
     profit: Profit
+    flash: Flash
     limits: Limits
     breakers: Breakers
     send: Send
@@ -264,6 +290,7 @@ class Settings(Section):
 _SECTIONS: Final[Mapping[str, type[Section]]] = {
     "chain": Chain,
     "profit": Profit,
+    "flash": Flash,
     "limits": Limits,
     "breakers": Breakers,
     "send": Send,

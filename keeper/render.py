@@ -13,14 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 _WAD: Final = Decimal(10) ** 18
-_WIDE: Final = 140  # a table in full: whoever reads it narrower wraps it, nobody gets half an address
+_WIDE: Final = 160  # a table in full: whoever reads it narrower wraps it, nobody gets half an address
 _console: Final = Console(highlight=False, soft_wrap=True, width=max(Console().width, _WIDE))
 
 
 def scan(document: Mapping[str, Any]) -> None:
     """Positions, least healthy first."""
     table = _table(
-        "protocol", "account", "health factor", "collateral $", "debt $", "liquidation price $", ""
+        *("protocol", "account", "health factor", "collateral $", "debt $", "bad debt $"),
+        *("liquidation price $", ""),
     )
     for row in document["positions"]:
         health = Decimal(row["health_factor_wad"]) / _WAD
@@ -30,6 +31,7 @@ def scan(document: Mapping[str, Any]) -> None:
             f"{health:.6f}" if health < 10**6 else "> 1e6",
             _usd(row["collateral_usd"]),
             _usd(row["debt_usd"]),
+            _usd(row["bad_debt_usd"]) if row["bad_debt"] else "-",
             _usd(row["liquidation_price"]) if row["liquidation_price"] else "-",
             Text("liquidatable", style="red") if row["liquidatable"] else "",
         )
@@ -50,6 +52,8 @@ def explain(document: Mapping[str, Any]) -> None:
                 f"  health factor {health:.6f}, collateral ${_usd(position['collateral_usd'])}, "
                 f"debt ${_usd(position['debt_usd'])}"
             )
+        for each in protocol["auctioned_feeds"]:
+            _console.print(f"  the price of {each['symbol']} is auctioned: feed {each['feed']}")
         for stage in protocol["stages"]:
             _console.print(f"  {stage['stage']:<9} {stage['answer']:<22} {_numbers(stage['numbers'])}")
     for trip in document["breakers"]:

@@ -6,7 +6,7 @@ every round to one block hash. Adapters therefore run the same against a live no
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, Final, Protocol, TypeVar
@@ -17,6 +17,7 @@ from keeper import abi
 from keeper.errors import AdapterError
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     FlashQuote,
@@ -66,6 +67,7 @@ class VenueKind(IntEnum):
 
     NONE = 0
     UNISWAP_V3 = 1
+    UNISWAP_V2 = 2
 
 
 class FlashKind(IntEnum):
@@ -73,6 +75,8 @@ class FlashKind(IntEnum):
 
     NONE = 0
     AAVE_V3 = 1
+    MORPHO = 2
+    UNISWAP_V3 = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,28 @@ class Touched:
     reload: bool
 
 
-class Adapter(Protocol):
+class Taking(Protocol):
+    """How much an option moves, and by which calls: what planning asks of an adapter."""
+
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+        """What repaying `repay_raw` would move, rounded as the contract rounds; no round where the option tells it.
+
+        Where the liquidator inherits a position, it is what is left once that position is closed again.
+        """
+        ...
+
+    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+        """Calls of the Liquidator that carry it out."""
+        ...
+
+
+class Adapter(Taking, Protocol):
     """One lending or perp protocol instance; one file in `keeper/protocols`.
 
     `settled_jointly`: its calls only make sense together (margin goes in, a position is taken over and closed, and
     margin comes out), so the Liquidator must judge their sum instead of each.
+
+    `market` is the market of its keys; an adapter of many markets names each of them in its keys, and itself here.
 
     `plan_gas` is what a cheap plan takes besides its swaps (flash loan, liquidation, feeds, end check): a first guess,
     since the trial and not this figure has the last word on a plan that seems to pay.
@@ -134,12 +155,23 @@ class Adapter(Protocol):
         """Every liquidation in those logs: of which position, and by which transaction."""
         ...
 
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """Whose debt the log says nobody will repay any more, and how much; None where it says no such thing.
+
+        Its worth is by `marks`, where there are any. Raises `AdapterError` for a log that cannot be read.
+        """
+        ...
+
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Accounts, where the chain lists them; else empty."""
         ...
 
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """Every position an account may have in the markets known so far; valid after `load`."""
+        ...
+
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
-        """Read positions exactly, in columns."""
+        """Read positions of one market exactly, in columns."""
         ...
 
     def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
@@ -166,19 +198,8 @@ class Adapter(Protocol):
         """Every way the protocol allows to liquidate it now; a forbidden pair is a Refusal."""
         ...
 
-    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
-        """What repaying `repay_raw` would move, rounded as the contract rounds; no round where the option tells it.
-
-        Where the liquidator inherits a position, it is what is left once that position is closed again.
-        """
-        ...
-
-    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
-        """Calls of the Liquidator that carry it out."""
-        ...
-
-    def account_of(self, calldata: bytes) -> Address | None:
-        """Whose liquidation the calldata of such a call is; None where it is none."""
+    def position_of(self, calldata: bytes) -> PositionKey | None:
+        """Which position's liquidation the calldata of such a call is; None where it is none."""
         ...
 
 
@@ -196,8 +217,15 @@ class Venue(Protocol):
         """Routes worth quoting, direct and by intermediate tokens; with `thorough` every route there may be."""
         ...
 
+    def sync(self, paths: Iterable[Path], at: BlockTime) -> Reads[None]:
+        """Learn the pools of these routes as of `at`, the block that the rounds are pinned to."""
+        ...
+
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
-        """What the route gives now; an empty or missing pool is a Refusal."""
+        """What the route gives, as of the block last synced; an empty or missing pool is a Refusal.
+
+        No round where the route was synced and what is known of its pools suffices.
+        """
         ...
 
     def swap_leg(self, quote: Quote, *, whole_balance: bool, limit_raw: int) -> SwapLeg:
@@ -260,6 +288,8 @@ def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:
 
     Results keep the order of `reads`. At one block hash equal calls have equal answers, so nothing is asked twice.
     """
+    if len(reads) == 1:
+        return [(yield from reads[0])]
     results: dict[int, T] = {}
     asking: dict[int, Sequence[Question]] = {}
 

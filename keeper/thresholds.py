@@ -33,8 +33,15 @@ class Limits(Section):
     max_loss_usd_per_day: Usd = Field(
         Decimal(50), description="Most USD lost per day; gas of reverts and lost races counts."
     )
+    bad_debt_budget_usd_per_day: Usd = Field(
+        Decimal(0),
+        description="Of that, most USD a day that liquidating bad debt may cost on purpose; 0: nothing.",
+    )
     max_consecutive_reverts: int = Field(3, ge=1, description="Reverts in a row after which nothing is sent.")
     max_repay_usd: Usd = Field(Decimal(10**6), description="Largest debt repaid by one liquidation, in USD.")
+    max_accounts: int = Field(
+        16, ge=1, le=64, description="Most accounts liquidated by one transaction; 1: each goes alone."
+    )
     deny_accounts: frozenset[Address] = Field(frozenset(), description="Accounts never liquidated.")
 
     @property
@@ -48,9 +55,24 @@ class Limits(Section):
         return scaled(self.max_loss_usd_per_day, 8)
 
     @property
+    def bad_debt_budget_usd_e8_per_day(self) -> int:
+        """The most USD lost to bad debt per day with 8 decimals, exactly."""
+        return scaled(self.bad_debt_budget_usd_per_day, 8)
+
+    @property
     def max_repay_usd_e8(self) -> int:
         """The largest repaid debt in USD with 8 decimals, exactly."""
         return scaled(self.max_repay_usd, 8)
+
+    @field_validator("bad_debt_budget_usd_per_day")
+    @classmethod
+    def _within_the_loss(cls, budget_usd: Decimal, info: ValidationInfo) -> Decimal:
+        most_usd = info.data.get("max_loss_usd_per_day", budget_usd)
+        if budget_usd > most_usd:
+            raise ValueError(
+                f"it is above max_loss_usd_per_day ({most_usd}), of which it is a part; lower it, or raise that."
+            )
+        return budget_usd
 
 
 class Breakers(Section):

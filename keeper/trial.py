@@ -6,36 +6,47 @@ tried stacked, so a second plan sees what the first one did to pools and reserve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from keeper import abi
 from keeper.chain.client import Chain
 from keeper.chain.simulation import SimCall, SimResult
-from keeper.errors import AdapterError
+from keeper.charges import Charges, next_base_fee
+from keeper.errors import AdapterError, ChainError
+from keeper.fixed import BPS, mul_div_up
 from keeper.prices import Price
+from keeper.seams import each
 from keeper.types import (
     Address,
     BlockNumber,
     BlockTime,
     Gas,
+    Hash,
     Head,
+    Log,
     Plan,
     Quote,
     Refusal,
+    Reverted,
     SwapLeg,
+    Token,
     Trial,
-    Wei,
     hex_of,
 )
 
 _EXECUTE: Final = abi.load("Liquidator").function("execute")
+_SKIPPED: Final = abi.load("Liquidator").event("CallSkipped")
+_BALANCE, _TRANSFER = (abi.load("Erc20").function(name) for name in ("balanceOf", "transfer"))
+_MOVE_GAS: Final = Gas(500_000)
+_TOLLS_HOLD_BLOCKS: Final = 64
 _TRIAL_GAS: Final = Gas(8_000_000)
 # A call keeps a 64th of its gas for its caller, so what runs out a few calls deep leaves some of the whole.
 _ALL_BUT: Final = 8
-_ELASTICITY: Final = 2  # EIP-1559: the gas target is half the limit
-_CHANGE_DENOMINATOR: Final = 8
+# Over a call's own limit: what its callers keep back on the way, and what the Liquidator wants to see beyond it.
+_SPARE_PERCENT: Final = 125
+_SPARE_FLAT: Final = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +60,8 @@ class Attempt:
     last_block: BlockNumber
 
 
-def next_base_fee(head: Head) -> Wei:
-    """The base fee of the block after `head` (EIP-1559)."""
-    target = head.gas_limit // _ELASTICITY
-    base = head.base_fee_wei
-    if head.gas_used > target:
-        rise = base * (head.gas_used - target) // target // _CHANGE_DENOMINATOR
-        return Wei(base + max(rise, 1))
-    return Wei(base - base * (target - head.gas_used) // target // _CHANGE_DENOMINATOR)
-
-
 async def try_stacked(
-    chain: Chain,
-    attempts: Sequence[Attempt],
-    head: Head,
-    next_timestamp_s: int,
-    operator: Address,
-    liquidator: Address,
+    charges: Charges, attempts: Sequence[Attempt], head: Head, next_timestamp_s: int, liquidator: Address
 ) -> list[Trial | Refusal]:
     """Run the attempts one after another in a simulated next block; answers keep the order of `attempts`.
 
@@ -73,14 +69,15 @@ async def try_stacked(
     """
     if not attempts:
         return []
-    base_fee = next_base_fee(head)
-    calls = [SimCall(operator, liquidator, attempt.calldata, _TRIAL_GAS) for attempt in attempts]
-    results = await chain.simulate(calls, head, next_timestamp_s, base_fee)
+    tried = await charges.simulate([each.calldata for each in attempts], _TRIAL_GAS, head, next_timestamp_s)
     at = BlockTime(head.number, head.hash, head.timestamp_s)
     trials: list[Trial | Refusal] = []
-    for attempt, result in zip(attempts, results, strict=True):
+    for attempt, (result, fee) in zip(attempts, tried, strict=True):
         if result.status != 1:
             trials.append(_refused(result))
+            continue
+        if isinstance(fee, Refusal):
+            trials.append(fee)
             continue
         try:
             profit_raw = _EXECUTE.one(result.output)
@@ -96,12 +93,30 @@ async def try_stacked(
                 global_epoch=attempt.global_epoch,
                 protocol_epoch=attempt.protocol_epoch,
                 last_block=attempt.last_block,
-                next_base_fee_wei=base_fee,
-                gas_used=Gas(result.gas_used),
+                next_base_fee_wei=charges.next_base_fee(head),
+                gas_used=result.gas_used,
                 profit_raw=profit_raw,
+                data_fee_wei=fee.wei,
+                data_gas=fee.gas,
+                skipped=tuple(index for index, _ in skipped(attempt.plan.plan_id, result.logs)),
+                spare_gas=_spare_gas(attempt.plan),
             )
         )
     return trials
+
+
+def skipped(plan_id: Hash, logs: Sequence[Log]) -> list[tuple[int, str]]:
+    """The calls of a plan that failed without sinking it, by the Liquidator's own word, each with its reason."""
+    events = [_SKIPPED.decode(log) for log in logs if log.topics[:1] == (_SKIPPED.topic,)]
+    return [
+        (event["index"], explain_revert(event["reason"])) for event in events if event["planId"] == plan_id
+    ]
+
+
+def _spare_gas(plan: Plan) -> Gas:
+    """The Liquidator reverts where a call that may fail would not get its limit, which it hardly ever uses up."""
+    most = max(call.gas_limit for call in plan.calls)
+    return Gas(most * _SPARE_PERCENT // 100 + _SPARE_FLAT if most else 0)
 
 
 def _refused(result: SimResult) -> Refusal:
@@ -110,6 +125,71 @@ def _refused(result: SimResult) -> Refusal:
     if result.gas_used < _TRIAL_GAS - _TRIAL_GAS // _ALL_BUT:
         return Refusal("trial", "reverts", numbers)
     return Refusal("trial", "out_of_gas", numbers | {"gas_used": result.gas_used, "gas_limit": _TRIAL_GAS})
+
+
+class Tolls:
+    """Which tokens arrive short where they are sent, as those that take a fee on transfers do: no plan can carry one.
+
+    Looked at only where a trial reverted, by moving some of it in a simulation, and remembered for some blocks.
+    """
+
+    def __init__(self, chain: Chain, liquidator: Address) -> None:
+        self._chain = chain
+        self._liquidator = liquidator
+        self._known: dict[Address, tuple[int, Mapping[str, int]]] = {}
+
+    async def blame(
+        self, plan: Plan, refusal: Refusal, contracts: Mapping[str, Address], head: Head
+    ) -> Refusal:
+        """A trial's refusal, or `fee_on_transfer` where it reverted and a token of the pair takes one.
+
+        `contracts` are the protocol's by name, among which those are looked for that hold the token.
+        """
+        if (refusal.stage, refusal.reason) != ("trial", "reverts"):
+            return refusal
+        option, outcome = plan.option, plan.outcome
+        pair = (option.repay_token, outcome.repay_raw), (option.seize_token, outcome.seize_raw)
+        try:
+            for token, amount_raw in pair:
+                holders = [call.target for call in plan.calls]
+                holders += [at for role, at in contracts.items() if abi.checksum(token.address) in role]
+                toll = await self._toll(token, amount_raw, holders, head)
+                if toll:
+                    named = {"token": token.symbol, "address": token.address}
+                    return Refusal("trial", "fee_on_transfer", {**named, **toll, **refusal.numbers})
+        except ChainError:
+            return refusal  # it stands for itself; this was about its words only
+        return refusal
+
+    async def _toll(
+        self, token: Token, amount_raw: int, holders: Sequence[Address], head: Head
+    ) -> Mapping[str, int]:
+        """What was sent and what arrived, where that is less; empty where it is not, or nobody can tell."""
+        since, toll = self._known.get(token.address, (-_TOLLS_HOLD_BLOCKS, {}))
+        if head.number - since < _TOLLS_HOLD_BLOCKS:
+            return toll
+        toll = {}
+        balances = await self._chain.read(
+            each([_BALANCE.call(token.address, holder) for holder in holders]), head.hash
+        )
+        held = [0 if isinstance(one, Reverted) or len(one) != 32 else int.from_bytes(one) for one in balances]
+        sent_raw, holder = max(zip(held, holders, strict=True), default=(0, self._liquidator))
+        sent_raw = min(sent_raw, amount_raw)
+        if sent_raw > 0:
+            mine = _BALANCE.encode(self._liquidator)
+            look = SimCall(self._liquidator, token.address, mine, _MOVE_GAS)
+            move = SimCall(holder, token.address, _TRANSFER.encode(self._liquidator, sent_raw), _MOVE_GAS)
+            steps = await self._chain.simulate(
+                [look, move, look], head, head.timestamp_s + 1, next_base_fee(head)
+            )
+            before, after = (int.from_bytes(steps[place].output[:32]) for place in (0, 2))
+            arrived_raw = after - before
+            # a node that tries each alone shows nothing arriving, which says nothing
+            if steps[1].status == 1 and 0 < arrived_raw < sent_raw:
+                fee_bps = mul_div_up(sent_raw - arrived_raw, BPS, sent_raw)
+                toll = {"sent_raw": sent_raw, "arrived_raw": arrived_raw, "fee_bps": fee_bps}
+        self._known[token.address] = head.number, toll
+        return toll
 
 
 def explain_revert(data: bytes) -> str:
@@ -130,7 +210,12 @@ def describe(
 ) -> dict[str, Any]:
     """A plan and its trial in the ledger's words, with the prices and the policy it was decided by."""
     option = plan.option
+    parts = [
+        {"account": part.key.account, "repay_raw": part.repay_raw, "seize_raw": part.seize_raw}
+        for part in plan.outcome.parts
+    ]
     return {
+        **({"accounts": parts} if parts else {}),
         "policy": policy,
         "block": plan.at.number,
         "block_hash": plan.at.hash,
@@ -143,6 +228,8 @@ def describe(
         "seize_token": option.seize_token.address,
         "seize_raw": plan.outcome.seize_raw,
         "seize_price_base": option.seize_price_base,
+        "bad_debt_raw": plan.outcome.bad_debt_raw,
+        "budgeted": plan.budgeted,
         "seize_round": option.seize_round,
         "flash_source": plan.flash.source,
         "flash_premium_bps": plan.flash.premium_bps,
@@ -159,6 +246,8 @@ def describe(
         "later_raw": plan.later_raw,
         "gas_estimate": plan.gas_estimate,
         "tried_gas": trial.gas_used,
+        "data_fee_wei": trial.data_fee_wei,
+        "data_gas": trial.data_gas,
         "gas_cost_raw": plan.gas_cost_raw,
         "next_base_fee_wei": trial.next_base_fee_wei,
         "global_epoch": trial.global_epoch,

@@ -2,16 +2,16 @@
 
 One line carries them: a `Head` refreshes the `Position`s it touched; each is assessed to a `Health`, planned into a
 `Plan`, tried into a `Trial`, cleared into a `Clearance` (minted in `keeper.guard`), sent as a `Submission`, settled by
-a `Settlement` and booked as an `Entry`. Any step may answer a `Refusal`.
+a `Settlement` and booked in the ledger. Any step may answer a `Refusal`.
 
 Integers wear their unit in the name; addresses and hashes are bytes and are checksummed only where people read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 Address = NewType("Address", bytes)  # 20 bytes
 Hash = NewType("Hash", bytes)  # 32 bytes
 Wei = NewType("Wei", int)
-Wad = NewType("Wad", int)
-Ray = NewType("Ray", int)
-Bps = NewType("Bps", int)
 Gas = NewType("Gas", int)
 BlockNumber = NewType("BlockNumber", int)
 
+NO_WEI = Wei(0)
+NO_GAS = Gas(0)
 ZERO_ADDRESS = Address(bytes(20))
+USD_E8 = 10**8  # a dollar
 GLOBAL_SCOPE = Hash(bytes(32))  # PauseGuard's scope for everything
 
 # --- what a chain is asked and answers -------------------------------------------------------------------------------
@@ -162,13 +162,33 @@ class Weights:
 class Marks:
     """Everything that moves without a position being touched: prices, accrued indices, governance parameters.
 
-    `exact` is the adapter's own frozen record in integers; `weights` maps a row group to its column weights.
+    `exact` is the adapter's own frozen record in integers; `weights` maps a row group to its column weights. Where one
+    adapter has many markets, `parts` are those these marks are of, each a group of its own.
     """
 
     at: BlockTime
     market: str
     exact: Any
     weights: Mapping[int, Weights]
+    parts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An ERC-20 with the decimals it reports."""
+
+    address: Address
+    symbol: str
+    decimals: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadDebt:
+    """Debt in one token that no collateral covers; `usd_e8` is its worth, rounded up, None without a price of it."""
+
+    token: Token
+    raw: int
+    usd_e8: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +196,8 @@ class Health:
     """A position judged exactly as the protocol's contract would.
 
     Values are in the market's base currency with `base_decimals`. `health_factor_wad` is None without debt.
-    `detail` is the adapter's own breakdown, read by `options`.
+    `detail` is the adapter's own breakdown, read by `options`. `bad_debt` is by how much the debt exceeds all that the
+    account has at the protocol's prices, by token owed; empty where it does not, or where the adapter cannot tell.
     """
 
     key: PositionKey
@@ -186,6 +207,7 @@ class Health:
     base_decimals: int
     liquidatable: bool
     detail: Any = None
+    bad_debt: tuple[BadDebt, ...] = ()
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------
@@ -201,21 +223,13 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """An ERC-20 with the decimals it reports."""
-
-    address: Address
-    symbol: str
-    decimals: int
-
-
-@dataclass(frozen=True, slots=True)
 class Option:
     """One way to liquidate a position: repay `repay_token`, seize `seize_token`, at most `max_repay_raw`.
 
     Amounts to consider are `max_repay_raw`, anything from `min_repay_raw` to `partial_max_repay_raw`, and nothing
     between (dust rules forbid leaving too little); `detail` is the adapter's own. Rounds are those of the prices'
-    feeds, None where nobody tells them.
+    feeds, None where nobody tells them. `call_gas` is what each further call of its kind takes in one transaction: of
+    its own second step, or of another account's; 0 where it goes alone.
     """
 
     key: PositionKey
@@ -229,6 +243,15 @@ class Option:
     detail: Any = None
     repay_round: int | None = None
     seize_round: int | None = None
+    call_gas: int = 0
+
+
+class Part(NamedTuple):
+    """What one of several accounts has in an outcome."""
+
+    key: PositionKey
+    repay_raw: int
+    seize_raw: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,21 +259,32 @@ class Outcome:
     """What a liquidation of an option would move: the liquidator pays `repay_raw` and receives `seize_raw`.
 
     `later_raw` of the seized token is what it makes due to the liquidator in a later transaction, for gas again.
+    `bad_debt_raw` of the repaid token is what is written off with it, at the cost of who lent it. `parts` are those of
+    several accounts, one call each in the same order, and none where it is of one account.
     """
 
     repay_raw: int
     seize_raw: int
     later_raw: int = 0
+    bad_debt_raw: int = 0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ProtocolCall:
-    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it."""
+    """One call of the Liquidator to a protocol; exactly `approve_raw` of `approve_token` is approved for it.
+
+    With a `gas_limit` it may fail, and the plan goes on without it; 0 for a call that must succeed. `paid_after`: the
+    protocol calls back between paying out and taking its payment (Morpho's `liquidate`), so the plan borrows nothing;
+    it must be the plan's only call, and the data it passes on empty.
+    """
 
     target: Address
     approve_token: Address
     approve_raw: int
     data: bytes
+    gas_limit: int = 0
+    paid_after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,14 +317,50 @@ class SwapLeg:
     limit_raw: int
 
 
+class PoolId(NamedTuple):
+    """A Uniswap V3 pool: its tokens, the lower address first, and its fee in millionths."""
+
+    token0: Address
+    token1: Address
+    fee: int
+
+    @property
+    def tokens(self) -> tuple[Address, Address]:
+        """Both tokens."""
+        return self.token0, self.token1
+
+
 @dataclass(frozen=True, slots=True)
 class FlashQuote:
-    """What it costs to borrow `token` for one transaction, and how much there is."""
+    """What it costs to borrow `token` for one transaction, and how much there is.
+
+    `locked` is the pool that lends, which swaps for nobody meanwhile.
+    """
 
     source: Address
     token: Address
     premium_bps: int
     available_raw: int
+    locked: PoolId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A way that a plan was weighed against, or its own, at the amount where it nets most.
+
+    `net_raw` is in `profit_token`; `reason` says why it could not be taken, None where it could.
+    """
+
+    repay_token: Token
+    seize_token: Token
+    profit_token: Token
+    lender: Address
+    swaps: str
+    repay_raw: int
+    calls: int
+    legs: int
+    net_raw: int
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +369,10 @@ class Plan:
 
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
-    the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas.
+    the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
+    the ways there were, best first. Costs and gas contain what its bytes should: `data_fee_wei`, `data_gas`. A
+    `budgeted` one nets less than the configured minimum, because its account has bad debt: the contract enforces that
+    the treasury loses nothing, and gas beyond the profit is paid from a budget.
     """
 
     plan_id: Hash
@@ -322,11 +395,24 @@ class Plan:
     at: BlockTime
     quotes: tuple[Quote, ...] = ()
     later_raw: int = 0
+    weighed: tuple[Weighed, ...] = ()
+    budgeted: bool = False
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
+
+    @property
+    def keys(self) -> tuple[PositionKey, ...]:
+        """Every position it liquidates, `key` first."""
+        return tuple(part.key for part in self.outcome.parts) or (self.key,)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the exact calldata did in a simulated next block."""
+    """What the exact calldata did in a simulated next block; its gas contains `data_gas`, which its bytes take.
+
+    `skipped` are the calls that failed of those that may, where the node tells; `spare_gas` is what must be left for
+    such a call to be tried at all, beyond what it took.
+    """
 
     plan_id: Hash
     calldata: bytes
@@ -337,19 +423,10 @@ class Trial:
     next_base_fee_wei: Wei
     gas_used: Gas
     profit_raw: int
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A signed transaction that was recorded and handed to the network."""
-
-    plan_id: Hash
-    nonce: int
-    transaction_hash: Hash
-    raw: bytes
-    last_block: BlockNumber
-    max_fee_wei: Wei
-    sent_s: float
+    data_fee_wei: Wei = NO_WEI
+    data_gas: Gas = NO_GAS
+    skipped: tuple[int, ...] = ()
+    spare_gas: Gas = NO_GAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,24 +443,6 @@ class Settlement:
     profit_raw: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the ledger: what happened, to which plan and account, with its numbers as canonical JSON types."""
-
-    seq: int
-    at_s: int
-    kind: str
-    plan_id: str
-    protocol: str
-    account: str
-    body: Mapping[str, Any]
-
-
 def hex_of(value: bytes) -> str:
     """0x-prefixed lower-case hex."""
     return "0x" + value.hex()
-
-
-def tokens_of(legs: Sequence[Address]) -> tuple[Address, ...]:
-    """Addresses in first-seen order without repeats."""
-    return tuple(dict.fromkeys(legs))

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Final
 
 import structlog
@@ -98,8 +98,11 @@ class Watch:
             await self._chain.read(adapter.load(), head.hash)
         self._listen()
 
-    async def start(self, head: Head) -> None:
-        """Load every adapter, then bring accounts and book up to `head`. Raises `AdapterError` when one cannot load."""
+    async def start(self, head: Head) -> list[Log]:
+        """Load every adapter, then bring accounts and book up to `head`. Raises `AdapterError` when one cannot load.
+
+        What is returned are the logs since the record was last kept; none where it begins now.
+        """
         await self.load(head)
         if self._store:
             self._followed.extend(_Followed(block, None) for block in self._store.blocks())
@@ -108,9 +111,11 @@ class Watch:
         self._measure(gone, head)
         self._forget(gone)
         start: int = head.number
+        kept = -1
         for source in self._sources:
             cursor = self._store.cursor(source.adapter.name) if self._store else None
             followed = -1 if cursor is None else min(cursor.number, self.common)
+            kept = max(kept, followed)
             start = min(start, followed + 1 if followed >= 0 else source.from_block)
         logs = await self.logs(start, head.number)
         self._cursor = BlockNumber(start - 1)
@@ -122,6 +127,7 @@ class Watch:
             except AdapterError as error:
                 self._owe_all(name, error, head)
         await self._absorb(logs, head)
+        return [log for log in logs if 0 <= kept < log.block_number]
 
     async def logs(self, from_block: int, to_block: int) -> list[Log]:
         """Logs of every watched contract in a range of blocks, both ends included."""
@@ -339,10 +345,14 @@ class Watch:
         adapter = self.adapters[protocol]
         if self._memory and keys:
             self._memory.add_accounts(keys)  # first: who cannot be read now is not forgotten by a restart
+        ordered = sorted(keys, key=lambda key: key.market)
         for first in range(0, len(keys), _REFRESH_AT_ONCE):
-            chunk = keys[first : first + _REFRESH_AT_ONCE]
-            positions = await self._chain.read(adapter.refresh(chunk), head.hash)
-            self.book.upsert(positions, adapter.rows(positions))
+            chunk = ordered[first : first + _REFRESH_AT_ONCE]
+            reads = [
+                adapter.refresh(list(of_market)) for _, of_market in groupby(chunk, lambda key: key.market)
+            ]
+            for positions in await self._chain.read_all(reads, head.hash):
+                self.book.upsert(positions, adapter.rows(positions))
             self._owed[protocol].keys.difference_update(chunk)
 
     async def liquidations(self, key: PositionKey, from_block: int, to_block: int) -> list[Hash]:

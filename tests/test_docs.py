@@ -110,6 +110,17 @@ def test_every_module_is_in_the_architecture() -> None:
     assert named == there
 
 
+def test_tests_that_a_page_names_are_there() -> None:
+    """A page that says which test holds a rule names one that exists."""
+    there = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named and named <= there, named - there
+
+
 def test_supported_kinds_are_the_ones_built() -> None:
     """The README's tables name every kind the configuration accepts."""
     text = (ROOT / "README.md").read_text()

@@ -5,13 +5,16 @@ import {IAaveV3FlashReceiver, IAaveV3FlashSource} from "./interfaces/IAaveV3Flas
 import {IAggregator} from "./interfaces/IAggregator.sol";
 import {IERC20} from "./interfaces/IERC20.sol";
 import {ILiquidator} from "./interfaces/ILiquidator.sol";
+import {IMorpho, IMorphoCallbacks} from "./interfaces/IMorpho.sol";
 import {IPauseGuard} from "./interfaces/IPauseGuard.sol";
+import {IUniswapV2Router} from "./interfaces/IUniswapV2Router.sol";
+import {IUniswapV3FlashReceiver, IUniswapV3FlashSource} from "./interfaces/IUniswapV3Flash.sol";
 import {IUniswapV3Router} from "./interfaces/IUniswapV3Router.sol";
 
 /// @title Liquidator
 /// @notice Makes a stolen operator key worthless: what a plan seizes reaches the treasury at the feeds' value, less the
 /// slippage the Safe allows, or nothing happens.
-contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
+contract Liquidator is ILiquidator, IAaveV3FlashReceiver, IMorphoCallbacks, IUniswapV3FlashReceiver {
     /* TYPES */
 
     /// @dev The books of one execution; the arrays run along the plan's tokens.
@@ -34,7 +37,13 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
     uint256 private constant VALUE_DECIMALS = 36;
 
     uint256 private constant ADDRESS_LENGTH = 20;
-    uint256 private constant HOP_LENGTH = 23;
+    uint256 private constant V3_HOP_LENGTH = 23;
+
+    /// @dev Bytes kept of why a call failed that may.
+    uint256 private constant MAX_REASON_LENGTH = 256;
+
+    /// @dev More gas than the EVM takes between the look at what is left and the call itself.
+    uint256 private constant CALL_OVERHEAD_GAS = 10_000;
 
     /* IMMUTABLES */
 
@@ -73,10 +82,8 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
 
     bool internal transient _entered;
 
-    /// @dev The flash source whose callback is awaited; zero before the loan and once it has called back.
-    address internal transient _awaitedSource;
-
-    bytes32 internal transient _awaitedParams;
+    /// @dev Who is to call back, by which function and with what (`_callback`); zero before and once it has.
+    bytes32 internal transient _awaited;
 
     uint256 internal transient _profit;
 
@@ -134,22 +141,56 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         _sweep(tokens);
     }
 
-    /* FLASH LOAN */
+    /* FUNDING */
 
-    /// @dev The loan calls back `executeOperation`, which runs the plan.
+    /// @dev The source calls back by the function of its kind, which runs the plan and provides for the repayment.
     function _borrow(Plan calldata plan) internal returns (uint256) {
+        (address source, address token, uint256 amount) = (plan.flashSource, plan.flashToken, plan.flashAmount);
+        FlashKind kind = flashKindOf[source];
         bytes memory params = abi.encode(plan);
-        _awaitedSource = plan.flashSource;
-        _awaitedParams = keccak256(params);
-        IAaveV3FlashSource(plan.flashSource).flashLoanSimple(
-            address(this), plan.flashToken, plan.flashAmount, params, 0
-        );
-        if (_awaitedSource != address(0)) revert FlashNotGiven(plan.flashSource);
-        _approve(plan.flashToken, plan.flashSource, 0);
+        if (kind == FlashKind.AAVE_V3) {
+            _awaited = _callback(source, this.executeOperation.selector, keccak256(params));
+            IAaveV3FlashSource(source).flashLoanSimple(address(this), token, amount, params, 0);
+        } else if (kind == FlashKind.UNISWAP_V3) {
+            _awaited = _callback(source, this.uniswapV3FlashCallback.selector, keccak256(params));
+            (uint256 amount0, uint256 amount1) =
+                token == IUniswapV3FlashSource(source).token0() ? (amount, uint256(0)) : (uint256(0), amount);
+            IUniswapV3FlashSource(source).flash(address(this), amount0, amount1, params);
+        } else if (amount != 0) {
+            _awaited = _callback(source, this.onMorphoFlashLoan.selector, keccak256(params));
+            IMorpho(source).flashLoan(token, amount, params);
+        } else {
+            _awaited = _callback(source, this.onMorphoLiquidate.selector, keccak256(params));
+            _liquidateFirst(plan.calls, source, params);
+        }
+        if (_awaited != 0) revert FlashNotGiven(source);
+        _approve(token, source, 0);
         return _profit;
     }
 
-    /// @notice The callback of the awaited flash source, once.
+    /// @dev The one call of a plan that borrows nothing from Morpho: what it seizes is sold before it is paid for.
+    function _liquidateFirst(Call[] calldata calls, address source, bytes memory params) internal {
+        bytes calldata data = calls[0].data;
+        if (calls.length != 1 || calls[0].target != source || bytes4(data) != IMorpho.liquidate.selector) {
+            revert FlashWithoutAmount(source);
+        }
+        (IMorpho.MarketParams memory market, address borrower, uint256 seizedAssets, uint256 repaidShares,) =
+            abi.decode(data[4:], (IMorpho.MarketParams, address, uint256, uint256, bytes));
+        IMorpho(source).liquidate(market, borrower, seizedAssets, repaidShares, params);
+    }
+
+    /// @dev Lets in the awaited source by the awaited function with the plan it was given, once.
+    function _answer(bytes calldata params) internal returns (Plan memory) {
+        if (_awaited != _callback(msg.sender, msg.sig, keccak256(params))) revert CallbackRefused(msg.sender);
+        _awaited = 0;
+        return abi.decode(params, (Plan));
+    }
+
+    function _callback(address source, bytes4 selector, bytes32 paramsHash) internal pure returns (bytes32) {
+        return keccak256(abi.encode(source, selector, paramsHash));
+    }
+
+    /// @notice The callback of an Aave v3 pool.
     /// @inheritdoc IAaveV3FlashReceiver
     function executeOperation(
         address asset,
@@ -158,23 +199,65 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         address initiator,
         bytes calldata params
     ) external returns (bool) {
-        if (msg.sender != _awaitedSource || initiator != address(this) || keccak256(params) != _awaitedParams) {
-            revert CallbackRefused(msg.sender, initiator);
+        Plan memory plan = _answer(params);
+        if (initiator != address(this) || asset != plan.flashToken || amount != plan.flashAmount) {
+            revert CallbackRefused(msg.sender);
         }
-        _awaitedSource = address(0);
-        Plan memory plan = abi.decode(params, (Plan));
-        if (asset != plan.flashToken || amount != plan.flashAmount) revert CallbackRefused(msg.sender, initiator);
         _profit = _run(plan, premium);
         _approve(asset, msg.sender, amount + premium);
         return true;
+    }
+
+    /// @notice The callback of a Uniswap v3 pool. Of the two fees one is for nothing and zero.
+    /// @inheritdoc IUniswapV3FlashReceiver
+    function uniswapV3FlashCallback(uint256 fee0, uint256 fee1, bytes calldata params) external {
+        Plan memory plan = _answer(params);
+        uint256 premium = fee0 + fee1;
+        _profit = _run(plan, premium);
+        _return(plan.flashToken, plan.flashAmount + premium);
+    }
+
+    /// @notice The callback of Morpho's flash loan.
+    /// @inheritdoc IMorphoCallbacks
+    function onMorphoFlashLoan(uint256 assets, bytes calldata params) external {
+        Plan memory plan = _answer(params);
+        if (assets != plan.flashAmount) revert CallbackRefused(msg.sender);
+        _profit = _run(plan, 0);
+        _approve(plan.flashToken, msg.sender, assets);
+    }
+
+    /// @notice The callback of Morpho's liquidation: the collateral is here, the payment is still due.
+    /// @dev Booked as if the payment had been lent, free of premium, and spent on the call: the end check is the same.
+    /// @inheritdoc IMorphoCallbacks
+    function onMorphoLiquidate(uint256 repaidAssets, bytes calldata params) external {
+        Plan memory plan = _answer(params);
+        Books memory books = _openBooks(plan, repaidAssets, 0);
+        // The sweep left nothing, and nothing but the liquidation ran since.
+        uint256[] memory before = new uint256[](plan.tokens.length);
+        before[_indexOf(plan.tokens, plan.flashToken)] = repaidAssets;
+        uint256 required = _settle(plan.tokens, books, before, _balances(plan.tokens));
+        _profit = _realize(plan, books, required);
+        _approve(plan.flashToken, msg.sender, repaidAssets);
+    }
+
+    /// @dev Gives the awaited source, which is calling, what it does not pull itself.
+    function _return(address token, uint256 amount) internal {
+        if (!_ask(token, abi.encodeCall(IERC20.transfer, (msg.sender, amount)))) {
+            revert TransferFailed(token, msg.sender, amount);
+        }
     }
 
     /* PLAN */
 
     /// @dev Calls, swaps, treasury, end check. What is owed to the flash source stays here, nothing else.
     function _run(Plan memory plan, uint256 premium) internal returns (uint256 profit) {
-        Books memory books = _openBooks(plan, premium);
+        Books memory books = _openBooks(plan, plan.flashAmount, premium);
         uint256 required = _callProtocol(plan, books);
+        return _realize(plan, books, required);
+    }
+
+    /// @dev Swaps, treasury, end check.
+    function _realize(Plan memory plan, Books memory books, uint256 required) internal returns (uint256 profit) {
         for (uint256 i; i < plan.swaps.length; ++i) {
             _swap(plan, books, i);
         }
@@ -184,8 +267,8 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         if (actual < required) revert SlippageExceeded(actual, required);
     }
 
-    /// @dev Prices are read once, before anything runs that could move a feed.
-    function _openBooks(Plan memory plan, uint256 premium) internal view returns (Books memory books) {
+    /// @dev Prices are read once, before any call or swap of the plan's choice could move a feed.
+    function _openBooks(Plan memory plan, uint256 lent, uint256 premium) internal view returns (Books memory books) {
         uint256 count = plan.tokens.length;
         books.prices = new uint256[](count);
         books.held = new uint256[](count);
@@ -195,8 +278,8 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         }
         if (plan.flashSource != address(0)) {
             uint256 flash = _indexOf(plan.tokens, plan.flashToken);
-            books.held[flash] = plan.flashAmount;
-            books.owed[flash] = plan.flashAmount + premium;
+            books.held[flash] = lent;
+            books.owed[flash] = lent + premium;
         }
     }
 
@@ -206,25 +289,49 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
     function _callProtocol(Plan memory plan, Books memory books) internal returns (uint256 required) {
         bool jointly = settledJointly[protocolOf[plan.calls[0].target][bytes4(plan.calls[0].data)]];
         uint256[] memory before = _balances(plan.tokens);
+        bool anything = false;
         for (uint256 i; i < plan.calls.length; ++i) {
-            _call(plan, i);
+            if (_call(plan, i)) anything = true;
             if (jointly && i != plan.calls.length - 1) continue;
             uint256[] memory balances = _balances(plan.tokens);
             required += _settle(plan.tokens, books, before, balances);
             before = balances;
         }
+        if (!anything) revert NothingDone();
     }
 
-    function _call(Plan memory plan, uint256 index) internal {
+    /// @dev Whether the call was carried out. One that failed changed nothing, so it needs no books: what was borrowed
+    /// for it is still here.
+    function _call(Plan memory plan, uint256 index) internal returns (bool success) {
         Call memory call = plan.calls[index];
         if (call.approveToken != address(0)) {
             // Approving an unlisted token would let a call spend what no book and no price covers.
             _indexOf(plan.tokens, call.approveToken);
             _approve(call.approveToken, call.target, call.approveAmount);
         }
-        (bool success, bytes memory reason) = call.target.call(call.data);
-        if (!success) revert CallFailed(index, reason);
+        bytes memory reason;
+        if (call.gasLimit == 0) {
+            (success, reason) = call.target.call(call.data);
+            if (!success) revert CallFailed(index, reason);
+        } else {
+            (success, reason) = _callWithin(call);
+            if (!success) emit CallSkipped(plan.planId, index, reason);
+        }
         if (call.approveToken != address(0)) _approve(call.approveToken, call.target, 0);
+    }
+
+    /// @dev Gives a call exactly its gas or reverts: the EVM would quietly give 63/64 of what is left, and a call that
+    /// starved would pass for one that the protocol refused. Neither by gas nor by the length of its reason can the
+    /// callee take more.
+    function _callWithin(Call memory call) internal returns (bool success, bytes memory reason) {
+        (address target, uint256 gasLimit, bytes memory data) = (call.target, call.gasLimit, call.data);
+        reason = new bytes(MAX_REASON_LENGTH);
+        uint256 left = gasleft();
+        if (left - left / 64 < gasLimit + CALL_OVERHEAD_GAS) revert GasTooLow(left, gasLimit);
+        assembly ("memory-safe") {
+            success := call(gasLimit, target, 0, add(data, 32), mload(data), add(reason, 32), MAX_REASON_LENGTH)
+            if lt(returndatasize(), MAX_REASON_LENGTH) { mstore(reason, returndatasize()) }
+        }
     }
 
     /// @dev Books what came and went, and returns what the treasury must receive for it: the gain less the slippage
@@ -288,34 +395,54 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         uint256 inBefore = _balance(tokenIn);
         uint256 outBefore = _balance(tokenOut);
         _approve(tokenIn, leg.router, most);
-        if (leg.exactOut) {
-            got = amount;
-            spent = IUniswapV3Router(leg.router).exactOutput(
-                IUniswapV3Router.ExactOutputParams(leg.path, address(this), block.timestamp, amount, most)
-            );
-        } else {
-            spent = amount;
-            got = IUniswapV3Router(leg.router).exactInput(
-                IUniswapV3Router.ExactInputParams(leg.path, address(this), block.timestamp, amount, leg.limit)
-            );
-        }
+        uint256 said = venueKindOf[leg.router] == VenueKind.UNISWAP_V2
+            ? _tradeV2(leg, amount, most)
+            : _tradeV3(leg, amount, most);
         _approve(tokenIn, leg.router, 0);
+        (spent, got) = leg.exactOut ? (said, amount) : (amount, said);
         spent = _max(spent, _excess(inBefore, _balance(tokenIn)));
         got = _min(got, _excess(_balance(tokenOut), outBefore));
+    }
+
+    /// @dev The router's word on what an exact input gave, or what an exact output took.
+    function _tradeV2(Swap memory leg, uint256 amount, uint256 most) internal returns (uint256) {
+        IUniswapV2Router router = IUniswapV2Router(leg.router);
+        address[] memory path = new address[](leg.path.length / ADDRESS_LENGTH);
+        for (uint256 i; i < path.length; ++i) {
+            path[i] = _addressAt(leg.path, i * ADDRESS_LENGTH);
+        }
+        if (leg.exactOut) {
+            return router.swapTokensForExactTokens(amount, most, path, address(this), block.timestamp)[0];
+        }
+        uint256[] memory amounts =
+            router.swapExactTokensForTokens(amount, leg.limit, path, address(this), block.timestamp);
+        return amounts[amounts.length - 1];
+    }
+
+    /// @dev The router's word on what an exact input gave, or what an exact output took.
+    function _tradeV3(Swap memory leg, uint256 amount, uint256 most) internal returns (uint256) {
+        IUniswapV3Router router = IUniswapV3Router(leg.router);
+        return leg.exactOut
+            ? router.exactOutput(
+                IUniswapV3Router.ExactOutputParams(leg.path, address(this), block.timestamp, amount, most)
+            )
+            : router.exactInput(
+                IUniswapV3Router.ExactInputParams(leg.path, address(this), block.timestamp, amount, leg.limit)
+            );
     }
 
     /// @dev The plan's token indices of what goes in and what comes out of a leg.
     function _ends(Plan memory plan, uint256 index) internal view returns (uint256 from, uint256 to) {
         Swap memory leg = plan.swaps[index];
-        if (venueKindOf[leg.router] != VenueKind.UNISWAP_V3) revert RouterNotAllowed(leg.router);
+        VenueKind kind = venueKindOf[leg.router];
+        if (kind == VenueKind.NONE) revert RouterNotAllowed(leg.router);
+        uint256 hop = kind == VenueKind.UNISWAP_V2 ? ADDRESS_LENGTH : V3_HOP_LENGTH;
         uint256 length = leg.path.length;
-        if (length < ADDRESS_LENGTH + HOP_LENGTH || (length - ADDRESS_LENGTH) % HOP_LENGTH != 0) {
-            revert InvalidPath(index);
-        }
+        if (length < ADDRESS_LENGTH + hop || (length - ADDRESS_LENGTH) % hop != 0) revert InvalidPath(index);
         from = _indexOf(plan.tokens, _addressAt(leg.path, 0));
         to = _indexOf(plan.tokens, _addressAt(leg.path, length - ADDRESS_LENGTH));
         if (from == to) revert InvalidPath(index);
-        if (leg.exactOut) (from, to) = (to, from);
+        if (leg.exactOut && kind == VenueKind.UNISWAP_V3) (from, to) = (to, from);
     }
 
     /* TREASURY */
@@ -348,7 +475,7 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         }
     }
 
-    /// @dev The only place anything leaves from, but for approvals: to the treasury.
+    /// @dev The only place anything leaves from, but for approvals and `_return`: to the treasury.
     function _send(address token, uint256 amount) internal {
         if (amount == 0) return;
         bool success;
@@ -368,6 +495,8 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
             if (one == 0) revert TargetNotAllowed(calls[i].target, selector);
             if (i == 0) protocol = one;
             else if (one != protocol) revert MixedProtocols(protocol, one);
+            // Half of what only makes sense together would be a loss.
+            if (calls[i].gasLimit != 0 && settledJointly[protocol]) revert MustNotFail(i);
         }
     }
 
@@ -381,7 +510,7 @@ contract Liquidator is ILiquidator, IAaveV3FlashReceiver {
         }
         _indexOf(plan.tokens, plan.profitToken);
         if (plan.flashSource != address(0)) {
-            if (flashKindOf[plan.flashSource] != FlashKind.AAVE_V3) revert FlashSourceNotAllowed(plan.flashSource);
+            if (flashKindOf[plan.flashSource] == FlashKind.NONE) revert FlashSourceNotAllowed(plan.flashSource);
             _indexOf(plan.tokens, plan.flashToken);
         } else if (plan.flashAmount != 0) {
             revert FlashWithoutSource(plan.flashAmount);

@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
 import {LiquidatorSetup} from "./LiquidatorSetup.sol";
 import {PauseGuardSetup} from "./PauseGuardSetup.sol";
+import {LendingPool} from "./mocks/Protocols.sol";
 
 /// @notice The executions whose gas is snapshot. Only the one call is metered, protocol and router mocks included.
 contract LiquidatorGasTest is LiquidatorSetup {
@@ -47,6 +48,28 @@ contract LiquidatorGasTest is LiquidatorSetup {
         (plan.calls[0], plan.calls[1]) = (first, first);
         plan.flashAmount = 2 * REPAY;
         meter(plan, 2 * PROFIT);
+    }
+
+    /// @notice Morpho's liquidation, paid after one exact-input leg, two tokens.
+    function test_gas_executeMorphoFirst() public {
+        vm.pauseGasMetering();
+        meter(morphoPlan(), PROFIT + 0.5e6);
+    }
+
+    /// @notice A pool's flash loan, two calls that may fail, one of which does, one leg of version 2, two tokens.
+    function test_gas_executeBatch() public {
+        vm.pauseGasMetering();
+        ILiquidator.Plan memory plan = usualPlan();
+        ILiquidator.Call memory first = plan.calls[0];
+        first.gasLimit = 200_000;
+        plan.calls = new ILiquidator.Call[](2);
+        plan.calls[0] = first;
+        plan.calls[1] = ILiquidator.Call(
+            address(pool), address(0), 0, abi.encodeCall(LendingPool.refuse, (stranger)), 200_000
+        );
+        plan.flashSource = address(flashPool);
+        plan.swaps[0] = selling2(address(weth), address(usdc), ALL);
+        meter(plan, PROFIT);
     }
 
     /// @notice One call with a reward, no flash loan, no leg, one token.

@@ -217,7 +217,7 @@ contract LiquidatorExecuteTest is LiquidatorSetup {
         ILiquidator.Call[] memory calls = new ILiquidator.Call[](2);
         calls[0] = plan.calls[0];
         calls[1] =
-            ILiquidator.Call(address(pool), address(0), 0, abi.encodeCall(LendingPool.refuse, (stranger)));
+            ILiquidator.Call(address(pool), address(0), 0, abi.encodeCall(LendingPool.refuse, (stranger)), 0);
         plan.calls = calls;
         bytes memory reason = abi.encodeWithSelector(LendingPool.Unhealthy.selector, stranger);
         refused(plan, abi.encodeWithSelector(ILiquidator.CallFailed.selector, 1, reason));

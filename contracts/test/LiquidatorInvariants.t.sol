@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
 import {LiquidatorSetup} from "./LiquidatorSetup.sol";
+import {LendingPool} from "./mocks/Protocols.sol";
 import {Token} from "./mocks/Tokens.sol";
 
 /// @notice A thief with the operator key. He sets the rates of every pool, owns markets that give and take what he
@@ -16,6 +17,7 @@ contract Thief is LiquidatorSetup {
     uint24 internal constant SQUEEZED = 99;
 
     uint256 public successes;
+    uint256 public used; // features of the attacks that passed, as bits
     /// @dev Sums over the successful attacks, in USD scaled by 1e36.
     uint256 public legitimateGain;
     uint256 public legitimateNet;
@@ -48,9 +50,12 @@ contract Thief is LiquidatorSetup {
         random = seed;
         (planGain, planNet, planRequired) = (0, 0, 0);
         pool.setPremiumBps(draw(4) == 0 ? draw(100) : 0);
+        flashPool.setFeePpm(draw(4) == 0 ? draw(10_000) : 0);
         router.setHook(address(0), "");
+        router2.setHook(address(0), "");
         ILiquidator.Plan memory plan = usualPlan();
         plan.minProfit = 0;
+        plan.flashSource = [address(pool), address(pool), address(morpho), address(flashPool)][draw(4)];
         plan.tokens = draw(8) == 0
             ? list(address(usdc), address(usdt))
             : list(address(weth), address(usdc), address(usdt));
@@ -62,7 +67,7 @@ contract Thief is LiquidatorSetup {
     }
 
     /// @notice An attack kept simple, so that it mostly succeeds: one real liquidation, perhaps one market of the
-    /// thief's, one sale, either squeezed or near the bound.
+    /// thief's, one sale, either squeezed or near the bound. Or one at Morpho, where it is sold before it is paid.
     function sale(uint256 seed, uint256 ownGain, uint256 oversize) external {
         random = seed;
         (planGain, planNet, planRequired) = (0, 0, 0);
@@ -70,12 +75,19 @@ contract Thief is LiquidatorSetup {
         router.setHook(address(0), "");
         ILiquidator.Plan memory plan = usualPlan();
         plan.minProfit = 0;
-        plan.calls = new ILiquidator.Call[](2);
-        uint256 own = draw(2);
-        plan.calls[1 - own] = liquidation();
-        plan.calls[own] = ownMarket(bound(ownGain, 0, 1e12), address(weth));
-        plan.flashAmount = plan.calls[0].approveAmount + plan.calls[1].approveAmount;
-        plan.flashAmount += bound(oversize, 0, plan.flashAmount);
+        if (draw(3) == 0) {
+            plan = morphoPlan();
+            plan.minProfit = 0;
+            (uint256 repay, uint256 seize) = drawLiquidation();
+            plan.calls[0] = seizingAtMorpho(address(usdc), repay, address(weth), seize);
+        } else {
+            plan.calls = new ILiquidator.Call[](2);
+            uint256 own = draw(2);
+            plan.calls[1 - own] = liquidation();
+            plan.calls[own] = ownMarket(bound(ownGain, 0, 1e12), address(weth));
+            plan.flashAmount = plan.calls[0].approveAmount + plan.calls[1].approveAmount;
+            plan.flashAmount += bound(oversize, 0, plan.flashAmount);
+        }
         plan.swaps[0] = leg(address(weth), address(usdc), SQUEEZED, ALL);
         if (draw(4) == 0) squeeze(plan);
         else setRate(address(weth), address(usdc), SQUEEZED, 9900 + draw(100));
@@ -84,10 +96,12 @@ contract Thief is LiquidatorSetup {
 
     /// @notice Tries all that must never work, in the middle of nowhere.
     function forbidden(uint256 which) external {
-        bytes[6] memory requests = [
-            abi.encodeCall(
-                liquidator.executeOperation, (address(usdc), 1, 0, address(liquidator), abi.encode(usualPlan()))
-            ),
+        bytes memory params = abi.encode(usualPlan());
+        bytes[9] memory requests = [
+            abi.encodeCall(liquidator.executeOperation, (address(usdc), 1, 0, address(liquidator), params)),
+            abi.encodeCall(liquidator.onMorphoFlashLoan, (1, params)),
+            abi.encodeCall(liquidator.onMorphoLiquidate, (1, params)),
+            abi.encodeCall(liquidator.uniswapV3FlashCallback, (0, 0, params)),
             abi.encodeCall(ILiquidator.setOperator, (stranger, true)),
             abi.encodeCall(ILiquidator.setMaxSlippageBps, (1000)),
             abi.encodeCall(ILiquidator.setTarget, (address(usdc), Token.transfer.selector, LENDING)),
@@ -95,7 +109,7 @@ contract Thief is LiquidatorSetup {
             abi.encodeCall(ILiquidator.setFeed, (address(weth), address(usdcFeed), 1))
         ];
         vm.prank(operator);
-        (bool success,) = address(liquidator).call(requests[which % 6]);
+        (bool success,) = address(liquidator).call(requests[which % 9]);
         assertFalse(success, "forbidden");
     }
 
@@ -111,28 +125,43 @@ contract Thief is LiquidatorSetup {
 
     function addCalls(ILiquidator.Plan memory plan) internal {
         uint256 real = 1 + draw(2);
-        plan.calls = new ILiquidator.Call[](real + draw(3));
+        uint256 able = real + draw(3);
+        plan.calls = new ILiquidator.Call[](draw(3) == 0 ? able + 1 : able);
         uint256 shift = draw(plan.calls.length);
         uint256 spent;
         for (uint256 i; i < plan.calls.length; ++i) {
             // The real ones stand before, after or around the thief's own.
             uint256 place = (i + shift) % plan.calls.length;
-            plan.calls[place] = i < real ? liquidation() : ownMarket(draw(1e9), drawToken());
+            if (i < real) plan.calls[place] = liquidation();
+            else if (i < able) plan.calls[place] = ownMarket(draw(1e9), drawToken());
+            else plan.calls[place] = failing();
+            if (draw(4) == 0) plan.calls[place].gasLimit = 400_000;
             spent += plan.calls[place].approveAmount;
         }
         plan.flashAmount = spent;
         if (draw(3) == 0) plan.flashAmount += draw(1e10);
     }
 
-    /// @dev Up to $10,000 of debt for collateral worth up to 15 % more.
     function liquidation() internal returns (ILiquidator.Call memory) {
-        uint256 repay = ONE + draw(1e10);
-        uint256 seize = repay * (10_000 + draw(1500)) * 1e8 / WETH_PRICE;
+        (uint256 repay, uint256 seize) = drawLiquidation();
+        return seizing(address(usdc), repay, address(weth), seize);
+    }
+
+    /// @dev A call that fails and may, with a loan for it.
+    function failing() internal returns (ILiquidator.Call memory) {
+        return ILiquidator.Call(
+            address(pool), address(usdc), draw(1e9), abi.encodeCall(LendingPool.refuse, (stranger)), 50_000
+        );
+    }
+
+    /// @dev Up to $10,000 of debt for collateral worth up to 15 % more.
+    function drawLiquidation() internal returns (uint256 repay, uint256 seize) {
+        repay = ONE + draw(1e10);
+        seize = repay * (10_000 + draw(1500)) * 1e8 / WETH_PRICE;
         uint256 gain = seize * WETH_PRICE * 1e18;
         planGain += gain;
         planNet += gain - repay * USDC_VALUE;
         book(gain, repay * USDC_VALUE);
-        return seizing(address(usdc), repay, address(weth), seize);
     }
 
     /// @dev A market where the thief takes and gives what he likes: at a loss for us, at par, or at his own expense.
@@ -169,6 +198,11 @@ contract Thief is LiquidatorSetup {
                 plan.swaps[i].limit = ALL;
             }
             setRate(tokenIn, tokenOut, i + 1, drawKeptBps());
+            if (draw(3) == 0) {
+                plan.swaps[i].router = address(router2);
+                plan.swaps[i].path = abi.encodePacked(tokenIn, tokenOut);
+                router2.setRate(tokenIn, 0, tokenOut, rateOf(tokenIn, tokenOut) * drawKeptBps() / 10_000);
+            }
         }
         plan.swaps[wild] = leg(address(usdt), address(usdc), 98, ALL);
         setRate(address(usdt), address(usdc), 98, 10_000);
@@ -188,7 +222,8 @@ contract Thief is LiquidatorSetup {
     /// @dev A reward that belongs to us is paid during each swap of the plan, here or straight to the treasury.
     function addReward() internal {
         address receiver = draw(2) == 0 ? address(liquidator) : treasury;
-        router.setHook(address(this), abi.encodeCall(this.payReward, (receiver, draw(1e9))));
+        (draw(4) == 0 ? router2 : router)
+        .setHook(address(this), abi.encodeCall(this.payReward, (receiver, draw(1e9))));
     }
 
     function drawToken() internal returns (address) {
@@ -203,10 +238,12 @@ contract Thief is LiquidatorSetup {
     }
 
     function setRate(address tokenIn, address tokenOut, uint24 fee, uint256 keptBps) internal {
-        uint256 rate = 1e18;
-        if (tokenIn == address(weth)) rate = WETH_PRICE * 1e6;
-        if (tokenOut == address(weth)) rate = 1e30 / WETH_PRICE;
-        router.setRate(tokenIn, fee, tokenOut, rate * keptBps / 10_000);
+        router.setRate(tokenIn, fee, tokenOut, rateOf(tokenIn, tokenOut) * keptBps / 10_000);
+    }
+
+    function rateOf(address tokenIn, address tokenOut) internal view returns (uint256) {
+        if (tokenIn == address(weth)) return WETH_PRICE * 1e6;
+        return tokenOut == address(weth) ? 1e30 / WETH_PRICE : 1e18;
     }
 
     /* EXECUTION */
@@ -248,6 +285,7 @@ contract Thief is LiquidatorSetup {
         vm.prank(operator);
         try liquidator.execute(plan) {
             ++successes;
+            used |= featuresOf(plan);
             legitimateGain += planGain;
             legitimateNet += planNet;
             required += planRequired;
@@ -308,7 +346,8 @@ contract LiquidatorInvariants {
         thief.check();
     }
 
-    /// @notice The thief is worth fearing: many attacks of either kind pass, and the worst nears the bound of 1 %.
+    /// @notice The thief is worth fearing: many attacks of either kind pass, with every kind of source, leg and call, and
+    /// the worst nears the bound of 1 %.
     function test_thiefReachesTheBound() public {
         for (uint256 i; i < 60; ++i) {
             thief.attack(i);
@@ -321,6 +360,7 @@ contract LiquidatorInvariants {
         require(drawn >= 10, Unfearsome(drawn));
         require(thief.successes() - drawn >= 10, Unfearsome(thief.successes() - drawn));
         require(thief.worstLossPpm() > 9_900, Unfearsome(thief.worstLossPpm()));
+        require(thief.used() == 2 ** 7 - 2, Unfearsome(thief.used()));
     }
 
     error Unfearsome(uint256 figure);

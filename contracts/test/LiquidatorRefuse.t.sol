@@ -82,7 +82,7 @@ contract LiquidatorRefuseTest is LiquidatorSetup {
     function testFuzz_targets(address target, bytes4 selector, bool second) public {
         vm.assume(liquidator.protocolOf(target, selector) == 0);
         ILiquidator.Plan memory plan = usualPlan();
-        ILiquidator.Call memory wrong = ILiquidator.Call(target, address(0), 0, abi.encodePacked(selector));
+        ILiquidator.Call memory wrong = ILiquidator.Call(target, address(0), 0, abi.encodePacked(selector), 0);
         if (second) {
             ILiquidator.Call memory right = plan.calls[0];
             plan.calls = new ILiquidator.Call[](2);
@@ -97,7 +97,7 @@ contract LiquidatorRefuseTest is LiquidatorSetup {
     function test_tokensAreNoTargets() public {
         ILiquidator.Plan memory plan = usualPlan();
         plan.calls[0] =
-            ILiquidator.Call(address(usdc), address(0), 0, abi.encodeCall(Token.approve, (stranger, ALL)));
+            ILiquidator.Call(address(usdc), address(0), 0, abi.encodeCall(Token.approve, (stranger, ALL)), 0);
         refused(
             plan,
             abi.encodeWithSelector(ILiquidator.TargetNotAllowed.selector, address(usdc), Token.approve.selector)
@@ -120,7 +120,7 @@ contract LiquidatorRefuseTest is LiquidatorSetup {
         plan.calls = new ILiquidator.Call[](2);
         plan.calls[0] = first;
         plan.calls[1] =
-            ILiquidator.Call(address(exchange), address(0), 0, abi.encodeCall(MarginExchange.takeOver, (0)));
+            ILiquidator.Call(address(exchange), address(0), 0, abi.encodeCall(MarginExchange.takeOver, (0)), 0);
         refused(plan, abi.encodeWithSelector(ILiquidator.MixedProtocols.selector, LENDING, MARGIN));
     }
 

@@ -4,14 +4,17 @@ pragma solidity 0.8.37;
 import {Liquidator} from "../src/Liquidator.sol";
 import {PauseGuard} from "../src/PauseGuard.sol";
 import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
+import {IMorpho} from "../src/interfaces/IMorpho.sol";
 import {SafeStandIn} from "./PauseGuardSetup.sol";
 import {TestBase} from "./Vm.sol";
 import {Feed} from "./mocks/Feed.sol";
+import {FlashPool, Morpho} from "./mocks/Funding.sol";
 import {LendingPool, MarginExchange} from "./mocks/Protocols.sol";
 import {Router} from "./mocks/Routers.sol";
 import {NoReturnToken, Token} from "./mocks/Tokens.sol";
 
-/// @notice A liquidator with a lending pool, a permissionless market, a margin exchange, a router, USDC, USDT and WETH.
+/// @notice A liquidator with a lending pool, a permissionless market, a margin exchange, Morpho, a flash pool, routers,
+/// USDC, USDT and WETH.
 /// @dev WETH is worth $2,000. The usual plan repays 1,000 USDC of flash loan for 0.525 WETH ($1,050) and sells it with
 /// a 0.3 % fee: 1,046.85 - 1,000 - 0.5 premium = 46.35 USDC of profit.
 abstract contract LiquidatorSetup is TestBase {
@@ -39,7 +42,10 @@ abstract contract LiquidatorSetup is TestBase {
     Liquidator internal liquidator;
     LendingPool internal pool;
     MarginExchange internal exchange;
+    Morpho internal morpho;
+    FlashPool internal flashPool;
     Router internal router;
+    Router internal router2; // swaps by v2 paths
     Token internal usdc;
     Token internal weth;
     NoReturnToken internal usdt;
@@ -57,14 +63,20 @@ abstract contract LiquidatorSetup is TestBase {
         liquidator = new Liquidator(safe, treasury, address(guard));
         pool = new LendingPool();
         exchange = new MarginExchange();
-        router = new Router();
+        morpho = new Morpho();
+        (router, router2) = (new Router(), new Router());
         (usdc, weth, usdt) = (new Token(6), new Token(18), new NoReturnToken());
+        flashPool = new FlashPool(address(usdc), address(weth));
         (usdcFeed, usdtFeed) = (new Feed(8, 1e8), new Feed(8, 1e8));
         wethFeed = new Feed(8, int256(WETH_PRICE * 1e8));
 
         usdc.mint(address(pool), 1e15);
         usdt.mint(address(pool), 1e15);
         weth.mint(address(pool), 1e24);
+        usdc.mint(address(morpho), 1e15);
+        weth.mint(address(morpho), 1e24);
+        usdc.mint(address(flashPool), 1e15);
+        weth.mint(address(flashPool), 1e24);
         fairRates();
         configure();
     }
@@ -75,6 +87,8 @@ abstract contract LiquidatorSetup is TestBase {
         router.setRate(address(weth), FEE, address(usdt), 1994e6);
         router.setRate(address(usdc), FEE, address(weth), 4.985e26);
         router.setRate(address(usdt), FEE, address(weth), 4.985e26);
+        router2.setRate(address(weth), 0, address(usdc), 1994e6);
+        router2.setRate(address(usdc), 0, address(weth), 4.985e26);
     }
 
     function configure() internal {
@@ -84,8 +98,12 @@ abstract contract LiquidatorSetup is TestBase {
         allow(address(exchange), MarginExchange.deposit.selector, MARGIN);
         allow(address(exchange), MarginExchange.takeOver.selector, MARGIN);
         allow(address(exchange), MarginExchange.withdraw.selector, MARGIN);
+        allow(address(morpho), IMorpho.liquidate.selector, LENDING);
         asSafe(abi.encodeCall(ILiquidator.setFlashSource, (address(pool), ILiquidator.FlashKind.AAVE_V3)));
+        asSafe(abi.encodeCall(ILiquidator.setFlashSource, (address(morpho), ILiquidator.FlashKind.MORPHO)));
+        asSafe(abi.encodeCall(ILiquidator.setFlashSource, (address(flashPool), ILiquidator.FlashKind.UNISWAP_V3)));
         asSafe(abi.encodeCall(ILiquidator.setVenue, (address(router), ILiquidator.VenueKind.UNISWAP_V3)));
+        asSafe(abi.encodeCall(ILiquidator.setVenue, (address(router2), ILiquidator.VenueKind.UNISWAP_V2)));
         asSafe(abi.encodeCall(ILiquidator.setFeed, (address(usdc), address(usdcFeed), MAX_AGE_S)));
         asSafe(abi.encodeCall(ILiquidator.setFeed, (address(usdt), address(usdtFeed), MAX_AGE_S)));
         asSafe(abi.encodeCall(ILiquidator.setFeed, (address(weth), address(wethFeed), MAX_AGE_S)));
@@ -132,7 +150,7 @@ abstract contract LiquidatorSetup is TestBase {
         returns (ILiquidator.Call memory)
     {
         return ILiquidator.Call(
-            address(pool), debt, repay, abi.encodeCall(LendingPool.liquidate, (collateral, debt, repay, seize))
+            address(pool), debt, repay, abi.encodeCall(LendingPool.liquidate, (collateral, debt, repay, seize)), 0
         );
     }
 
@@ -161,15 +179,52 @@ abstract contract LiquidatorSetup is TestBase {
             address(exchange),
             address(usdc),
             deposit,
-            abi.encodeCall(MarginExchange.deposit, (address(usdc), deposit))
+            abi.encodeCall(MarginExchange.deposit, (address(usdc), deposit)),
+            0
         );
         plan.calls[1] =
-            ILiquidator.Call(address(exchange), address(0), 0, abi.encodeCall(MarginExchange.takeOver, (result)));
+            ILiquidator.Call(address(exchange), address(0), 0, abi.encodeCall(MarginExchange.takeOver, (result)), 0);
         plan.calls[2] = ILiquidator.Call(
-            address(exchange), address(0), 0, abi.encodeCall(MarginExchange.withdraw, (address(usdc)))
+            address(exchange), address(0), 0, abi.encodeCall(MarginExchange.withdraw, (address(usdc))), 0
         );
         delete plan.swaps;
         plan.minProfit = 0;
+    }
+
+    /// @dev The usual liquidation on Morpho, whose callback sells the collateral before the debt is paid.
+    function morphoPlan() internal view returns (ILiquidator.Plan memory plan) {
+        plan = usualPlan();
+        plan.flashSource = address(morpho);
+        plan.flashAmount = 0;
+        plan.calls[0] = seizingAtMorpho(address(usdc), REPAY, address(weth), SEIZE);
+        plan.minProfit = PROFIT + 0.5e6;
+    }
+
+    function seizingAtMorpho(address debt, uint256 repay, address collateral, uint256 seize)
+        internal
+        view
+        returns (ILiquidator.Call memory)
+    {
+        IMorpho.MarketParams memory market = IMorpho.MarketParams(debt, collateral, address(0), address(0), 0);
+        return ILiquidator.Call(
+            address(morpho), debt, repay, abi.encodeCall(IMorpho.liquidate, (market, stranger, seize, repay, "")), 0
+        );
+    }
+
+    function selling2(address tokenIn, address tokenOut, uint256 amount)
+        internal
+        view
+        returns (ILiquidator.Swap memory)
+    {
+        return ILiquidator.Swap(address(router2), abi.encodePacked(tokenIn, tokenOut), false, amount, 0);
+    }
+
+    function buying2(address tokenIn, address tokenOut, uint256 amount, uint256 most)
+        internal
+        view
+        returns (ILiquidator.Swap memory)
+    {
+        return ILiquidator.Swap(address(router2), abi.encodePacked(tokenIn, tokenOut), true, amount, most);
     }
 
     function list(address one) internal pure returns (address[] memory tokens) {
@@ -205,10 +260,30 @@ abstract contract LiquidatorSetup is TestBase {
 
     /* CHECKS */
 
+    /// @dev What a plan makes use of, as bits: each kind of flash source, Morpho's liquidation, v2 legs, calls that may
+    /// fail.
+    function featuresOf(ILiquidator.Plan memory plan) internal view returns (uint256 bits) {
+        ILiquidator.FlashKind kind = liquidator.flashKindOf(plan.flashSource);
+        bits = kind == ILiquidator.FlashKind.MORPHO && plan.flashAmount == 0 ? 2 ** 4 : 2 ** uint256(kind);
+        for (uint256 i; i < plan.swaps.length; ++i) {
+            if (liquidator.venueKindOf(plan.swaps[i].router) == ILiquidator.VenueKind.UNISWAP_V2) bits |= 2 ** 5;
+        }
+        for (uint256 i; i < plan.calls.length; ++i) {
+            if (plan.calls[i].gasLimit != 0) bits |= 2 ** 6;
+        }
+    }
+
     /// @dev No balance and no approval is left.
     function assertNothingLeft() internal view {
         address[3] memory tokens = [address(usdc), address(weth), address(usdt)];
-        address[3] memory spenders = [address(pool), address(router), address(exchange)];
+        address[6] memory spenders = [
+            address(pool),
+            address(router),
+            address(router2),
+            address(exchange),
+            address(morpho),
+            address(flashPool)
+        ];
         for (uint256 i; i < tokens.length; ++i) {
             assertEq(Token(tokens[i]).balanceOf(address(liquidator)), 0, "a balance is left");
             for (uint256 j; j < spenders.length; ++j) {

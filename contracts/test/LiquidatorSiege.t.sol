@@ -4,6 +4,8 @@ pragma solidity 0.8.37;
 import {IUniswapV3Router} from "../src/interfaces/IUniswapV3Router.sol";
 import {IAaveV3FlashReceiver} from "../src/interfaces/IAaveV3Flash.sol";
 import {ILiquidator} from "../src/interfaces/ILiquidator.sol";
+import {IMorpho, IMorphoCallbacks} from "../src/interfaces/IMorpho.sol";
+import {IUniswapV3FlashReceiver} from "../src/interfaces/IUniswapV3Flash.sol";
 import {FuzzSelector} from "./LiquidatorInvariants.t.sol";
 import {SiegeSetup} from "./SiegeSetup.sol";
 import {Exchange, Lender} from "./mocks/Markets.sol";
@@ -32,6 +34,7 @@ contract Besieger is SiegeSetup {
     uint256 public breaches; // forbidden acts that worked, as bits
     uint256 public struck; // strikes made in plans that passed, as bits
     uint256 public successes;
+    uint256 public used; // features of the plans that passed, as bits
     uint256 public worstLossPpm;
 
     error Passed();
@@ -46,7 +49,7 @@ contract Besieger is SiegeSetup {
     /// @notice A sandwich: trade, execute a plan that is drawn or squeezed, trade back.
     function attack(uint256 seed) external weighed {
         random = seed;
-        lender.sicken(2e10);
+        sicken(2e10);
         uint256 moved = draw(2) == 0 ? 0 : draw(200e18);
         uint256 got = moved == 0 ? 0 : trade(address(weth), address(usdc), moved);
         ILiquidator.Plan memory plan = drawPlan();
@@ -68,10 +71,10 @@ contract Besieger is SiegeSetup {
     /// selector the Safe did not list is refused.
     function useOwn(uint256 which, uint256 seed) external weighed {
         random = seed;
-        lender.sicken(2e10);
+        sicken(2e10);
         ILiquidator.Plan memory plan = drawPlan();
         price(10_100);
-        which %= 5;
+        which %= 6;
         if (which == 0) {
             plan.calls[0].target = address(pool);
             plan.calls[0].data = abi.encodeCall(LendingPool.liquidate, (address(weth), address(usdc), 0, 0));
@@ -80,6 +83,7 @@ contract Besieger is SiegeSetup {
         if (which == 2) plan.flashSource = draw(2) == 0 ? address(pool) : address(liar);
         if (which == 3) plan.tokens = list(address(usdc), address(weth), address(evil));
         if (which == 4) plan.calls[0].data = abi.encodeCall(Lender.sicken, (1));
+        if (which == 5) (plan.calls[0].target, plan.flashSource, plan.flashAmount) = (address(liar), address(liar), 0);
         (bool success,) = address(liquidator).call(abi.encodeCall(ILiquidator.execute, (plan)));
         assertFalse(success, "something of the thief's own was used");
     }
@@ -87,7 +91,7 @@ contract Besieger is SiegeSetup {
     /// @notice The strikes of the evil token, made at rest.
     function strikeAtRest(uint256 which, uint256 seed) external weighed {
         random = seed;
-        lender.sicken(1e9);
+        sicken(1e9);
         // Executing plans at rest is for the other acts.
         if (which % STRIKES != LOCKED - 1) strikeWith(which % STRIKES, FORBIDDEN);
     }
@@ -112,21 +116,35 @@ contract Besieger is SiegeSetup {
         paused = guard.scopeState(GLOBAL).paused || guard.scopeState(LENDING).paused;
     }
 
+    function sicken(uint256 amount) internal {
+        lender.sicken(amount);
+        blue.sicken(amount);
+    }
+
     /* PLANS */
 
     function drawPlan() internal returns (ILiquidator.Plan memory plan) {
-        plan.flashSource = draw(2) == 0 ? address(lender) : address(bank);
+        plan.flashSource = [address(lender), address(bank), address(blue), address(flashPool)][draw(4)];
         plan.flashToken = address(usdc);
-        plan.calls = new ILiquidator.Call[](1 + draw(2));
+        plan.calls = new ILiquidator.Call[](1 + draw(3));
         for (uint256 i; i < plan.calls.length; ++i) {
             uint256 repay = 1e6 + draw(5e9);
             uint256 approved = repay + draw(2) * draw(1e6);
             plan.calls[i] = ILiquidator.Call(
-                address(lender), address(usdc), approved, abi.encodeCall(Lender.liquidate, (repay))
+                address(lender), address(usdc), approved, abi.encodeCall(Lender.liquidate, (repay)), 0
             );
+            if (draw(3) == 0) plan.calls[i] = atBlue(repay, approved);
+            if (draw(4) == 0) plan.calls[i].gasLimit = 300_000;
+            // More than there is to liquidate.
+            else if (i != 0 && draw(4) == 0) plan.calls[i] = failing();
             plan.flashAmount += repay;
         }
         if (draw(4) == 0) plan.flashAmount += draw(plan.flashAmount);
+        if (draw(4) == 0) {
+            plan.calls = new ILiquidator.Call[](1);
+            plan.calls[0] = atBlue(1e6 + draw(5e9), 0);
+            (plan.flashSource, plan.flashAmount) = (address(blue), 0);
+        }
         plan.tokens = list(address(usdc), address(weth));
         plan.profitToken = address(usdc);
         plan.globalEpoch = guard.scopeState(GLOBAL).epoch;
@@ -135,13 +153,26 @@ contract Besieger is SiegeSetup {
         drawSwaps(plan);
     }
 
+    /// @dev Half of them let the evil token strike in the middle of the call.
+    function atBlue(uint256 repay, uint256 approved) internal returns (ILiquidator.Call memory) {
+        IMorpho.MarketParams memory market;
+        if (draw(2) == 0) market.collateralToken = address(evil);
+        bytes memory data = abi.encodeCall(IMorpho.liquidate, (market, address(this), 0, repay, ""));
+        return ILiquidator.Call(address(blue), address(usdc), approved, data, 0);
+    }
+
+    function failing() internal returns (ILiquidator.Call memory call) {
+        call = atBlue(ALL, ALL);
+        call.gasLimit = 100_000;
+    }
+
     /// @dev A plan that borrows and calls, and to which nothing but the lock or the callback's check can object.
     function harmless(uint256 flashAmount) internal returns (ILiquidator.Plan memory plan) {
         plan = drawPlan();
         plan.flashAmount = flashAmount;
-        if (flashAmount == 0) plan.flashSource = address(0);
+        plan.flashSource = flashAmount == 0 ? address(0) : address(lender);
         (plan.swaps, plan.calls) = (new ILiquidator.Swap[](0), new ILiquidator.Call[](1));
-        plan.calls[0] = ILiquidator.Call(address(lender), address(0), 0, abi.encodeCall(Lender.reward, ()));
+        plan.calls[0] = ILiquidator.Call(address(lender), address(0), 0, abi.encodeCall(Lender.reward, ()), 0);
     }
 
     function drawSwaps(ILiquidator.Plan memory plan) internal {
@@ -154,9 +185,19 @@ contract Besieger is SiegeSetup {
             plan.swaps[0].amount = draw(1e18);
             plan.swaps[1] = ILiquidator.Swap(address(exchange_), honest, false, ALL, 0);
         }
+        if (kind != 4 && draw(3) == 0) {
+            plan.swaps[0].router = address(exchange2);
+            plan.swaps[0].path = kind == 0
+                ? abi.encodePacked(address(weth), address(usdc))
+                : abi.encodePacked(address(weth), address(evil), address(usdc));
+        }
         if (kind == 4) {
             own = abi.encodePacked(address(usdc), OWN, address(evil), OWN, address(weth));
             plan.swaps[0] = ILiquidator.Swap(address(exchange_), own, true, draw(2) == 0 ? ALL : plan.flashAmount, ALL);
+            if (draw(3) == 0) {
+                plan.swaps[0].router = address(exchange2);
+                plan.swaps[0].path = abi.encodePacked(address(weth), address(evil), address(usdc));
+            }
         }
     }
 
@@ -190,6 +231,7 @@ contract Besieger is SiegeSetup {
             assertEq(usdc.balanceOf(address(liquidator)), 0, "USDC is left");
             assertEq(weth.balanceOf(address(liquidator)), 0, "WETH is left");
             ++successes;
+            used |= featuresOf(plan);
             struck |= arms & ~armed;
             plans.push(abi.encode(plan));
         } catch {}
@@ -218,10 +260,13 @@ contract Besieger is SiegeSetup {
         address victim = address(liquidator);
         if (which == 0) {
             bytes memory params = abi.encode(harmless(0));
-            return (
-                victim,
-                abi.encodeCall(IAaveV3FlashReceiver.executeOperation, (address(usdc), 0, 0, victim, params))
-            );
+            bytes[4] memory callbacks = [
+                abi.encodeCall(IAaveV3FlashReceiver.executeOperation, (address(usdc), 0, 0, victim, params)),
+                abi.encodeCall(IMorphoCallbacks.onMorphoFlashLoan, (0, params)),
+                abi.encodeCall(IMorphoCallbacks.onMorphoLiquidate, (0, params)),
+                abi.encodeCall(IUniswapV3FlashReceiver.uniswapV3FlashCallback, (0, 0, params))
+            ];
+            return (victim, callbacks[draw(4)]);
         }
         // A loan of the listed source in the Liquidator's name, and one of the thief's own source; free of premium.
         if (which < 3) {
@@ -271,10 +316,12 @@ contract Besieger is SiegeSetup {
 
     function tally() internal view returns (Tally memory) {
         uint256 own = lender.seizedBy(address(this)) * WETH_PRICE * 1e18;
+        uint256 seized = lender.seizedBy(address(liquidator)) + blue.seizedBy(address(liquidator));
+        uint256 loot = valueOf(address(this)) + valueOf(address(liar)) + valueOf(address(flashPool));
         return Tally({
-            loot: valueOf(address(this)) + valueOf(address(exchange_)) + valueOf(address(liar)),
+            loot: loot + valueOf(address(exchange_)) + valueOf(address(exchange2)),
             own: own - lender.repaidBy(address(this)) * USDC_VALUE,
-            seized: lender.seizedBy(address(liquidator)) * WETH_PRICE * 1e18,
+            seized: seized * WETH_PRICE * 1e18,
             usdcOfTreasury: usdc.balanceOf(treasury),
             wethOfTreasury: weth.balanceOf(treasury)
         });
@@ -301,12 +348,17 @@ contract Besieger is SiegeSetup {
         assertEq(usdc.balanceOf(address(lender)), LENT_USDC + lender.repaid() + lender.premiums(), "lender's USDC");
         assertEq(weth.balanceOf(address(lender)), LENT_WETH - seized, "lender's WETH");
         assertEq(usdc.balanceOf(address(bank)), LENT_USDC + bank.premiums(), "bank's USDC");
+        assertEq(usdc.balanceOf(address(blue)), LENT_USDC + blue.repaid(), "Morpho's USDC");
+        assertEq(weth.balanceOf(address(blue)), LENT_WETH - blue.seizedBy(address(liquidator)), "Morpho's WETH");
         assertEq(breaches, 0, "something forbidden worked");
-        address[8] memory spenders = [
+        address[11] memory spenders = [
             address(this),
             address(lender),
             address(bank),
+            address(blue),
+            address(flashPool),
             address(exchange_),
+            address(exchange2),
             address(pool),
             address(router),
             address(evil),
@@ -351,8 +403,9 @@ contract LiquidatorSiegeInvariants {
         thief.check();
     }
 
-    /// @notice The thief is worth fearing: many attacks pass, each strike is made inside one, and the worst nears 1 %
-    /// less the loan's premium, which comes out of the slippage and goes to the lender.
+    /// @notice The thief is worth fearing: many attacks pass, with every kind of source, leg and call, each strike is made
+    /// inside one, and the worst nears 1 % less the loan's premium, which comes out of the slippage and goes to the
+    /// lender.
     function test_siegeReachesTheBound() public {
         for (uint256 i; i < 150; ++i) {
             thief.attack(i);
@@ -362,5 +415,6 @@ contract LiquidatorSiegeInvariants {
         require(thief.successes() >= 50, Unfearsome(thief.successes()));
         require(thief.struck() == 2 ** 12 - 1, Unfearsome(thief.struck()));
         require(thief.worstLossPpm() > 9_450, Unfearsome(thief.worstLossPpm()));
+        require(thief.used() == 2 ** 7 - 2, Unfearsome(thief.used()));
     }
 }

@@ -15,7 +15,7 @@ contract LiquidatorSwapTest is LiquidatorSetup {
 
     /// @notice Only allow-listed routers swap, a removed one no more.
     function testFuzz_routers(address other) public {
-        vm.assume(other != address(router));
+        vm.assume(liquidator.venueKindOf(other) == ILiquidator.VenueKind.NONE);
         ILiquidator.Plan memory plan = usualPlan();
         plan.swaps[0].router = other;
         refused(plan, abi.encodeWithSelector(ILiquidator.RouterNotAllowed.selector, other));
@@ -156,5 +156,120 @@ contract LiquidatorSwapTest is LiquidatorSetup {
         plan.minProfit = 46.29e6;
         execute(plan);
         assertNothingLeft();
+    }
+
+    /* VERSION 2 */
+
+    /// @notice A v2 router sells by a path of addresses, and pays the same.
+    function test_v2SellsAndBuys() public {
+        assertEq(execute(planWith(selling2(address(weth), address(usdc), ALL))), PROFIT, "profit");
+        ILiquidator.Plan memory plan = planWith(buying2(address(weth), address(usdc), ALL, SEIZE));
+        plan.profitToken = address(weth);
+        uint256 cost = (uint256(1000.5e6) * 1e18 + 1994e6 - 1) / 1994e6;
+        assertEq(execute(plan), SEIZE - cost, "profit in WETH");
+        assertNothingLeft();
+    }
+
+    /// @notice A v2 path may pass tokens without a feed; it runs from what is spent to what is got, also for an exact
+    /// output.
+    function test_v2UnlistedTokenInTheMiddle() public {
+        Token middle = new Token(18);
+        router2.setRate(address(weth), 0, address(middle), 1e18);
+        router2.setRate(address(middle), 0, address(usdc), 1994e6);
+        ILiquidator.Swap memory leg = selling2(address(weth), address(usdc), ALL);
+        leg.path = abi.encodePacked(address(weth), address(middle), address(usdc));
+        assertEq(execute(planWith(leg)), PROFIT, "profit");
+        leg.exactOut = true;
+        leg.limit = SEIZE;
+        ILiquidator.Plan memory plan = planWith(leg);
+        plan.profitToken = address(weth);
+        assertEq(execute(plan), SEIZE - (uint256(1000.5e6) * 1e18 + 1994e6 - 1) / 1994e6, "profit in WETH");
+        assertNothingLeft();
+    }
+
+    /// @notice A v2 path is whole addresses, at least two, with different ends; a v3 path is none.
+    function testFuzz_v2PathForm(bytes calldata junk) public {
+        vm.assume(junk.length < 40 || junk.length % 20 != 0);
+        ILiquidator.Swap memory leg = selling2(address(weth), address(usdc), ALL);
+        bytes memory refusal = abi.encodeWithSelector(ILiquidator.InvalidPath.selector, 0);
+        leg.path = junk;
+        refused(planWith(leg), refusal);
+        leg.path = abi.encodePacked(address(weth));
+        refused(planWith(leg), refusal);
+        leg.path = abi.encodePacked(address(weth), address(usdc), address(weth));
+        refused(planWith(leg), refusal);
+        leg.path = abi.encodePacked(address(weth), FEE, address(usdc));
+        refused(planWith(leg), refusal);
+        // A v2 path of two hops' length for v3, and the other way round.
+        leg = selling(address(weth), address(usdc), ALL);
+        leg.path = abi.encodePacked(address(weth), address(usdc));
+        refused(planWith(leg), refusal);
+    }
+
+    /// @notice The v2 router gets the limit, and the limit is kept to the unit.
+    function testFuzz_v2LimitsAreExact(uint256 limit) public {
+        ILiquidator.Swap memory leg = selling2(address(weth), address(usdc), ALL);
+        leg.limit = bound(limit, 1046.85e6 + 1, ALL);
+        refused(planWith(leg), abi.encodeWithSelector(Router.TooLittle.selector, uint256(1046.85e6), leg.limit));
+        leg.limit = bound(limit, 0, 1046.85e6);
+        execute(planWith(leg));
+
+        uint256 cost = (uint256(1000.5e6) * 1e18 + 1994e6 - 1) / 1994e6;
+        leg = buying2(address(weth), address(usdc), ALL, bound(limit, 0, cost - 1));
+        refused(planWith(leg), abi.encodeWithSelector(Router.TooMuch.selector, cost, leg.limit));
+        leg.limit = bound(limit, cost, ALL);
+        execute(planWith(leg));
+        assertNothingLeft();
+    }
+
+    /// @notice Of a v2 router's word and the balances the worse counts.
+    function testFuzz_v2LyingRouter(uint256 claim, bool exactOut) public {
+        LyingRouter liar = new LyingRouter();
+        liar.setClaim(exactOut ? bound(claim, 0, SEIZE) : claim);
+        asSafe(abi.encodeCall(ILiquidator.setVenue, (address(liar), ILiquidator.VenueKind.UNISWAP_V2)));
+        ILiquidator.Swap memory leg = exactOut
+            ? buying2(address(weth), address(usdc), 1e6, SEIZE)
+            : selling2(address(weth), address(usdc), ALL);
+        leg.router = address(liar);
+        leg.limit = exactOut ? SEIZE : 1;
+        refused(planWith(leg), abi.encodeWithSelector(ILiquidator.SwapLimit.selector, 0, 0, exactOut ? 1e6 : 1));
+    }
+
+    /// @notice What a router took in secret is spent, whatever it says: a reward of the same size, paid out in a later
+    /// leg, does not take its place in the books.
+    function test_takenInSecret() public {
+        uint256 cost = (uint256(1001.5e6) * 1e18 + 1994e6 - 1) / 1994e6;
+        LyingRouter liar = new LyingRouter();
+        liar.setGiving(true);
+        liar.setClaim(cost);
+        router.setRate(address(usdc), FEE, address(usdt), 1e18);
+        router.setHook(address(weth), abi.encodeCall(Token.mint, (address(liquidator), SEIZE - cost)));
+        for (uint256 i; i < 2; ++i) {
+            ILiquidator.VenueKind kind = i == 0 ? ILiquidator.VenueKind.UNISWAP_V3 : ILiquidator.VenueKind.UNISWAP_V2;
+            asSafe(abi.encodeCall(ILiquidator.setVenue, (address(liar), kind)));
+            ILiquidator.Swap memory leg = buying(address(weth), address(usdc), 1001.5e6, SEIZE);
+            if (i == 1) leg = buying2(address(weth), address(usdc), 1001.5e6, SEIZE);
+            leg.router = address(liar);
+            ILiquidator.Plan memory plan = planWith(leg);
+            plan.swaps = new ILiquidator.Swap[](2);
+            (plan.swaps[0], plan.swaps[1]) = (leg, selling(address(usdc), address(usdt), ALL));
+            plan.tokens = list(address(usdc), address(weth), address(usdt));
+            refused(
+                plan,
+                abi.encodeWithSelector(
+                    ILiquidator.SlippageExceeded.selector, 1e6 * uint256(1e30), 39.5e6 * uint256(1e30)
+                )
+            );
+        }
+    }
+
+    /// @notice What others give during a v2 swap counts for nothing: the router's own word is the smaller.
+    function test_v2DonationDuringSwap() public {
+        router2.setHook(address(usdc), abi.encodeCall(Token.mint, (address(liquidator), 7e6)));
+        ILiquidator.Plan memory plan = planWith(selling2(address(weth), address(usdc), ALL));
+        plan.minProfit = PROFIT + 1;
+        refused(plan, abi.encodeWithSelector(ILiquidator.ProfitBelowMinimum.selector, PROFIT, PROFIT + 1));
+        plan.minProfit = PROFIT;
+        assertEq(execute(plan), PROFIT, "profit");
     }
 }

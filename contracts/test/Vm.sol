@@ -25,6 +25,7 @@ interface Vm {
     function expectEmit(address emitter) external;
     function chainId(uint256 id) external;
     function snapshotState() external returns (uint256 id);
+    function cool(address target) external;
     function pauseGasMetering() external;
     function resumeGasMetering() external;
     function revertToState(uint256 id) external returns (bool);

@@ -7,7 +7,7 @@ knows. A crash before that loses nothing that stays true: it trips again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -18,6 +18,7 @@ from keeper import abi
 from keeper.breakers import trips
 from keeper.breakers.latches import Budget, Latch, Moves
 from keeper.breakers.trips import Place, Trip, open_trips
+from keeper.data_fee import NO_DATA_FEE, DataFee
 from keeper.fixed import BPS, mul_div_down
 from keeper.guard import Spent
 from keeper.ledger import Ledger
@@ -112,17 +113,17 @@ class Breakers:
         return max(0, min(most, self._terms.max_exposure_usd_e8 - self._exposed_usd_e8(protocol)))
 
     def weighing(
-        self, planned: Reads[Plan | Refusal], protocol: str, profit_token: Address
+        self, planned: Reads[Plan | Refusal], protocol: str, measures: Collection[Address]
     ) -> Reads[Plan | Refusal]:
         """A planner's answer, refused where the venue pays too far from the protocol's price.
 
-        Of a pair the seized token is at fault, or the repaid one where the seized is what profit is kept in.
+        Of a pair the seized token is at fault, or the repaid one where the seized is what profit is measured in.
         """
         answer = yield from planned
         measured = _deviation_of(answer)
         if measured is not None:
             (repay, seize), deviation_bps = measured
-            place = Place(trips.DEVIATION, protocol, _name(repay if seize == profit_token else seize))
+            place = Place(trips.DEVIATION, protocol, _name(repay if seize in measures else seize))
             limit_bps = self._terms.max_deviation_bps
             self._measured[place] = max(abs(deviation_bps), self._measured.get(place, 0))
             if self._measured[place] >= limit_bps:
@@ -171,11 +172,12 @@ class Breakers:
                 if price > 0 and (self._open or not moves.still(price)):
                     self._moved(protocol, token, moves.bps(price, self._now_s))
 
-    def funds(self, balance_wei: int | None, gas_price_wei: int) -> None:
-        """What the operator holds, None where it could not be read, and what a unit of gas may cost now."""
+    def funds(self, balance_wei: int | None, gas_price_wei: int, data_fee: DataFee = NO_DATA_FEE) -> None:
+        """What the operator holds, None where it could not be read; what a unit of gas and a plan's bytes may cost."""
         if balance_wei is None or not self._terms.min_transactions:
             return
-        needed_wei = self._terms.min_transactions * _TRANSACTION_GAS * gas_price_wei
+        each_wei = (_TRANSACTION_GAS + data_fee.gas) * gas_price_wei + data_fee.worst_wei
+        needed_wei = self._terms.min_transactions * each_wei
         place = Place(trips.BALANCE)
         if balance_wei < needed_wei:
             self._trip(place, {"balance_wei": balance_wei, "needed_wei": needed_wei})

@@ -43,6 +43,7 @@ from keeper.chain.wire import (
 from keeper.errors import AdapterError, ChainError, RpcError
 from keeper.seams import Reads
 from keeper.types import (
+    NO_GAS,
     Address,
     BlockNumber,
     Filters,
@@ -69,7 +70,8 @@ _GAS_SPREAD: Final = 20  # providers may differ by a twentieth in what they say 
 class Receipt:
     """A mined transaction, `index` its place in the block.
 
-    What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on rollups).
+    What it cost is gas_used · effective_gas_price_wei + l1_fee_wei (0 but on OP-stack chains). `l1_gas` is the part of
+    the gas that its bytes were charged (0 but on Arbitrum).
     """
 
     transaction_hash: Hash
@@ -81,6 +83,7 @@ class Receipt:
     effective_gas_price_wei: Wei
     l1_fee_wei: Wei
     logs: tuple[Log, ...]
+    l1_gas: Gas = NO_GAS
 
 
 class _ReceiptShape(msgspec.Struct, rename="camel"):
@@ -93,6 +96,7 @@ class _ReceiptShape(msgspec.Struct, rename="camel"):
     effective_gas_price: str
     logs: list[LogShape]
     l1_fee: str | None = msgspec.field(name="l1Fee", default=None)
+    gas_used_for_l1: str | None = msgspec.field(name="gasUsedForL1", default=None)
 
 
 class _FeesShape(msgspec.Struct, rename="camel"):
@@ -424,4 +428,5 @@ def _receipt_of(shape: _ReceiptShape) -> Receipt:
         effective_gas_price_wei=Wei(quantity(shape.effective_gas_price)),
         l1_fee_wei=Wei(quantity(shape.l1_fee or "0x0")),
         logs=tuple([log_of(log) for log in shape.logs]),
+        l1_gas=Gas(quantity(shape.gas_used_for_l1 or "0x0")),
     )

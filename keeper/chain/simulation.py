@@ -11,13 +11,24 @@ from typing import Any, Final
 import msgspec
 
 from keeper.chain.rpc import Rpc
-from keeper.chain.wire import TEXT, Failure, data, failed_execution, quantity, reading, revert_data
+from keeper.chain.wire import (
+    TEXT,
+    Failure,
+    address_of,
+    data,
+    failed_execution,
+    hash_of,
+    quantity,
+    reading,
+    revert_data,
+)
 from keeper.errors import ChainError, RpcError
-from keeper.types import Address, Gas, Head, Result, Reverted, hex_of
+from keeper.types import Address, BlockNumber, Gas, Hash, Head, Log, Result, Reverted, hex_of
 
 Storage = Mapping[Address, Mapping[int, int]]  # words by slot, by contract
 
 _NO_METHOD: Final = -32601
+_NO_HASH: Final = Hash(bytes(32))
 _LACKS_METHOD: Final = re.compile(r"\bmethod\b|unsupported|not supported|any variant", re.IGNORECASE)
 
 
@@ -33,11 +44,21 @@ class SimCall:
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """What it did: `status` 1 or 0, `output` the return or revert data, and gas after refunds."""
+    """What it did: `status` 1 or 0, `output` the return or revert data, and gas after refunds.
+
+    `logs` are what the called contract itself emitted, of a block without a hash; none of a node that cannot tell.
+    """
 
     status: int
     output: bytes
     gas_used: Gas
+    logs: tuple[Log, ...] = ()
+
+
+class _LogShape(msgspec.Struct):
+    address: str
+    topics: list[str]
+    data: str
 
 
 class _CallShape(msgspec.Struct, rename="camel"):
@@ -45,6 +66,7 @@ class _CallShape(msgspec.Struct, rename="camel"):
     gas_used: str
     return_data: str = "0x"
     error: Failure | None = None
+    logs: list[_LogShape] = []
 
 
 class _BlockShape(msgspec.Struct):
@@ -78,7 +100,7 @@ async def stacked(
             f"{rpc.label} answered eth_simulateV1 for {len(calls)} calls with another number of results."
         )
     with reading(rpc.label, "eth_simulateV1"):
-        return [_result_of(shape) for shape in blocks[0].calls]
+        return [_result_of(shape, call, head) for shape, call in zip(blocks[0].calls, calls, strict=True)]
 
 
 async def called(rpc: Rpc, call: SimCall, head: Head, storage: Storage) -> Result:
@@ -152,7 +174,7 @@ def _message(call: SimCall, payload: str) -> dict[str, str]:
     }
 
 
-def _result_of(shape: _CallShape) -> SimResult:
+def _result_of(shape: _CallShape, call: SimCall, head: Head) -> SimResult:
     output = data(shape.return_data)
     if shape.error is not None and not output:
         output = revert_data(shape.error.data)  # Geth leaves returnData empty and puts it here
@@ -160,4 +182,15 @@ def _result_of(shape: _CallShape) -> SimResult:
         status=quantity(shape.status),
         output=output,
         gas_used=Gas(quantity(shape.gas_used)),
+        logs=tuple(_log_of(log, head, place) for place, log in enumerate(shape.logs) if _is_of(log, call.to)),
     )
+
+
+def _is_of(log: _LogShape, contract: Address) -> bool:
+    return log.address.lower() == hex_of(contract)
+
+
+def _log_of(shape: _LogShape, head: Head, place: int) -> Log:
+    topics = tuple(hash_of(topic) for topic in shape.topics)
+    number = BlockNumber(head.number + 1)
+    return Log(address_of(shape.address), topics, data(shape.data), number, _NO_HASH, _NO_HASH, place)

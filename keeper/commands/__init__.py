@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from keeper import abi, assembly
+from keeper import abi, assembly, auctions
 from keeper.assembly import Parts
 from keeper.commands import pause as signers
 from keeper.commands.breakers import trip_of, tripped
@@ -106,13 +106,22 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
             engine, watch = await assembly.engine(parts, store, key, sign=False)
             await engine.prepare(head)
             await watch.load(head)
-            for adapter in watch.adapters.values():
+            keys: list[PositionKey] = []
+            for name, adapter in watch.adapters.items():
                 # before the look: an adapter may learn from an account which markets there are to look at
-                await watch.refresh(adapter.name, [PositionKey(adapter.name, adapter.market, account)], head)
+                known = {key for key in store.accounts(name) if key.account == account}
+                held = sorted(known.union(adapter.keys_of(account)), key=lambda key: key.market)
+                await watch.refresh(name, held, head)
+                keys += held
             view = await engine.look(head)
+            auctioned = {
+                name: await auctions.find(parts.chain, adapter.contracts(), head.hash)
+                for name, adapter in watch.adapters.items()
+            }
             protocols = [
-                await _stages(engine, watch, adapter, view, head, account)
-                for adapter in watch.adapters.values()
+                await _stages(engine, watch, key, view, head)
+                | {"auctioned_feeds": [_auctioned(each) for each in auctioned[key.protocol]]}
+                for key in keys
             ]
             history = [entry_of(entry) for entry in Ledger(store).entries(50, account=account)]
     return {
@@ -243,12 +252,10 @@ async def pause_status(config: Path) -> dict[str, Any]:
     }
 
 
-async def _stages(
-    engine: Engine, watch: Watch, adapter: Adapter, view: View, head: Head, account: Address
-) -> dict[str, Any]:
-    key = PositionKey(adapter.name, adapter.market, account)
+async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, head: Head) -> dict[str, Any]:
+    adapter = watch.adapters[key.protocol]
     stages: list[dict[str, Any]] = []
-    answer: dict[str, Any] = {"protocol": adapter.name, "market": adapter.market, "stages": stages}
+    answer: dict[str, Any] = {"protocol": key.protocol, "market": key.market, "stages": stages}
 
     def say(stage: str, answered: str, numbers: Any = None) -> dict[str, Any]:
         stages.append({"stage": stage, "answer": answered, "numbers": plain(numbers or {})})
@@ -258,7 +265,7 @@ async def _stages(
     if isinstance(marks, Refusal):
         return say(marks.stage, marks.reason, marks.numbers)
     if key not in watch.book:
-        return say("discover", "no_debt", {"account": account})
+        return say("discover", "no_debt", {"account": key.account})
     health = adapter.assess(watch.book.position(key), marks)
     if isinstance(health, Refusal):
         return say(health.stage, health.reason, health.numbers)
@@ -268,7 +275,7 @@ async def _stages(
     say(
         "assess",
         "liquidatable" if health.liquidatable else "healthy",
-        {"health_factor_wad": health.health_factor_wad},
+        {"health_factor_wad": health.health_factor_wad} | _uncovered(health, engine.budget_usd_e8(view)),
     )
     if not health.liquidatable:
         return answer
@@ -277,7 +284,8 @@ async def _stages(
             say("options", option.reason, option.numbers)
         else:
             pair = {"repay": option.repay_token.symbol, "seize": option.seize_token.symbol}
-            say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw})
+            calls = len(adapter.liquidation_calls(option, option.max_repay_raw))
+            say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw, "calls": calls})
     standing = engine.standing(view, head, adapter.name)
     if standing is not None:
         say(standing.stage, standing.reason, standing.numbers)
@@ -287,16 +295,22 @@ async def _stages(
     plan = await engine.ask(engine.plan(health, view, head, thorough=True), head)
     if isinstance(plan, Refusal):
         return say(plan.stage, plan.reason, plan.numbers)
-    say(
-        "plan",
-        "planned",
-        {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw},
-    )
+    for way in plan.weighed:
+        pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
+        figures = {"repay_raw": way.repay_raw, "calls": way.calls, "legs": way.legs, "net_raw": way.net_raw}
+        pair["net_token"] = way.profit_token.symbol
+        pays = "within_budget" if plan.budgeted else "pays"
+        say("weigh", way.reason or pays, {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
+    profit = {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw}
+    costs = {"gas_estimate": plan.gas_estimate, "gas_cost_wei": plan.gas_cost_wei}
+    data = {"data_fee_wei": plan.data_fee_wei, "data_gas": plan.data_gas}
+    say("plan", "planned", profit | {"gas_cost_raw": plan.gas_cost_raw} | costs | data)
     if not isinstance(view.pause, PauseState):
         return answer
     [trial] = await engine.attempt([plan], view.pause, head)
     if isinstance(trial, Refusal):
-        return say(trial.stage, trial.reason, trial.numbers)
+        blamed = await engine.blame(plan, trial, head)
+        return say(blamed.stage, blamed.reason, blamed.numbers)
     say("trial", "pays", engine.describe(plan, trial, view))
     clearance = engine.clear(plan, trial, view, head)
     if isinstance(clearance, Refusal):
@@ -354,6 +368,35 @@ def _position(adapter: Adapter, watch: Watch, health: Health, marks: Marks) -> d
         "debt_usd": _decimal(health.debt_base, health.base_decimals),
         "liquidation_price": None if price is None else _decimal(price, health.base_decimals),
         "liquidatable": health.liquidatable,
+        "bad_debt_usd": _decimal(sum(owed.usd_e8 or 0 for owed in health.bad_debt), 8),
+        "bad_debt": [
+            {
+                "token": abi.checksum(owed.token.address),
+                "symbol": owed.token.symbol,
+                "decimals": owed.token.decimals,
+                "raw": str(owed.raw),
+            }
+            for owed in health.bad_debt
+        ],
+    }
+
+
+def _uncovered(health: Health, budget_usd_e8: int | None) -> dict[str, Any]:
+    """What the collateral does not cover, and what liquidating it may cost, None being nothing."""
+    if not health.bad_debt:
+        return {}
+    usd_e8 = sum(owed.usd_e8 or 0 for owed in health.bad_debt)
+    return {"bad_debt_usd_e8": usd_e8, "budget_usd_e8": budget_usd_e8}
+
+
+def _auctioned(each: auctions.Auctioned) -> dict[str, Any]:
+    return {
+        "of": each.priced,
+        "symbol": each.symbol,
+        "source": abi.checksum(each.source),
+        "feed": abi.checksum(each.feed),
+        "aggregator": abi.checksum(each.aggregator),
+        "version": each.version,
     }
 
 

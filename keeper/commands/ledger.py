@@ -28,6 +28,7 @@ _COLUMNS: Final = ("seq", "at_s", "at", "kind", "plan_id", "protocol", "account"
 _FIGURES: Final = (
     *("tx", "nonce", "block", "status", "gas_used", "gas_cost_wei", "gas_cost_usd_e8"),
     *("profit_token", "profit_decimals", "profit_raw", "profit_usd_e8", "expected_profit_raw"),
+    *("data_fee_wei", "data_gas"),
 )
 _CHAINED: Final = ("body", "prev_hash", "hash")
 

@@ -15,29 +15,31 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from keeper.breakers import Breakers
-from keeper.breakers.trips import funds_of
 from keeper.chain.client import Chain
-from keeper.engine.head import Policy, StepReport, View
+from keeper.charges import Charges
+from keeper.data_fee import NO_DATA_RATES
+from keeper.engine.booking import Booking
+from keeper.engine.head import Policy, StepReport, View, read_view
+from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
-from keeper.execution.fees import Market, affordable_wei
+from keeper.execution.fees import Market, affordable_wei, worth_wei
 from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
-from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, read_scopes, scope_of
+from keeper.fixed import WAD
+from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
 from keeper.ledger import Ledger
-from keeper.planner import PlanContext, encode_execute, plan
-from keeper.planner.sizing import PlanGas
+from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
-from keeper.prices import read_price
-from keeper.seams import FlashSource, Reads, Venue, readable, unreadable
-from keeper.trial import Attempt, describe, next_base_fee, try_stacked
+from keeper.seams import FlashSource, Reads, Venue, unreadable
+from keeper.trial import Attempt, Tolls, describe, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
-    BlockTime,
     Head,
     Health,
+    Log,
     Plan,
     Refusal,
     Trial,
@@ -49,9 +51,10 @@ from keeper.watch import Watch
 T = TypeVar("T")
 
 _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused are last in line at the next
-_PLANNED_AT_ONCE: Final = 64
+_MANY_LEGS: Final = 2  # in whose bytes the operator's funds are counted
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
+_TENTHS: Final = 10
 
 
 class Engine:
@@ -61,6 +64,7 @@ class Engine:
         self,
         *,
         chain: Chain,
+        charges: Charges,
         watch: Watch,
         venues: Sequence[Venue],
         flash_sources: Sequence[FlashSource],
@@ -75,9 +79,8 @@ class Engine:
     ) -> None:
         self.reflexes: Final = reflexes
         self._chain = chain
+        self._charges = charges
         self._watch = watch
-        self._venues = venues
-        self._flash_sources = flash_sources
         self._guard = guard
         self.breakers = breakers
         self._upgrades = upgrades
@@ -86,12 +89,15 @@ class Engine:
         self._policy = policy
         self._wall_clock = wall_clock
         self._tips_wei: tuple[Wei, ...] = (Wei(0),)
-        self._plan_gas = PlanGas({name: adapter.plan_gas for name, adapter in watch.adapters.items()})
         self._block_time_s = 1
         self._heads = 0
-        self._warned: set[tuple[str, str]] = set()
         self._turns = Turns()
+        self._planning = Planning(
+            chain, watch, venues, flash_sources, guard, breakers, self._turns, policy, wall_clock, self._spent
+        )
+        self._tolls = Tolls(chain, policy.liquidator)
         self._spending = Spending(ledger, wall_clock)
+        self._booking = Booking(ledger, watch.adapters, wall_clock)
         self._log = structlog.get_logger("keeper")
 
     @property
@@ -111,11 +117,11 @@ class Engine:
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
-        await self._watch.start(head)
+        self._booking.bad_debts.missed = await self._watch.start(head)
         self.breakers.at(head)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
-        self._warned = self._warnings()  # preflight has told these
+        self._booking.warned()  # by preflight
         if self._sender:
             self._sender.doubt(self._watch.common)
             await self._sender.recover(head)
@@ -137,7 +143,7 @@ class Engine:
         self.breakers.reorganised(self._watch.depth)
         if reloaded := await self._watch.absorb(logs, head):
             view = await self.look(head)
-            self._warn()
+            self._booking.warn()
         view = view.without(self._watch.unread)
         if self._upgrades.suspects(logs, reloaded=reloaded):
             await self._upgrades.settle(head)
@@ -150,15 +156,16 @@ class Engine:
             view = view.without(self._watch.unread)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
-        plans = await self._plan(unsafe, view, head, report)
-        await self._execute(plans, view, head, report)
+        wanted = self._wanted(unsafe, view, head, report)
+        orders = await self._planning.orders(wanted, view, self._market(head), self._block_time_s, report)
+        await self._execute(orders, view, head, report)
         if report.sent:
             report.reaction_us = int((report.sent[0].sent_s - head.seen_s) * 1_000_000)
             self._log.info("reacted", head=head.number, sent=len(report.sent), reaction_us=report.reaction_us)
         if self._sender:
             await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         await self.reflexes.carry()
-        self._book(report)
+        self._book(report, unsafe, view, logs)
         self._watch.save()
         await self._housekeep()
         await self._upgrades.patrol(head)
@@ -167,56 +174,19 @@ class Engine:
 
     async def look(self, head: Head) -> View:
         """Read pause, prices and every protocol's marks at `head`, in one round; the gate learns of a pause at once."""
-        at = BlockTime(head.number, head.hash, head.timestamp_s)
         adapters = self._watch.adapters
-        reads: list[Reads[Any]] = [
-            read_scopes(self._policy.pause_guard, list(adapters), at),
-            read_price(self._policy.native_feed, at),
-            read_price(self._policy.profit_feed, at),
-            funds_of(self._policy.operator),
-            *(readable("marks", adapter.marks(at)) for adapter in adapters.values()),
-        ]
-        pause, native, profit, funds_wei, *marks = await self._chain.read_all(reads, head.hash)
-        if isinstance(pause, PauseState):
-            await self.reflexes.see(pause, head)
-        dearest_wei = min(2 * next_base_fee(head) + self._tips_wei[0], self._policy.max_fee_wei)
-        self.breakers.funds(funds_wei, dearest_wei)
-        return View(at, pause, native, profit, dict(zip(adapters, marks, strict=True)))
+        view, funds_wei = await read_view(self._chain, self._charges, self._policy, adapters, head)
+        if isinstance(view.pause, PauseState):
+            await self.reflexes.see(view.pause, head)
+        data = NO_DATA_RATES if isinstance(view.data, Refusal) else view.data
+        self.breakers.funds(funds_wei, self._market(head).ceiling(), data.of(_MANY_LEGS))
+        return view
 
     def plan(
         self, health: Health, view: View, head: Head, *, thorough: bool = False
     ) -> Reads[Plan | Refusal]:
         """The best plan for one unsafe position, priced at the next block's gas; `thorough` by every route."""
-        marks = view.marks[health.key.protocol]
-        if isinstance(view.native, Refusal):
-            return view.native
-        if isinstance(view.profit, Refusal):
-            return view.profit
-        if isinstance(marks, Refusal):
-            return marks
-        policy = self._policy
-        stage = self.stage(health.key.protocol)
-        adapter = self._watch.adapters[health.key.protocol]
-        options = self.breakers.allowed(adapter.options(self._watch.book.position(health.key), health, marks))
-        most_usd_e8 = self.breakers.most_usd_e8(health.key.protocol, options)
-        context = PlanContext(
-            at=view.at,
-            adapter=adapter,
-            venues=self._venues,
-            flash_sources=self._flash_sources,
-            profit_token=policy.profit_token,
-            profit_usd_e8=view.profit.usd_e8,
-            native_usd_e8=view.native.usd_e8_up,
-            gas_price_wei=self._market(head).price(),
-            max_fee_wei=policy.max_fee_wei,
-            min_profit_usd_e8=policy.min_profit_usd_e8,
-            max_slippage_bps=policy.max_slippage_bps,
-            max_repay_usd_e8=min(most_usd_e8, stage.cap_usd_e8) if stage else most_usd_e8,
-            plan_gas=self._plan_gas.of(health.key.protocol),
-            thorough=thorough,
-        )
-        planned = plan(health, self._turns.untried(health.key, options), context)
-        return (yield from self.breakers.weighing(planned, health.key.protocol, policy.profit_token.address))
+        return self._planning.alone(health, view, self._market(head), thorough=thorough)
 
     async def attempt(self, plans: Sequence[Plan], pause: PauseState, head: Head) -> list[Trial | Refusal]:
         """Try plans stacked, each as the calldata that would be sent under the epochs of `pause`."""
@@ -226,9 +196,12 @@ class Engine:
             epochs = (pause.global_scope.epoch, pause.scopes[scope_of(one.key.protocol)].epoch)
             attempts.append(Attempt(one, encode_execute(one, *epochs, last_block), *epochs, last_block))
         next_s = head.timestamp_s + self._block_time_s
-        return await try_stacked(
-            self._chain, attempts, head, next_s, self._policy.operator, self._policy.liquidator
-        )
+        return await try_stacked(self._charges, attempts, head, next_s, self._policy.liquidator)
+
+    async def blame(self, plan: Plan, refusal: Refusal, head: Head) -> Refusal:
+        """Why a plan is not sent, in the right words where its trial reverted for a token's sake."""
+        contracts = self._watch.adapters[plan.key.protocol].contracts()
+        return await self._tolls.blame(plan, refusal, contracts, head)
 
     async def ask(self, read: Reads[T], head: Head) -> T:
         """Drive one read at `head`."""
@@ -238,6 +211,10 @@ class Engine:
         """Why nothing of `protocol` may be signed at `head`, or None; without `new`: not even be replaced."""
         refusal = self._guard.standing(view.pause, protocol, head, self._wall_clock())
         return refusal or self.breakers.standing(protocol, new=new)
+
+    def budget_usd_e8(self, view: View) -> int | None:
+        """What liquidating bad debt may cost now, in USD with 8 decimals; None where it may cost nothing at all."""
+        return self._planning.budget_usd_e8(view)
 
     def stage(self, protocol: str) -> Stage | None:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
@@ -251,20 +228,24 @@ class Engine:
         """A tried plan in the ledger's words, and how it is limited where that is after a pause."""
         stage = self.stage(plan.key.protocol)
         limited = {"resume_cap_usd_e8": stage.cap_usd_e8, "canary": stage.canary} if stage else {}
-        return {**describe(plan, trial, view.native, view.profit, self._policy.version), **limited}
+        profit = view.price_of(plan.profit_token.address)
+        return {**describe(plan, trial, view.native, profit, self._policy.version), **limited}
 
     def _clear(
         self, plan: Plan, trial: Trial, view: View, head: Head, spent: Spent, stuck: Stuck | None = None
     ) -> Clearance | Refusal:
         if isinstance(view.native, Refusal):
             return view.native
-        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, view.native.usd_e8_up)
+        native_usd_e8 = view.native.usd_e8_up
+        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        worth = worth_wei(plan, trial, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth)
         if isinstance(fees, Refusal):
             return fees
+        now_s = self._wall_clock()
         refusal = self.breakers.admits(plan, new=stuck is None)
-        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, self._wall_clock())
+        return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s, native_usd_e8)
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""
@@ -276,11 +257,16 @@ class Engine:
         }
 
     def _market(self, head: Head) -> Market:
-        return Market(head, self._tips_wei, self._policy.max_fee_wei)
+        policy = self._policy
+        rule = self._charges.next_base_fee
+        return Market(head, self._tips_wei, policy.max_fee_wei, rule, policy.priority_share_bps)
 
     def _spent(self) -> Spent:
         """What was spent lately, with what is in flight."""
-        return self._spending.lately(self._sender.in_flight_wei() if self._sender else 0)
+        if self._sender is None:
+            return self._spending.lately(0)
+        sender = self._sender
+        return self._spending.lately(sender.in_flight_wei(), sender.in_flight_wei(budgeted=True))
 
     async def _spent_meanwhile(self) -> Spent:
         return self._spent()
@@ -302,14 +288,10 @@ class Engine:
                     report.refuse(key, health)
                 elif health.liquidatable:
                     unsafe.append(health)
-        return sorted(unsafe, key=lambda health: -health.debt_base)
+        return sorted(unsafe, key=lambda health: -(health.debt_base * WAD // 10**health.base_decimals))
 
-    async def _plan(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Plan]:
-        """Plans for what is unsafe, best first; while stopped nothing is planned, and why is noted.
-
-        In a crash there may be more than can be priced before the head is stale. After a block's time pricing ends,
-        and whoever was left out comes first at the next head.
-        """
+    def _wanted(self, unsafe: Iterable[Health], view: View, head: Head, report: StepReport) -> list[Health]:
+        """Those that are not in flight; while stopped none is, and why is noted."""
         wanted: list[Health] = []
         for health in unsafe:
             if self._sender and self._sender.in_flight(health.key):
@@ -319,64 +301,71 @@ class Engine:
                 report.refuse(health.key, refusal)
             else:
                 wanted.append(health)
-        wanted = self._turns.ordered(wanted)
-        plans: list[Plan] = []
-        began_s = self._wall_clock()
-        for first in range(0, len(wanted), _PLANNED_AT_ONCE):
-            if first and self._wall_clock() - began_s >= self._block_time_s:
-                self._log.warning("left_for_the_next_head", head=head.number, accounts=len(wanted) - first)
-                break
-            chunk = wanted[first : first + _PLANNED_AT_ONCE]
-            reads = [
-                readable(
-                    "plan",
-                    self.plan(health, view, head, thorough=self._turns.thorough(health.key, head.number)),
-                )
-                for health in chunk
-            ]
-            for health, answer in zip(chunk, await self._chain.read_all(reads, head.hash), strict=True):
-                self._turns.planned(health.key, answer, head.number)
-                if isinstance(answer, Refusal):
-                    report.refuse(health.key, answer)
-                else:
-                    plans.append(answer)
-        return self._turns.best_first(plans)
+        return wanted
 
-    async def _execute(self, plans: Sequence[Plan], view: View, head: Head, report: StepReport) -> None:
-        """Try what is stuck and the best plans stacked, then clear and send each that still pays, as it was tried."""
+    async def _execute(
+        self, orders: Sequence[Sequence[Plan]], view: View, head: Head, report: StepReport
+    ) -> None:
+        """Try what is stuck and the best plans stacked, in each order; of the one that nets most clear and send what
+        still pays, as it was tried.
+        """
         market, standing = self._market(head), partial(self.standing, view, head, new=False)
         stuck = self._sender.stuck(market, standing) if self._sender else []
         replacing = {each.plan.plan_id: each for each in stuck}
-        chosen = [*(each.plan for each in stuck), *plans[: max(0, _MOST_PER_HEAD - len(stuck))]]
-        if not chosen or isinstance(view.pause, Refusal):
+        room = max(0, _MOST_PER_HEAD - len(stuck))
+        stacks = [[*(each.plan for each in stuck), *order[:room]] for order in orders]
+        if not any(stacks) or isinstance(view.pause, Refusal):
             return
-        # in this order: the ledger is summed, where it must be, while the node runs the trial
-        trials, spent = await asyncio.gather(self.attempt(chosen, view.pause, head), self._spent_meanwhile())
+        # in this order: the ledger is summed, where it must be, while the node runs the trials
+        tried = asyncio.gather(*(self.attempt(stack, view.pause, head) for stack in stacks))
+        found, spent = await asyncio.gather(tried, self._spent_meanwhile())
+        ways = [list(zip(stack, trials, strict=True)) for stack, trials in zip(stacks, found, strict=True)]
         cleared: list[Cleared] = []
+        refused: list[tuple[Plan, Refusal]] = []
         untouched = True
-        for one, trial in zip(chosen, trials, strict=True):
-            untouched = untouched and isinstance(trial, Refusal)
+        for one, trial in max(ways, key=_nets_usd_e8):
+            late, untouched = not untouched, untouched and isinstance(trial, Refusal)
             old = replacing.get(one.plan_id)
-            besides = spent.without(old.worst_case_wei) if old else spent
+            if late and not old and (behind := _behind(one, trial)):
+                refused.append((one, behind))
+                continue
+            besides = spent.without(old.worst_case_wei, budgeted=one.budgeted) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
-            # a trial may have reverted only because of those before it
-            too_dear = isinstance(answer, Refusal) and answer.reason == "unprofitable"
-            self._turns.turned_down(one, futile=untouched or too_dear)
             if isinstance(answer, Refusal):
-                report.refuse(one.key, answer)
+                if answer.reason != "dry_run":
+                    # a trial may have reverted only because of those before it
+                    self._turns.turned_down(one, futile=untouched or answer.reason == "unprofitable")
+                refused.append((one, answer))
                 if self._sender and old:
                     self._sender.give_up(one.plan_id)
             else:
                 self._turns.sent(one)
+                report.take(one.keys)
                 cleared.append(answer)
-                spent = besides.with_in_flight(answer.clearance.fees)
+                spent = besides.with_in_flight(answer.clearance.fees, budgeted=one.budgeted)
+            if isinstance(trial, Trial):
+                self._part(one, trial, report)
         if self._sender:
             for asked, each in zip(cleared, await self._sender.send(cleared, standing), strict=True):
                 if isinstance(each, Refusal):
-                    report.refuse(asked.plan.key, each)
+                    self._refuse(asked.plan, each, report)
                 else:
                     (report.replaced if each.plan_id in replacing else report.sent).append(each)
+        for one, refusal in refused:  # only now: what may be sent does not wait for why the rest is not
+            self._refuse(one, await self.blame(one, refusal, head), report)
+
+    def _refuse(self, plan: Plan, refusal: Refusal, report: StepReport) -> None:
+        """Note why every account of a plan is left alone at this head."""
+        for key in plan.keys:
+            report.refuse(key, refusal)
+
+    def _part(self, plan: Plan, trial: Trial, report: StepReport) -> None:
+        """Note whose call failed in the trial of a plan of several accounts: the others are liquidated without."""
+        failed = [plan.outcome.parts[index].key for index in trial.skipped]
+        self._turns.part(failed)
+        for key in failed:
+            report.refuse(key, Refusal("trial", "skipped", {"plan": plan.plan_id}))
 
     def _awaits(self, plan: Plan, cleared: Sequence[Cleared]) -> Refusal | None:
         """Why a plan waits: after a pause the first liquidation goes alone, and must have paid before the next."""
@@ -400,42 +389,19 @@ class Engine:
         if self._sender is None:
             return Refusal("send", "dry_run", self.describe(plan, trial, view))
         if stuck is None:
-            self._plan_gas.learn(plan.key.protocol, trial.gas_used - plan.gas_estimate)
+            self._planning.gas.learn(
+                plan.key.protocol, (trial.gas_used - plan.gas_estimate) // len(plan.keys)
+            )
         return self._sender.refuses(plan, clearance.fees) or Cleared(
             plan, trial, clearance, self.describe(plan, trial, view)
         )
 
-    def _book(self, report: StepReport) -> None:
-        at_s = int(self._wall_clock())
+    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
         in_flight = self._sender.in_flight_plans() if self._sender else {}
         self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
             self.breakers.book()
-            for protocol, account, refusal in report.refused:
-                entry = self._ledger.book_refusal(
-                    refusal, protocol=protocol, account=account, head=report.head.number, at_s=at_s
-                )
-                if entry is not None:
-                    self._log.info(
-                        "refused",
-                        head=report.head.number,
-                        protocol=protocol,
-                        account=account,
-                        stage=refusal.stage,
-                        reason=refusal.reason,
-                        **{f"n_{name}": value for name, value in refusal.numbers.items()},
-                    )
-
-    def _warnings(self) -> set[tuple[str, str]]:
-        return {(name, text) for name, adapter in self._watch.adapters.items() for text in adapter.warnings()}
-
-    def _warn(self) -> None:
-        """Say what the protocols warn of since they were loaded again (a pool upgraded to an unknown revision)."""
-        standing = self._warnings()
-        for name, text in sorted(standing - self._warned):
-            self._log.warning("standing_warning", protocol=name, detail=text)
-            self._ledger.book("warning", None, name, None, {"detail": text}, int(self._wall_clock()))
-        self._warned = standing
+            self._booking.head(report, unsafe, view, logs)
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it; nor for how large it may be
@@ -443,6 +409,25 @@ class Engine:
             self.stage(name)
         self._ledger.checkpoint(int(self._wall_clock()))
         self._heads += 1
-        self._plan_gas.fade()
+        self._planning.gas.fade()
         if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
             self._tips_wei = await self._chain.suggested_tips()
+
+
+def _nets_usd_e8(way: Sequence[tuple[Plan, Trial | Refusal]]) -> int:
+    """What plans that were tried in this order net together, of what would be sent; each at the gas of its trial."""
+    nets = [
+        (one, trial.profit_raw + one.later_raw - one.gas_cost_raw * trial.gas_used // one.gas_estimate)
+        for place, (one, trial) in enumerate(way)
+        if isinstance(trial, Trial) and not (place and _behind(one, trial))
+    ]
+    return sum(max(0, raw) * one.profit_price_usd_e8 // 10**one.profit_token.decimals for one, raw in nets)
+
+
+def _behind(plan: Plan, trial: Trial | Refusal) -> Refusal | None:
+    """Whether those before it moved its market so far that it had better be planned anew on what they leave."""
+    earned = trial.profit_raw if isinstance(trial, Trial) else plan.expected_profit_raw
+    if earned * _TENTHS >= plan.expected_profit_raw * (_TENTHS - 1):
+        return None
+    numbers = {"profit_raw": earned, "planned_profit_raw": plan.expected_profit_raw}
+    return Refusal("trial", "market_moved", numbers)

@@ -4,17 +4,23 @@ Rule: the tip is what the middle transaction of recent blocks paid, and with eve
 (the 75th percentile, then the 90th); the ceiling is twice the next base fee plus the tip. A replacement pays at least
 an eighth more of both than what it replaces. Nothing pays more than the operator's `max_fee_gwei`, nor more than
 leaves the configured minimum of the profit its own trial measured.
+
+A share of the profit, where `send.priority_share_bps` asks for one, is paid on top of that tip: of what would be left
+of the trial's profit at the price above, after gas and bytes, that part per unit of the trial's gas. Both limits hold
+for it too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from keeper.fixed import WAD, mul_div_up
+from keeper.charges import next_base_fee
+from keeper.data_fee import DataFee
+from keeper.fixed import BPS, MAX_UINT256, WAD, mul_div_up
 from keeper.guard import Fees
-from keeper.trial import next_base_fee
-from keeper.types import Gas, Head, Plan, Refusal, Trial, Wei
+from keeper.types import NO_WEI, Gas, Head, Plan, Refusal, Trial, Wei
 
 _GAS_MARGIN_PERCENT: Final = 30
 _GAS_MARGIN_FLAT: Final = 60_000
@@ -34,11 +40,21 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """Prices of inclusion at one head. `tips_wei` rise with urgency; `most_fee_wei` is the operator's own limit."""
+    """Prices of inclusion at one head. `tips_wei` rise with urgency; `most_fee_wei` is the operator's own limit.
+
+    `base_fee_of` tells the base fee of the block after a head, `share_bps` is the part of the profit added to a tip.
+    """
 
     head: Head
     tips_wei: tuple[Wei, ...]
     most_fee_wei: Wei
+    base_fee_of: Callable[[Head], Wei] = next_base_fee
+    share_bps: int = 0
+
+    @property
+    def base_fee_wei(self) -> Wei:
+        """Of the next block."""
+        return self.base_fee_of(self.head)
 
     def tip(self, urgency: int = 0) -> Wei:
         """The tip for a transaction that was replaced so many times."""
@@ -46,17 +62,32 @@ class Market:
 
     def price(self, urgency: int = 0) -> Wei:
         """What a unit of gas costs in the next block."""
-        return Wei(next_base_fee(self.head) + self.tip(urgency))
+        return Wei(self.base_fee_wei + self.tip(urgency))
+
+    def ceiling(self) -> Wei:
+        """The most a transaction that replaces none offers for a unit of gas."""
+        return Wei(min(2 * self.base_fee_wei + self.tip(), self.most_fee_wei))
 
     def bid(
-        self, trial: Trial, affordable_wei: Wei, replaced: Offered | None = None, urgency: int = 0
+        self,
+        trial: Trial,
+        affordable_wei: Wei,
+        replaced: Offered | None = None,
+        urgency: int = 0,
+        worth_wei: Wei = NO_WEI,
     ) -> Fees | Refusal:
-        """Fees for what was tried, or for replacing what offers `replaced`; `affordable_wei` is its profit's limit.
+        """Fees for what was tried, or for replacing what offers `replaced`.
+
+        A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit.
 
         The gas limit carries a margin because a block that already touched the market makes the trial skip storage
-        writes (interest accrual) that inclusion a block later pays for.
+        writes (interest accrual) that inclusion a block later pays for. What a call that may fail must find left is on
+        top of that.
         """
-        tip_wei, least_wei = self.tip(urgency), self.price(urgency)
+        least_wei = self.price(urgency)
+        share_wei = max(0, worth_wei - least_wei) * self.share_bps // BPS
+        room_wei = max(0, min(affordable_wei, self.most_fee_wei) - least_wei)
+        tip_wei = Wei(self.tip(urgency) + min(share_wei, room_wei))
         if replaced is not None:
             tip_wei = max(tip_wei, _raised(replaced.tip_wei))
             least_wei = max(least_wei, _raised(replaced.max_fee_wei))
@@ -70,12 +101,15 @@ class Market:
                 "unprofitable",
                 numbers | {"profit_raw": trial.profit_raw, "tried_gas": trial.gas_used},
             )
-        wanted_wei = max(2 * next_base_fee(self.head) + tip_wei, least_wei)
+        wanted_wei = max(2 * self.base_fee_wei + tip_wei, least_wei)
         ceiling_wei = Wei(min(wanted_wei, self.most_fee_wei, affordable_wei))
         return Fees(
             max_fee_wei=ceiling_wei,
             tip_wei=min(ceiling_wei, tip_wei),
-            gas_limit=Gas(trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT),
+            gas_limit=Gas(
+                trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT + trial.spare_gas
+            ),
+            max_data_fee_wei=DataFee(trial.data_fee_wei).worst_wei,
         )
 
     def cancellation(self, replaced: Offered, plan_fee_wei: Wei) -> Offered:
@@ -85,18 +119,31 @@ class Market:
         more than a quarter above the operator's limit, so that no wait makes a transfer of nothing dear. An older
         limit, by which the plan offered `plan_fee_wei`, counts too.
         """
-        wanted_wei = max(_dearer(replaced.max_fee_wei), 2 * next_base_fee(self.head) + self.tip())
+        wanted_wei = max(_dearer(replaced.max_fee_wei), 2 * self.base_fee_wei + self.tip())
         ceiling_wei = min(wanted_wei, _dearer(max(self.most_fee_wei, plan_fee_wei)))
         return Offered(Wei(ceiling_wei), Wei(min(ceiling_wei, _dearer(max(replaced.tip_wei, self.tip())))))
 
 
 def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
-    """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later."""
+    """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later.
+
+    As much as anybody asks where a budget pays: the guard holds all its gas to that.
+    """
+    return Wei(MAX_UINT256) if plan.budgeted else _left_wei(plan, trial, min_profit_usd_e8, native_usd_e8)
+
+
+def worth_wei(plan: Plan, trial: Trial, native_usd_e8: int) -> Wei:
+    """What a unit of gas costs where nothing is left of what the trial earned and what comes later."""
+    return _left_wei(plan, trial, 0, native_usd_e8)
+
+
+def _left_wei(plan: Plan, trial: Trial, least_usd_e8: int, native_usd_e8: int) -> Wei:
+    """What its bytes cost in wei is taken off first."""
     scale = 10**plan.profit_token.decimals
     earned_raw = trial.profit_raw + plan.later_raw
-    room_raw = max(0, earned_raw - mul_div_up(min_profit_usd_e8, scale, plan.profit_price_usd_e8))
-    price_usd_e8 = scale * native_usd_e8 * max(1, trial.gas_used)
-    return Wei(room_raw * plan.profit_price_usd_e8 * WAD // price_usd_e8)
+    room_raw = max(0, earned_raw - mul_div_up(least_usd_e8, scale, plan.profit_price_usd_e8))
+    room_wei = room_raw * plan.profit_price_usd_e8 * WAD // (scale * native_usd_e8) - trial.data_fee_wei
+    return Wei(max(0, room_wei) // max(1, trial.gas_used))
 
 
 def _raised(wei: Wei) -> Wei:

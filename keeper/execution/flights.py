@@ -27,6 +27,7 @@ from keeper.types import (
     BlockNumber,
     BlockTime,
     Hash,
+    Part,
     Plan,
     PositionKey,
     Refusal,
@@ -37,13 +38,27 @@ _GRACE_BLOCKS: Final = 2  # how long after its last block a transaction is given
 PAUSE_RELAY: Final = PositionKey("", "pause relay", ZERO_ADDRESS)  # what a relayed pause claims its nonce for
 
 
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A signed transaction that was recorded and handed to the network."""
+
+    plan_id: Hash
+    nonce: int
+    transaction_hash: Hash
+    raw: bytes
+    last_block: BlockNumber
+    max_fee_wei: Wei
+    sent_s: float
+
+
 @dataclass(slots=True)
 class Flight:
     """One claimed nonce. `signed_at` is the head its last attempt was signed at, `offered_at` that of its first.
 
     `complaint` is why the last attempt was not taken, None where it was or nobody has answered; `published` whether
     it went to the public pool though the way out is another; `given_up` that its nonce is to be taken back; `dead`
-    that it can neither succeed nor be taken back.
+    that it can neither succeed nor be taken back; `budgeted` that what it loses is on the budget for bad debt. `others`
+    are the positions it liquidates besides its own.
     """
 
     transaction: OpenTransaction
@@ -54,6 +69,8 @@ class Flight:
     published: bool = False
     given_up: bool = False
     dead: bool = False
+    budgeted: bool = False
+    others: tuple[PositionKey, ...] = ()
     told: set[tuple[Hash, str]] = field(default_factory=set)  # what was answered that is on record
 
     @property
@@ -65,6 +82,11 @@ class Flight:
     def key(self) -> PositionKey:
         """Which position it liquidates."""
         return self.transaction.key
+
+    @property
+    def keys(self) -> tuple[PositionKey, ...]:
+        """Every position it liquidates, in the order of its calls where they are several."""
+        return (self.key, *self.others)
 
     @property
     def relaying(self) -> bool:
@@ -170,11 +192,12 @@ class Flights:
 
     def holds(self, key: PositionKey) -> bool:
         """Whether something that may still succeed, or whose nonce is being taken back, is about this position."""
-        return any(flight.key == key and not flight.dead for flight in self)
+        return any(key in flight.keys and not flight.dead for flight in self)
 
-    def worst_case_wei(self) -> int:
-        """The most gas all of it can still cost."""
-        return sum(flight.transaction.worst_case_wei for flight in self if not flight.dead)
+    def worst_case_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas all of it can still cost, or all that the budget for bad debt pays."""
+        flying = (flight for flight in self if not flight.dead and (flight.budgeted or not budgeted))
+        return sum(flight.transaction.worst_case_wei for flight in flying)
 
     def recover(self, head: BlockNumber) -> None:
         """Take over what an earlier run left; the nonces of plans it died on before signing are freed."""
@@ -184,7 +207,8 @@ class Flights:
                 self.store.release(transaction.plan_id, self.now_s())
                 continue
             # as of the head before: what was signed at this one is left alone, and a run may be of one head only
-            self._flights[transaction.plan_id] = Flight(transaction, BlockNumber(head - 1), head)
+            flight = self._found(transaction, BlockNumber(head - 1), head)
+            self._flights[flight.plan_id] = flight
             if transaction.sender != self.operator:
                 strangers[transaction.sender] = strangers.get(transaction.sender, 0) + 1
         self.ended.update(self.store.ended())
@@ -237,6 +261,7 @@ class Flights:
                     gas_limit=attempt.gas_limit,
                     last_block=attempt.last_block,
                     at_s=attempt.signed_at_s,
+                    max_data_fee_wei=attempt.max_data_fee_wei,
                 )
                 body = {
                     "tx": attempt.hash,
@@ -244,6 +269,7 @@ class Flights:
                     "nonce": flight.nonce,
                     "max_fee_wei": attempt.max_fee_wei,
                     "gas_limit": attempt.gas_limit,
+                    "max_data_fee_wei": attempt.max_data_fee_wei,
                     "last_block": attempt.last_block,
                     **numbers,
                 }
@@ -267,7 +293,7 @@ class Flights:
 
     def reopen(self, transaction: OpenTransaction, body: Mapping[str, Any], head: BlockNumber) -> None:
         """Take an outcome back whose block is gone."""
-        flight = Flight(replace(transaction, state="signed"), head, head)
+        flight = self._found(replace(transaction, state="signed"), head, head)
         with self.store.transaction():
             self.store.reopen(flight.plan_id)
             self.note("reorged", flight, body, self.now_s())
@@ -279,9 +305,33 @@ class Flights:
         del self._flights[flight.plan_id]
         self.ended.add(flight.plan_id)
 
-    def note(self, kind: str, flight: Flight, body: Mapping[str, Any], at_s: int) -> None:
-        """Book an entry about one."""
-        self.ledger.book(kind, flight.plan_id, flight.key.protocol, flight.key.account, body, at_s)
+    def intend(self, flight: Flight, body: Mapping[str, Any], others: Sequence[Part], at_s: int) -> None:
+        """Book a plan's intent, and for each account besides its own with whom it goes, and what is its part."""
+        self.note("intent", flight, body, at_s)
+        for part in others:
+            shares = {"repay_raw": part.repay_raw, "seize_raw": part.seize_raw}
+            self.note("joined", flight, {"with": flight.key.account, **shares}, at_s, part.key)
+
+    def note(
+        self,
+        kind: str,
+        flight: Flight,
+        body: Mapping[str, Any],
+        at_s: int,
+        of: PositionKey | None = None,
+    ) -> None:
+        """Book an entry about one, or about what one of its accounts has in it."""
+        key = of or flight.key
+        self.ledger.book(kind, flight.plan_id, key.protocol, key.account, body, at_s)
+
+    def _found(self, transaction: OpenTransaction, signed_at: BlockNumber, head: BlockNumber) -> Flight:
+        """One of the store, with whom it liquidates besides and who pays for it, as its intent says."""
+        key = transaction.key
+        intents = self.ledger.entries(1, kind="intent", plan=transaction.plan_id)
+        body = intents[0].body if intents else {}
+        accounts = [abi.address(each["account"]) for each in body.get("accounts", ())]
+        others = tuple(replace(key, account=account) for account in accounts if account != key.account)
+        return Flight(transaction, signed_at, head, budgeted=bool(body.get("budgeted")), others=others)
 
     def now_s(self) -> int:
         """Whole seconds of the wall's clock."""

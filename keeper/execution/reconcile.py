@@ -261,7 +261,7 @@ class _Search:
         try:
             [plan] = _EXECUTE.decode_input(sent.data)
             plan_id, _, _, _, calls, _, _, profit_token, min_profit_raw, *epochs, last_block = plan
-            target, _, _, data = calls[0]
+            target, _, _, data, _ = calls[0]
         except (AdapterError, IndexError) as error:
             raise self._refused("unreadable", f"its calldata is no plan: {error}.", tx=sent.hash) from error
         scope, decimals = await self._chain.read(
@@ -275,9 +275,10 @@ class _Search:
         )
         adapter = self._adapters.get(name)
         # a takeover begins with a deposit, which is nobody's liquidation
-        told = [adapter.account_of(each[3]) for each in calls] if adapter else []
-        account = next((each for each in told if each is not None), None)
-        if adapter is None or account is None or isinstance(decimals, Reverted):
+        told = dict.fromkeys(adapter.position_of(each[3]) for each in calls) if adapter else {}
+        keys = [each for each in told if each is not None]
+        key = keys[0] if keys else None
+        if key is None or isinstance(decimals, Reverted):
             raise self._refused(
                 "unknown_protocol",
                 f"transaction {hex_of(sent.hash)} is a liquidation on the protocol {name or hex_of(target)}, which "
@@ -294,6 +295,8 @@ class _Search:
             "protocol_epoch": epochs[1],
             "last_block": last_block,
         }
+        if len(keys) > 1:
+            numbers["accounts"] = [{"account": each.account} for each in keys]
         if claim and claim.attempts and claim.plan_id != plan_id:
             raise self._refused(
                 "foreign_plan",
@@ -302,7 +305,6 @@ class _Search:
                 tx=sent.hash,
             )
         purpose: Purpose = "bump" if claim and claim.attempts else "plan"
-        key = PositionKey(name, adapter.market, account)
         return _Found(sent, receipt, purpose, Hash(plan_id), key, BlockNumber(last_block), numbers)
 
     # --- how it is put on record -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import structlog
 from keeper.chain.client import Chain
 from keeper.errors import ChainError, LedgerError, RpcError
 from keeper.execution.fees import Market, Offered
-from keeper.execution.flights import Flight, Flights, Stuck
+from keeper.execution.flights import Flight, Flights, Stuck, Submission
 from keeper.execution.funds import Funds
 from keeper.execution.nonces import Nonces
 from keeper.execution.refusals_of_nodes import CONSEQUENCES, Complaint, Consequence, complaint_of
@@ -30,7 +30,6 @@ from keeper.guard.message import SignedPause
 from keeper.keys import OperatorKey, calldata_of, tip_of
 from keeper.prices import Price
 from keeper.store import Attempt, OpenTransaction
-from keeper.trial import next_base_fee
 from keeper.types import (
     Address,
     BlockTime,
@@ -40,7 +39,6 @@ from keeper.types import (
     PositionKey,
     Refusal,
     Settlement,
-    Submission,
     Wei,
 )
 
@@ -62,6 +60,7 @@ class Sender:
         rivals: Rivals,
         liquidator: Address,
         gate: Gate,
+        treasury: Address,
         funds: Funds,
         monotonic: Callable[[], float],
         way: Way | None = None,
@@ -71,7 +70,7 @@ class Sender:
         self._key = key
         self._flights = flights
         self._signing = Signing(key, flights, liquidator, monotonic)
-        self._settling = Settling(chain, flights, rivals, calldata_of)
+        self._settling = Settling(chain, flights, rivals, calldata_of, treasury)
         self._liquidator = liquidator
         self._gate = gate
         self._funds = funds
@@ -101,9 +100,9 @@ class Sender:
             flight.plan_id: flight.key for flight in self._flights if not (flight.relaying or flight.dead)
         }
 
-    def in_flight_wei(self) -> int:
-        """The most gas everything in flight can still cost."""
-        return self._flights.worst_case_wei()
+    def in_flight_wei(self, *, budgeted: bool = False) -> int:
+        """The most gas everything in flight can still cost, or all that the budget for bad debt pays."""
+        return self._flights.worst_case_wei(budgeted=budgeted)
 
     def refuses(self, plan: Plan, fees: Fees) -> Refusal | None:
         """Why a cleared plan is not sent: the operator is out of gas, or this very plan has ended already.
@@ -203,9 +202,10 @@ class Sender:
                 self._flights.store.reserve(
                     plan.plan_id, nonce, sender=self._key.address, key=plan.key, at_s=at_s
                 )
-                flight = Flight(transaction, head.number, head.number, plan)
+                others, budgeted = plan.keys[1:], plan.budgeted
+                flight = Flight(transaction, head.number, head.number, plan, budgeted=budgeted, others=others)
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
-                self._flights.note("intent", flight, body | dict(one.numbers), at_s)
+                self._flights.intend(flight, body | dict(one.numbers), plan.outcome.parts[1:], at_s)
                 flights.append(flight)
         return flights
 
@@ -425,7 +425,7 @@ class Sender:
         if flight.plan is None or not (refused or waited):
             return None
         offered, urgency = _offered(flight), len(flight.transaction.attempts)
-        if not refused and offered.price(next_base_fee(market.head)) >= market.price(urgency):
+        if not refused and offered.price(market.base_fee_wei) >= market.price(urgency):
             return None
         return Stuck(flight.plan, offered, urgency, flight.transaction.worst_case_wei)
 

@@ -18,14 +18,17 @@ from keeper.chain.simulation import SimCall
 from keeper.errors import AdapterError, ChainError, ExecutionError, NoQuorum, RpcError
 from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
+from keeper.ledger.outcomes import BAD_DEBT
 from keeper.prices import Price
 from keeper.store import Attempt
-from keeper.trial import explain_revert
+from keeper.trial import explain_revert, skipped
 from keeper.types import Address, Hash, Head, PositionKey, Refusal, Settlement, Wei, hex_of
 
 Rivals = Callable[[PositionKey, int, int], Awaitable[Sequence[Hash]]]  # who liquidated it in which blocks
 
 _LIQUIDATED: Final = abi.load("Liquidator").event("Liquidated")
+_TRANSFER: Final = abi.load("Erc20").event("Transfer")
+_WORD: Final = 32
 # How a plan fails whatever others do to the position: these are never a race.
 _UNRACED: Final = (
     *("PlanExpired", "ScopePaused", "EpochMismatch", "NotOperator", "StaleFeed", "FeedMissing"),
@@ -34,11 +37,20 @@ _UNRACED: Final = (
 
 
 class Settling:
-    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position."""
+    """Asks for receipts and closes flights; `rivals` tells which transactions liquidated a position.
+
+    What comes to the `treasury` from the Liquidator is booked of every token.
+    """
 
     def __init__(
-        self, chain: Chain, flights: Flights, rivals: Rivals, calldata_of: Callable[[bytes], bytes]
+        self,
+        chain: Chain,
+        flights: Flights,
+        rivals: Rivals,
+        calldata_of: Callable[[bytes], bytes],
+        treasury: Address,
     ) -> None:
+        self._treasury = treasury
         self._chain = chain
         self._flights = flights
         self._rivals = rivals
@@ -141,21 +153,43 @@ class Settling:
             "gas_used": receipt.gas_used,
             "gas_cost_wei": settlement.gas_cost_wei,
             "gas_cost_usd_e8": gas_cost_usd_e8,
+            "data_fee_wei": receipt.l1_fee_wei,
+            "data_gas": receipt.l1_gas,
         }
         if liquidated:
             kind = "settled"
             body |= self._gain(flight, attempt, settlement.profit_raw)
+            body["received"] = self._received(flight, receipt)
         else:
             kind, why = await self._why(flight, attempt, receipt)
             body |= {"loss_usd_e8": gas_cost_usd_e8, **why}
+        if flight.budgeted:
+            lost_usd_e8 = max(0, gas_cost_usd_e8 - body.get("profit_usd_e8", 0))
+            body |= {"loss_usd_e8": lost_usd_e8, "budget": BAD_DEBT}
         at_s = self._flights.now_s()
         with self._flights.store.transaction():
             self._flights.store.settled(settlement, at_s)
             self._flights.note(kind, flight, body, at_s)
+            for of, what, numbers in self._each(flight, receipt) if liquidated else ():
+                self._flights.note(what, flight, numbers, at_s, of)
         self._flights.close(flight)
         key = flight.key
         self._log.info(kind, protocol=key.protocol, account=key.account, plan=flight.plan_id, **body)
         return settlement
+
+    def _each(self, flight: Flight, receipt: Receipt) -> list[tuple[PositionKey, str, dict[str, Any]]]:
+        """What a plan of several accounts came to for each, by the Liquidator's own events; calls keep their order."""
+        if not flight.others:
+            return []
+        liquidator = self._liquidator(flight)
+        failed = dict(skipped(flight.plan_id, [log for log in receipt.logs if log.address == liquidator]))
+        mined = {"tx": receipt.transaction_hash, "block": receipt.block_number}
+        return [
+            (key, "skipped", {**mined, "error": failed[place]})
+            if place in failed
+            else (key, "liquidated", mined)
+            for place, key in enumerate(flight.keys)
+        ]
 
     async def _why(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> tuple[str, dict[str, Any]]:
         """The kind of an outcome that liquidated nothing, and what else there is to say of it."""
@@ -178,10 +212,12 @@ class Settling:
         return "lost_race", {"error": error, "rival_tx": rival}
 
     async def _rival(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> Hash | None:
-        """Who liquidated the account after the trial of what was mined and before it; the first of several."""
+        """Who liquidated one of its accounts after the trial of what was mined and before it; the first of several."""
         own = {each.hash for each in flight.transaction.attempts}
         tried_at = int(self._terms(flight, attempt)["block"])
-        for transaction in await self._rivals(flight.key, tried_at + 1, receipt.block_number):
+        block = receipt.block_number
+        found = [one for key in flight.keys for one in await self._rivals(key, tried_at + 1, block)]
+        for transaction in dict.fromkeys(found):
             theirs = await self._chain.receipt(transaction) if transaction not in own else None
             if theirs is not None and (theirs.block_number, theirs.index) < (
                 receipt.block_number,
@@ -215,6 +251,16 @@ class Settling:
             "what it was sent to is not our Liquidator."
         )
 
+    def _received(self, flight: Flight, receipt: Receipt) -> list[dict[str, Any]]:
+        """Every token that came to the treasury with it: profit, what swaps left over, and what was swept before."""
+        ends = (bytes(12) + self._liquidator(flight), bytes(12) + self._treasury)
+        sums: dict[Address, int] = {}
+        for log in receipt.logs:
+            # anybody may have made a token, and it may say anything
+            if log.topics == (_TRANSFER.topic, *ends) and len(log.data) == _WORD:
+                sums[log.address] = sums.get(log.address, 0) + int.from_bytes(log.data)
+        return [{"token": token, "raw": raw} for token, raw in sums.items()]
+
     def _gain(self, flight: Flight, attempt: Attempt, profit_raw: int) -> dict[str, Any]:
         """Realised beside expected, by what was booked before it was sent, which a restart can read again."""
         terms = self._terms(flight, attempt)
@@ -230,6 +276,8 @@ class Settling:
         return gain | {
             "profit_usd_e8": profit_raw * price_usd_e8 // 10**decimals,
             "expected_profit_raw": int(terms["expected_profit_raw"]),
+            "expected_data_fee_wei": int(terms.get("data_fee_wei", 0)),
+            "expected_data_gas": int(terms.get("data_gas", 0)),
         }
 
     def _liquidator(self, flight: Flight) -> Address:

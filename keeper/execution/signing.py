@@ -16,16 +16,21 @@ from keeper.execution.flights import Flight, Flights
 from keeper.guard import Clearance
 from keeper.guard.message import SignedPause
 from keeper.keys import OperatorKey
-from keeper.keys.policy import RELAY_GAS
 from keeper.store import Attempt, Purpose
-from keeper.types import Address, BlockNumber, Gas, Plan, Refusal, Trial
+from keeper.types import Address, BlockNumber, Plan, Refusal, Trial
 
 _LONG_S: Final = (
     2.0  # how long signatures are asked for at one head; plans left over are made anew at the next
 )
-_TRANSFER_GAS: Final = Gas(21_000)
 # What an entry says of a replacement that differs from its plan's intent.
-_RENEWED: Final = ("expected_profit_raw", "tried_gas", "global_epoch", "protocol_epoch")
+_RENEWED: Final = (
+    "expected_profit_raw",
+    "tried_gas",
+    "data_fee_wei",
+    "data_gas",
+    "global_epoch",
+    "protocol_epoch",
+)
 Standing = Callable[[str], Refusal | None]  # why nothing of a protocol may be signed now
 _Signed = tuple[Flight, Attempt, Mapping[str, Any]]
 
@@ -70,7 +75,8 @@ class Signing:
                 except SignerError as error:
                     self._log.warning("not_signed", head=head, error=str(error))
                     return attempts, Refusal("send", "not_signed", {"error": str(error)})
-                signed.append((flight, attempt, _renewed(one, flight)))
+                tip = {"tip_wei": one.clearance.fees.tip_wei}
+                signed.append((flight, attempt, tip | dict(_renewed(one, flight))))
                 attempts.append(attempt)
         return attempts, Refusal("send", "not_signed")
 
@@ -87,7 +93,7 @@ class Signing:
                     break  # asked again at the next head
                 # its "last block" is this one: if it is not mined within the same grace, a dearer one follows
                 attempt = Attempt(
-                    raw.hash, "cancel", raw.raw, offered.max_fee_wei, _TRANSFER_GAS, head, at_s, None
+                    raw.hash, "cancel", raw.raw, offered.max_fee_wei, raw.gas_limit, head, at_s, None
                 )
                 signed.append((flight, attempt, {}))
         return [flight for flight, _, _ in signed]
@@ -106,7 +112,7 @@ class Signing:
                 self._log.warning("not_signed", head=head, error=str(error))
                 return False
             purpose: Purpose = "bump" if flight.transaction.attempts else "plan"
-            attempt = Attempt(made.hash, purpose, made.raw, fees[0], RELAY_GAS, head, at_s, None)
+            attempt = Attempt(made.hash, purpose, made.raw, fees[0], made.gas_limit, head, at_s, None)
             signed.append((flight, attempt, {}))
         return True
 
@@ -122,6 +128,7 @@ class Signing:
             one.trial.last_block,
             at_s,
             None,
+            fees.max_data_fee_wei,
         )
 
     @contextmanager

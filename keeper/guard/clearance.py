@@ -11,6 +11,7 @@ from typing import Final, final
 
 from keeper import abi
 from keeper.errors import KeyMisuse
+from keeper.fixed import WAD, mul_div_up
 from keeper.guard.gate import Gate
 from keeper.guard.limits import Fees, Limits, Spent
 from keeper.guard.ramp import Ramp, Stage
@@ -101,6 +102,29 @@ class Guard:
         """How small liquidations of `protocol` must still be after a pause; None where only the limits hold."""
         return self._ramp.stage(protocol) if self._ramp else None
 
+    def room_gas(self, spent: Spent, fee_wei: int) -> tuple[int, int]:
+        """How much gas one transaction may have, and all that may be sent now, at a fee per gas."""
+        room = self._limits.room_gas(spent, fee_wei)
+        return min(room, self._limits.max_gas_limit), room
+
+    def denies(self, account: Address) -> bool:
+        """Whether the operator forbids to liquidate an account."""
+        return account in self._limits.deny_accounts
+
+    def budget_usd_e8(self, spent: Spent, native_usd_e8: int) -> int | None:
+        """What liquidating bad debt may cost now, in USD with 8 decimals; None where it may cost nothing at all.
+
+        It must fit into both its own budget and what all losses of a day may come to, so that it trips no breaker.
+        """
+        limits = self._limits
+        if not limits.bad_debt_budget_usd_e8_per_day:
+            return None
+        left = min(
+            limits.bad_debt_budget_usd_e8_per_day - spent.budget_usd_e8_last_day,
+            limits.max_loss_usd_e8_per_day - spent.loss_usd_e8_last_day,
+        )
+        return max(0, left - _usd_e8(spent.budgeted_wei, native_usd_e8))
+
     def standing(
         self, pause: PauseState | Refusal, protocol: str, head: Head, now_s: float
     ) -> Refusal | None:
@@ -135,14 +159,20 @@ class Guard:
         spent: Spent,
         head: Head,
         now_s: float,
+        native_usd_e8: int,
     ) -> Clearance | Refusal:
         """Mint the right to sign this trial's calldata, or refuse with the numbers.
 
-        `pause` and `trial` must both be of `head`; `now_s` is wall-clock seconds since the epoch.
+        `pause` and `trial` must both be of `head`; `now_s` is wall-clock seconds since the epoch, `native_usd_e8` what
+        a whole coin of gas costs.
         """
         refusal = self.standing(pause, plan.key.protocol, head, now_s)
         if refusal is None:
-            refusal = self._stale(plan, trial, pause, head) or self._over_limit(plan, trial, fees, spent)
+            refusal = (
+                self._stale(plan, trial, pause, head)
+                or self._over_limit(plan, trial, fees, spent)
+                or self._over_budget(plan, fees, spent, native_usd_e8)
+            )
         if refusal is not None:
             return refusal
         return Clearance(_MINT, liquidator=self._liquidator, trial=trial, fees=fees)
@@ -163,8 +193,9 @@ class Guard:
 
     def _over_limit(self, plan: Plan, trial: Trial, fees: Fees, spent: Spent) -> Refusal | None:
         limits = self._limits
-        if plan.key.account in limits.deny_accounts:
-            return Refusal("clear", "denied_account", {"account": plan.key.account})
+        denied = [key.account for key in plan.keys if self.denies(key.account)]
+        if denied:
+            return Refusal("clear", "denied_account", {"account": denied[0]})
         if trial.profit_raw < plan.min_profit_raw:
             numbers = {"profit_raw": trial.profit_raw, "min_profit_raw": plan.min_profit_raw}
             return Refusal("clear", "unprofitable", numbers)
@@ -196,3 +227,27 @@ class Guard:
             numbers = {"reverts": spent.consecutive_reverts, "limit": limits.max_consecutive_reverts}
             return Refusal("clear", "reverts_in_a_row", numbers)
         return None
+
+    def _over_budget(self, plan: Plan, fees: Fees, spent: Spent, native_usd_e8: int) -> Refusal | None:
+        """Whether the gas of a plan that may lose could come to more than is left for it, were it to pay nothing."""
+        if not plan.budgeted:
+            return None
+        needed_usd_e8 = _usd_e8(fees.worst_case_wei, native_usd_e8)
+        left_usd_e8 = self.budget_usd_e8(spent, native_usd_e8) or 0
+        if needed_usd_e8 <= left_usd_e8:
+            return None
+        numbers = {
+            "needed_usd_e8": needed_usd_e8,
+            "left_usd_e8": left_usd_e8,
+            "spent_usd_e8": spent.budget_usd_e8_last_day,
+            "in_flight_usd_e8": _usd_e8(spent.budgeted_wei, native_usd_e8),
+            "budget_usd_e8": self._limits.bad_debt_budget_usd_e8_per_day,
+            "lost_usd_e8": spent.loss_usd_e8_last_day,
+            "max_loss_usd_e8": self._limits.max_loss_usd_e8_per_day,
+        }
+        return Refusal("clear", "bad_debt_budget", numbers)
+
+
+def _usd_e8(wei: int, native_usd_e8: int) -> int:
+    """What so much of the native coin costs, rounded up."""
+    return mul_div_up(wei, native_usd_e8, WAD)

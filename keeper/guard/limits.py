@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from keeper.ledger import Ledger
-from keeper.types import Address, Gas, Wei
+from keeper.types import NO_WEI, Address, Gas, Wei
 
 _HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
@@ -26,38 +26,61 @@ class Limits:
     max_repay_usd_e8: int
     deny_accounts: frozenset[Address]
     max_head_age_s: int
+    bad_debt_budget_usd_e8_per_day: int = 0
+
+    def room_gas(self, spent: Spent, fee_wei: int) -> int:
+        """How much gas more may be bought at a fee per gas within the hour; ≥ 0."""
+        left_wei = self.max_gas_spend_wei_per_hour - spent.gas_wei_last_hour - spent.in_flight_wei
+        return max(0, left_wei // max(1, fee_wei))
 
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit."""
+    """What a transaction may pay: EIP-1559 ceilings in wei per gas and a gas limit.
+
+    `max_data_fee_wei` is the most that a chain may take for its bytes beside that.
+    """
 
     max_fee_wei: Wei
     tip_wei: Wei
     gas_limit: Gas
+    max_data_fee_wei: Wei = NO_WEI
 
     @property
     def worst_case_wei(self) -> int:
-        """The most its gas can cost."""
-        return self.max_fee_wei * self.gas_limit
+        """The most it can cost."""
+        return self.max_fee_wei * self.gas_limit + self.max_data_fee_wei
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was spent lately; `in_flight_wei` is the most that everything signed and undecided can still cost."""
+    """What was spent lately; `in_flight_wei` is the most that everything signed and undecided can still cost.
+
+    Of these, `budget_usd_e8_last_day` was lost, and `budgeted_wei` may yet be, at the cost of the budget for bad debt.
+    """
 
     gas_wei_last_hour: int
     in_flight_wei: int
     loss_usd_e8_last_day: int
     consecutive_reverts: int
+    budget_usd_e8_last_day: int = 0
+    budgeted_wei: int = 0
 
-    def with_in_flight(self, fees: Fees) -> Spent:
+    def with_in_flight(self, fees: Fees, *, budgeted: bool = False) -> Spent:
         """The same with one more transaction in flight."""
-        return replace(self, in_flight_wei=self.in_flight_wei + fees.worst_case_wei)
+        return self._moved(fees.worst_case_wei, budgeted=budgeted)
 
-    def without(self, replaced_wei: int) -> Spent:
+    def without(self, replaced_wei: int, *, budgeted: bool = False) -> Spent:
         """The same without one that may cost so much and is to be replaced: only one of the two can be mined."""
-        return replace(self, in_flight_wei=self.in_flight_wei - replaced_wei)
+        return self._moved(-replaced_wei, budgeted=budgeted)
+
+    def _moved(self, wei: int, *, budgeted: bool) -> Spent:
+        of_budget_wei = wei if budgeted else 0
+        return replace(
+            self,
+            in_flight_wei=self.in_flight_wei + wei,
+            budgeted_wei=self.budgeted_wei + of_budget_wei,
+        )
 
 
 class Spending:
@@ -71,8 +94,8 @@ class Spending:
         self._wall_clock = wall_clock
         self._last: tuple[int, int, Spent] | None = None
 
-    def lately(self, in_flight_wei: int) -> Spent:
-        """What was spent lately, with `in_flight_wei` undecided."""
+    def lately(self, in_flight_wei: int, budgeted_wei: int = 0) -> Spent:
+        """What was spent lately, with `in_flight_wei` undecided, and so much of it on the budget for bad debt."""
         now_s, outcomes = int(self._wall_clock()), self._ledger.outcomes_booked
         last = self._last
         if last is None or last[0] != outcomes or not 0 <= now_s - last[1] < _ASKED_EVERY_S:
@@ -81,6 +104,7 @@ class Spending:
                 in_flight_wei=0,
                 loss_usd_e8_last_day=self._ledger.loss_usd_e8(now_s - _DAY_S),
                 consecutive_reverts=self._ledger.consecutive_reverts(),
+                budget_usd_e8_last_day=self._ledger.budget_spent_usd_e8(now_s - _DAY_S),
             )
             last = self._last = (outcomes, now_s, spent)
-        return replace(last[2], in_flight_wei=in_flight_wei)
+        return replace(last[2], in_flight_wei=in_flight_wei, budgeted_wei=budgeted_wei)

@@ -17,7 +17,7 @@ from keeper.errors import KeyMisuse
 from keeper.guard import Clearance, Fees
 from keeper.keys.key import Key, LocalKey
 from keeper.keys.people import GuardianKey, SafeOwnerKey, SenderKey, recovered
-from keeper.keys.policy import RELAY_GAS, TRANSFER_GAS, Budget, Policy
+from keeper.keys.policy import Budget, Policy
 from keeper.keys.signers import Signer
 from keeper.keys.transaction import Signed, Unsigned, calldata_of, payload_of, tip_of, with_signature
 from keeper.types import Address, Hash, Wei, hex_of
@@ -73,7 +73,7 @@ class OperatorKey(Key):
 
     async def sign_cancel(self, nonce: int, max_fee_wei: Wei, tip_wei: Wei) -> Signed:
         """Replace whatever holds `nonce` by a transfer of nothing to ourselves; needs no clearance."""
-        fees = Fees(max_fee_wei, tip_wei, TRANSFER_GAS)
+        fees = Fees(max_fee_wei, tip_wei, self._policy.transfer_gas)
         tx = Unsigned(self._policy.chain_id, self.address, b"", nonce, fees)
         self._policy.cancellation(tx)
         return await self._sign(tx)
@@ -82,7 +82,7 @@ class OperatorKey(Key):
         self, pause_guard: Address, message: bytes, nonce: int, max_fee_wei: Wei, tip_wei: Wei
     ) -> Signed:
         """Relay a guardian's signed pause; `message` is the calldata and must call `pauseBySig`."""
-        fees = Fees(max_fee_wei, tip_wei, RELAY_GAS)
+        fees = Fees(max_fee_wei, tip_wei, self._policy.relay_gas)
         tx = Unsigned(self._policy.chain_id, pause_guard, message, nonce, fees)
         self._policy.pause_relay(tx)
         return await self._sign(tx)
@@ -101,7 +101,7 @@ class OperatorKey(Key):
 
     async def _sign(self, tx: Unsigned) -> Signed:
         fields = tx.fields()
-        return with_signature(fields, tx.nonce, await self._signer.sign(payload_of(fields)))
+        return with_signature(tx, fields, await self._signer.sign(payload_of(fields)))
 
 
 @final

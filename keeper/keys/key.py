@@ -37,8 +37,9 @@ class LocalKey(Key):
         self.address = self._signer.address
 
     def _sign(self, to: Address, data: bytes, nonce: int, fees: Fees) -> Signed:
-        fields = Unsigned(self._chain_id, to, data, nonce, fees).fields()
-        return with_signature(fields, nonce, self._signer.sign_digest(abi.keccak(payload_of(fields))))
+        tx = Unsigned(self._chain_id, to, data, nonce, fees)
+        fields = tx.fields()
+        return with_signature(tx, fields, self._signer.sign_digest(abi.keccak(payload_of(fields))))
 
     def _typed(self, digest: Hash) -> bytes:
         """A signature as contracts recover it: r, s and 27 or 28."""

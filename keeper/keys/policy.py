@@ -17,7 +17,7 @@ from keeper import abi
 from keeper.errors import KeyMisuse, SignerError
 from keeper.guard import Fees
 from keeper.keys.transaction import Unsigned
-from keeper.types import Address, Gas, Hash, Wei
+from keeper.types import NO_GAS, Address, Gas, Hash, Wei
 
 TRANSFER_GAS: Final = Gas(21_000)
 RELAY_GAS: Final = Gas(200_000)
@@ -28,7 +28,10 @@ _HOUR_S: Final = 3_600
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What may be signed; before `keeper deploy` there are no contracts, and only cancellations are allowed."""
+    """What may be signed; before `keeper deploy` there are no contracts, and only cancellations are allowed.
+
+    `stop_gas` is what a stop may take more than its execution, where a chain charges bytes as gas.
+    """
 
     chain_id: int
     operator: Address
@@ -37,6 +40,17 @@ class Policy:
     max_fee_wei: Wei
     max_gas_limit: Gas
     max_gas_spend_wei_per_hour: Wei
+    stop_gas: Gas = NO_GAS
+
+    @property
+    def transfer_gas(self) -> Gas:
+        """The gas limit of a cancellation."""
+        return Gas(TRANSFER_GAS + self.stop_gas)
+
+    @property
+    def relay_gas(self) -> Gas:
+        """The gas limit of a relayed pause."""
+        return Gas(RELAY_GAS + self.stop_gas)
 
     def liquidation(self, tx: Unsigned) -> None:
         """Raise `KeyMisuse` unless it calls the Liquidator's `execute` within the ceilings."""
@@ -53,12 +67,12 @@ class Policy:
     def cancellation(self, tx: Unsigned) -> None:
         """Raise `KeyMisuse` unless it is a transfer of nothing to ourselves."""
         self._require(tx, self.operator, b"", "a cancellation")
-        self._stops(tx, TRANSFER_GAS)
+        self._stops(tx, self.transfer_gas)
 
     def pause_relay(self, tx: Unsigned) -> None:
         """Raise `KeyMisuse` unless it calls PauseGuard's `pauseBySig`."""
         self._require(tx, self.pause_guard, _PAUSE, "a relayed pause")
-        self._stops(tx, RELAY_GAS)
+        self._stops(tx, self.relay_gas)
 
     def _require(self, tx: Unsigned, to: Address | None, selector: bytes, what: str) -> None:
         if tx.chain_id != self.chain_id:

@@ -10,7 +10,7 @@ from keeper import abi
 from keeper.abi.rlp import rlp, rlp_list, strings
 from keeper.guard import Fees
 from keeper.keys.signature import Signature
-from keeper.types import Address, Hash, Wei
+from keeper.types import Address, Gas, Hash, Wei
 
 _TYPE_2: Final = b"\x02"
 _NO_ACCESS_LIST: Final = b"\xc0"
@@ -24,6 +24,7 @@ class Signed:
     raw: bytes
     hash: Hash
     nonce: int
+    gas_limit: Gas
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,10 @@ def payload_of(fields: bytes) -> bytes:
     return _TYPE_2 + rlp_list(fields)
 
 
-def with_signature(fields: bytes, nonce: int, signature: Signature) -> Signed:
-    """The bytes to broadcast."""
+def with_signature(tx: Unsigned, fields: bytes, signature: Signature) -> Signed:
+    """The bytes to broadcast, of a transaction and its fields."""
     raw = _TYPE_2 + rlp_list(fields + rlp(signature.parity) + rlp(signature.r) + rlp(signature.s))
-    return Signed(raw, abi.keccak(raw), nonce)
+    return Signed(raw, abi.keccak(raw), tx.nonce, tx.fees.gas_limit)
 
 
 def calldata_of(raw: bytes) -> bytes:

@@ -45,6 +45,14 @@ _SYNTHETIX_ENTRIES = (
     "SystemStatus",
     "TokenState",
 )
+_MORPHO = "@morpho-org/morpho-blue/src"
+_MORPHO_SOLC = "0.8.19"
+_MORPHO_SETTINGS: Mapping[str, Any] = {
+    "evmVersion": "paris",
+    "optimizer": {"enabled": True, "runs": 999_999},
+    "viaIR": True,
+    "metadata": {"bytecodeHash": "none"},
+}
 _SYNTHETIX_REMAPPINGS = {
     "openzeppelin-solidity-2.3.0/": "openzeppelin-solidity/",
     "@chainlink/contracts-0.0.10/": "@chainlink/contracts/",  # these interfaces have not changed since
@@ -124,6 +132,26 @@ def aave_v3_6(name: str) -> Artifact:
 def synthetix(name: str) -> Artifact:
     """A contract of Synthetix V2x, compiled from its published source when first asked for; a quarter of a minute."""
     return _compiled(_synthetix()[name])
+
+
+@functools.cache
+def morpho(name: str) -> Artifact:
+    """Morpho Blue or one of its package's mocks, compiled from the published source when first asked for."""
+    parts = ("Morpho", "libraries/EventsLib", "mocks/IrmMock", "mocks/OracleMock")
+    entries = [f"{_MORPHO}/{part}.sol" for part in parts]
+    built = solc.compile_sources("morpho", entries, [node_modules()], {}, _MORPHO_SOLC, _MORPHO_SETTINGS)
+    return _compiled(built[name])
+
+
+@functools.cache
+def morpho_double(name: str) -> Artifact:
+    """A rate model or an oracle of our own for Morpho markets: npm has none of those that are in use."""
+    folder = Path(__file__).parent
+    return _compiled(
+        solc.compile_sources(
+            "morpho-doubles", ["morpho.sol"], [folder], {}, solc.OWN_SOLC, solc.OWN_SETTINGS
+        )[name]
+    )
 
 
 def synthetix_interface(name: str) -> Sequence[Mapping[str, Any]]:

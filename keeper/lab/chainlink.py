@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from keeper.lab.actors import Cast
-from keeper.lab.artifacts import chainlink
+from keeper.lab.artifacts import chainlink, own
 from keeper.lab.node import Contract, Node, Receipt, Tx
 from keeper.types import ZERO_ADDRESS, Address
 
@@ -64,6 +64,21 @@ async def deploy_feed(node: Node, cast: Cast, symbol: str, price_e8: int) -> Fee
     feed = Feed(symbol, facade, aggregator, reporter, DECIMALS)
     await set_prices(node, {feed: price_e8})
     return feed
+
+
+async def auction(node: Node, cast: Cast, feed: Feed, cutoff_s: int) -> Contract:
+    """Put a double of Chainlink's DualAggregator behind a feed's proxy, which from now on gets the auctioned answers.
+
+    The double; it starts with the feed's price, and its reports are anybody's.
+    """
+    deployer, double = cast.deployer.address, own("DualAggregatorDouble")
+    price_e8 = (await latest(node, feed)).price_raw
+    code = double.creation_code(f"{feed.symbol} / USD", feed.proxy, cutoff_s, price_e8)
+    aggregator = await node.deploy(deployer, code)
+    proxy = Contract(node, feed.proxy, chainlink("EACAggregatorProxy").abi)
+    await proxy.send(deployer, "proposeAggregator", aggregator)
+    await proxy.send(deployer, "confirmAggregator", aggregator)
+    return Contract(node, aggregator, double.abi)
 
 
 async def set_price(node: Node, feed: Feed, price_e8: int) -> Receipt:

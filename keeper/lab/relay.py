@@ -22,9 +22,9 @@ from hexbytes import HexBytes
 from keeper import abi
 from keeper.chain.blocks import latest
 from keeper.chain.simulation import SimCall, stacked
+from keeper.charges import next_base_fee
 from keeper.errors import RpcError
 from keeper.lab.node import Node
-from keeper.trial import next_base_fee
 from keeper.types import Address, Gas, Hash, Head, hex_of
 
 # lying: says ok and includes nothing; wrong_hash: takes it and answers another hash; leaking: tells the public pool;

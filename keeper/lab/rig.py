@@ -14,6 +14,7 @@ from typing import Final
 
 from keeper import assembly, config
 from keeper.abi import checksum
+from keeper.data_fee import DataFeeKind
 from keeper.deploy import deploy
 from keeper.installation import setup_calls
 from keeper.keys import DeployerKey
@@ -31,6 +32,7 @@ class Terms:
     """What the local operator asks for."""
 
     profit: str = "USDC"
+    keep: tuple[str, ...] = ()
     min_profit_usd: str = "1.0"
     max_slippage_bps: int = 300
     unpause_delay_s: int = 5
@@ -40,6 +42,9 @@ class Terms:
     max_price_age_s: int = 90_000
     unpause_confirmations: int = 0
     canary_usd: str = "10000000"  # as much as any: no ramp
+    data_fee: DataFeeKind = "none"
+    priority_share_bps: int = 0
+    max_accounts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +121,14 @@ id = {world.chain_id}
 rpc_urls = [{", ".join(f'"{url}"' for url in rpc_urls)}]
 max_head_age_s = {terms.max_head_age_s}
 wrapped_native = "{checksum(world.tokens["WETH"].address)}"
+data_fee = "{terms.data_fee}"
 
 [signer]
 kind = "env"
 
 [profit]
 token = "{checksum(world.tokens[terms.profit].address)}"
+keep = [{", ".join(f'"{checksum(world.tokens[one].address)}"' for one in terms.keep)}]
 min_profit_usd = {terms.min_profit_usd}
 max_slippage_bps = {terms.max_slippage_bps}
 native_usd_feed = "{checksum(world.feeds["WETH"].proxy)}"
@@ -132,6 +139,7 @@ max_gas_spend_wei_per_hour = 1000000000000000000
 max_loss_usd_per_day = {terms.max_loss_usd_per_day}
 max_consecutive_reverts = {terms.max_consecutive_reverts}
 max_repay_usd = 10000000.0
+max_accounts = {terms.max_accounts}
 
 [pause]
 unpause_confirmations = {terms.unpause_confirmations}
@@ -150,6 +158,7 @@ min_transactions = 0
 
 [send]
 route = "public"
+priority_share_bps = {terms.priority_share_bps}
 {protocols}
 [[venues]]
 kind = "uniswap-v3"

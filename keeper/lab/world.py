@@ -332,6 +332,7 @@ def _key(spec: WorldSpec, addition: Addition[Any] | None) -> str:
     modules = (*_MODULES, *(addition.modules if addition else ()))
     sources = [Path(__file__).with_name(f"{module}.py") for module in modules]
     sources += sorted((share_dir() / "contracts" / "lab").glob("*.sol"))
+    sources += sorted(Path(__file__).parent.glob("*.sol"))
     sources += [share_dir() / name for name in LOCKED_FILES]
     for source in sources:
         digest.update(source.read_bytes())

@@ -36,7 +36,10 @@ KINDS: Final = frozenset(
         "signed",
         "sent",
         "not_taken",  # a node refused the signed bytes
+        "joined",  # an account is in the plan of another one's intent
         "settled",  # mined and succeeded
+        "liquidated",  # of a settled plan of several accounts: this one was
+        "skipped",  # of such a plan: this one was not, for its call failed
         "reverted",  # mined and reverted
         "lost_race",  # someone else was first; costs gas if it was mined
         "cancelled",  # a cancellation was mined
@@ -45,6 +48,7 @@ KINDS: Final = frozenset(
         "reorged",  # the block of this plan's outcome was orphaned: the outcome no longer counts
         "recovered",  # a transaction of the operator that is no plan's was found on chain; costs gas
         "reconciled",  # the chain has no transaction any more that a copy of the record did not know
+        "bad_debt",  # an account owes more than it has, or no longer does, or some of it was written off
         "correction",  # an earlier entry's amounts are others; see `keeper.ledger.outcomes`
         "pause",
         "resume",
@@ -224,6 +228,11 @@ class Ledger:
         that was stated (otherwise nothing: the contract enforced a minimum profit that covered the planned gas).
         """
         return sum(map(outcomes.loss_usd_e8, self._outcomes(since_s)))
+
+    def budget_spent_usd_e8(self, since_s: int) -> int:
+        """Of that, what plans lost since `since_s` that were allowed to, on the budget for bad debt."""
+        on_budget = (each for each in self._outcomes(since_s) if each.body.get("budget") == outcomes.BAD_DEBT)
+        return sum(map(outcomes.loss_usd_e8, on_budget))
 
     def consecutive_reverts(self) -> int:
         """Reverted transactions since the last settled one.

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row
 
 from keeper.errors import LedgerError
-from keeper.types import Entry, Hash
+from keeper.types import Hash
 
 
 @dataclass(frozen=True, slots=True)
-class Booked(Entry):
-    """An entry with its place in the hash chain."""
+class Booked:
+    """One line of the ledger: what happened, to which plan and account, with its numbers as canonical JSON types.
 
+    The hashes are its place in the chain.
+    """
+
+    seq: int
+    at_s: int
+    kind: str
+    plan_id: str
+    protocol: str
+    account: str
+    body: Mapping[str, Any]
     prev_hash: Hash
     hash: Hash
 

@@ -30,6 +30,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "lost_race": (),
 }
 OUTCOMES: Final = tuple(_REQUIRED)
+BAD_DEBT: Final = "bad_debt"  # `budget` of an outcome whose plan was allowed to lose
 
 
 def check(kind: str, body: Mapping[str, Any]) -> None:

@@ -240,8 +240,10 @@ ACTIONS: Final[Mapping[str, Action]] = {
     "rotate-operator": Action("OLD NEW", "both at once", _rotate_operator),
     "target": Action("PROTOCOL|off TARGET SELECTOR", "what the Liquidator may call", _target),
     "feed": Action("TOKEN FEED [MAX_AGE_S]", "how a token is valued", _feed),
-    "venue": Action("ROUTER uniswap-v3|off", "where it may swap", _kind("setVenue", VenueKind)),
-    "flash-source": Action("SOURCE aave-v3|off", "where it may borrow", _kind("setFlashSource", FlashKind)),
+    "venue": Action("ROUTER uniswap-v3|uniswap-v2|off", "where it may swap", _kind("setVenue", VenueKind)),
+    "flash-source": Action(
+        "SOURCE aave-v3|morpho|uniswap-v3|off", "where it may borrow", _kind("setFlashSource", FlashKind)
+    ),
     "slippage": Action("BPS", "the most a liquidation may lose", _slippage),
     "swap-owner": Action("OLD NEW", "replace an owner of the Safe", _swap_owner),
     "add-owner": Action("ACCOUNT THRESHOLD", "one more owner", _add_owner),

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, NamedTuple
 
 from keeper.fixed import BPS, mul_div_down, mul_div_up
-from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Point, Size, Terms
-from keeper.seams import Reads, Venue, together
-from keeper.types import Address, Path, Quote, Refusal, SwapLeg
-
-_LEG_GAS: Final = (
-    90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
-)
-
-
-class Step(NamedTuple):
-    """Sell all of one token for another, or buy just what the loan is still owed."""
-
-    buy: bool
-    token_in: Address
-    token_out: Address
-
+from keeper.planner.dividing import Divide, Parts, Route, Step, Task, leg_gas, single
+from keeper.planner.search import PASSES, Rank
+from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Size, Terms
+from keeper.seams import Reads, together
+from keeper.types import Address, Quote, Refusal, SwapLeg
 
 Recipe = tuple[Step, ...]
-Route = tuple[Venue, Path]
 Routes = Callable[[Address, Address], Sequence[Route]]
 
 
@@ -53,18 +39,34 @@ def recipes(seize: Address, repay: Address, profit: Address) -> tuple[Recipe, ..
     )
 
 
+def recipes_of(terms: Terms) -> tuple[Recipe, ...]:
+    """The recipes of an option."""
+    option = terms.option
+    return recipes(option.seize_token.address, option.repay_token.address, terms.ctx.profit_token.address)
+
+
 def routes_of(ctx: PlanContext) -> Routes:
     """Every venue's paths between two tokens, asked for once per plan."""
 
     @cache
     def routes(token_in: Address, token_out: Address) -> Sequence[Route]:
         return [
-            (venue, path)
+            Route.of(venue, path)
             for venue in ctx.venues
             for path in venue.paths(token_in, token_out, thorough=ctx.thorough)
         ]
 
     return routes
+
+
+def synced(options: Sequence[Terms], routes: Routes, ctx: PlanContext) -> Reads[None]:
+    """Every pool that swaps of these options may use, read as of their block: one round, mostly, before any quote."""
+    steps = [step for terms in options for recipe in recipes_of(terms) for step in recipe]
+    pairs = dict.fromkeys((step.token_in, step.token_out) for step in steps)
+    ways = [route for pair in pairs for route in routes(*pair)]
+    yield from together(
+        [venue.sync([each.path for each in ways if each.venue is venue], ctx.at) for venue in ctx.venues]
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +75,7 @@ class Candidate:
 
     size: Size
     recipe: Recipe
+    parts: Mapping[Step, Parts]
     legs: tuple[SwapLeg, ...]
     quotes: tuple[Quote, ...]
     gross_raw: int
@@ -101,18 +104,15 @@ class Candidate:
         return mul_div_up(paid_usd_e8, BPS, max(seized_usd_e8, 1)) - BPS
 
     @property
-    def point(self) -> Point:
-        """Its place on the curve of amounts."""
-        return Point(self.size.amount_raw, self.net_raw, self.excess_usd_e8)
-
-    @property
     def acceptable(self) -> bool:
-        """Whether it is worth its gas and would pass the Liquidator's end check."""
-        return self.excess_usd_e8 <= 0 and self.net_raw >= self.size.terms.ctx.min_profit_raw
+        """Whether it is worth its gas, or the budget pays for that, and it would pass the Liquidator's end check."""
+        worth_it = self.gross_raw >= 0 and self.net_raw >= self.size.terms.ctx.least_net_raw
+        return self.excess_usd_e8 <= 0 and worth_it
 
-    def preference(self) -> tuple[bool, int]:
-        """Sort key: what the end check passes, then what nets more."""
-        return self.excess_usd_e8 <= 0, self.net_raw
+    def rank(self) -> Rank:
+        """What the end check passes, then what nets more; of what it does not pass, what comes closer to passing."""
+        margin = -self.excess_usd_e8
+        return Rank(PASSES, self.net_raw, margin) if margin >= 0 else Rank(PASSES - 1, margin, margin)
 
     def dead_end(self) -> DeadEnd:
         """Why it is not acceptable."""
@@ -128,29 +128,39 @@ class Candidate:
         }
         if self.size.outcome.seize_raw:
             numbers["deviation_bps"] = self.deviation_bps
-        reason = "unprofitable"
-        if self.net_raw >= ctx.min_profit_raw:
+        reason, budget = ctx.too_little if self.gross_raw >= 0 else ("unprofitable", {})
+        numbers |= budget
+        if self.gross_raw >= 0 and self.net_raw >= ctx.least_net_raw:
             reason = "over_slippage"
             numbers |= {"excess_usd_e8": self.excess_usd_e8, "max_slippage_bps": ctx.max_slippage_bps}
         return DeadEnd(PRICED, self.net_raw, Refusal("plan", reason, numbers))
 
 
-def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | DeadEnd]:
-    """Price a recipe leg by leg, each by its best route.
+def attempt(
+    size: Size, recipe: Recipe, routes: Routes, divide: Divide = single
+) -> Reads[Candidate | DeadEnd]:
+    """Price a recipe step by step, each by its best route or as `divide` shares it out.
 
     A route may not use a pool in the direction an earlier leg used it: both quotes are for the pool as it is now, so
-    the second would promise too much. The opposite direction only gets better by the earlier leg.
+    the second would promise too much. The opposite direction only gets better by the earlier leg. The pool that lends
+    is locked in both.
     """
     terms, ctx, option = size.terms, size.terms.ctx, size.terms.option
     repay, seize, profit = option.repay_token.address, option.seize_token.address, ctx.profit_token.address
     held = dict.fromkeys((repay, seize, profit), 0)
     held[seize] += size.outcome.seize_raw
     held[repay] -= size.owed_raw
-    assured = dict(held)  # the same, with every leg at its limit
-    used: set[tuple[int, Address, int, Address]] = set()
+    assured = dict(held)  # the same, with every leg at its limit, and without the largest of several accounts
+    largest = size.largest
+    if largest is not None:
+        assured[seize] -= largest.seize_raw
+        assured[repay] += largest.repay_raw
+    locked = size.flash.locked
+    used: set[object] = set()
+    parts: dict[Step, Parts] = {}
     legs: list[SwapLeg] = []
     quotes: list[Quote] = []
-    gas = ctx.plan_gas
+    gas = size.gas
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
         amount_raw = -held[token_out] if step.buy else held[token_in]
@@ -158,36 +168,44 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
             continue  # nothing is missing, or nothing came
         if amount_raw <= 0:
             return _shortfall(size, token_in, -amount_raw, gas)
-        open_routes = [route for route in routes(token_in, token_out) if used.isdisjoint(_hops(route))]
-        answers = yield from together(
-            [venue.quote(path, amount_raw, exact_out=step.buy) for venue, path in open_routes]
-        )
-        offers = [
-            (_worth(terms, answer), venue, answer)
-            for (venue, _), answer in zip(open_routes, answers, strict=True)
-            if isinstance(answer, Quote)
+        open_routes = [
+            route
+            for route in routes(token_in, token_out)
+            if used.isdisjoint(route.hops) and (locked is None or not route.passes(locked))
         ]
-        if not offers:
-            return _no_route(size, step, amount_raw, answers)
-        _, venue, quote = max(offers, key=lambda offer: offer[0])
-        if quote.amount_in_raw > held[token_in]:
-            return _shortfall(size, token_in, quote.amount_in_raw - held[token_in], gas)
-        if step.buy:
-            limit_raw = min(mul_div_up(quote.amount_in_raw, BPS + ctx.max_slippage_bps, BPS), held[token_in])
-            assured[token_in] -= limit_raw
-            assured[token_out] += quote.amount_out_raw
-        else:
-            least_in_raw = min(max(assured[token_in], 0), amount_raw)
-            worst_raw = mul_div_down(quote.amount_out_raw, least_in_raw, amount_raw)
-            limit_raw = mul_div_down(worst_raw, BPS - ctx.max_slippage_bps, BPS)
-            assured[token_in] -= least_in_raw
-            assured[token_out] += limit_raw
-        held[token_in] -= quote.amount_in_raw
-        held[token_out] += quote.amount_out_raw
-        used |= _hops((venue, quote.path))
-        legs.append(venue.swap_leg(quote, whole_balance=True, limit_raw=limit_raw))
-        quotes.append(quote)
-        gas += _leg_gas(quote)
+        assured_raw = -assured[token_out] if step.buy else assured[token_in]
+        task = Task(terms, step, amount_raw, assured_raw, open_routes)
+        shared = yield from divide(task)
+        if not shared:
+            return _no_route(size, task)
+        parts[step] = shared
+        left_raw = amount_raw
+        for route, quote in shared:
+            if quote.amount_in_raw > held[token_in]:
+                return _shortfall(size, token_in, quote.amount_in_raw - held[token_in], gas)
+            part_raw = quote.amount_out_raw if step.buy else quote.amount_in_raw
+            left_raw -= part_raw
+            if step.buy:
+                limit_raw = min(
+                    mul_div_up(quote.amount_in_raw, BPS + ctx.max_slippage_bps, BPS), held[token_in]
+                )
+                assured[token_in] -= limit_raw
+                assured[token_out] += quote.amount_out_raw
+            else:
+                least_in_raw = min(max(assured[token_in], 0), part_raw)
+                worst_raw = mul_div_down(quote.amount_out_raw, least_in_raw, part_raw)
+                if largest is not None and not left_raw:
+                    worst_raw = 0  # however many accounts fail, what came is sold: the end check binds
+                limit_raw = mul_div_down(worst_raw, BPS - ctx.max_slippage_bps, BPS)
+                assured[token_in] -= least_in_raw
+                assured[token_out] += limit_raw
+            held[token_in] -= quote.amount_in_raw
+            held[token_out] += quote.amount_out_raw
+            used |= route.hops
+            # the last one takes what is there then, which is not quite what is expected now
+            legs.append(route.venue.swap_leg(quote, whole_balance=not left_raw, limit_raw=limit_raw))
+            quotes.append(quote)
+            gas += leg_gas(quote)
     gross_raw = held[profit]
     came_raw, went_raw = size.outcome.seize_raw, size.outcome.repay_raw
     if seize == repay:
@@ -198,32 +216,15 @@ def attempt(size: Size, recipe: Recipe, routes: Routes) -> Reads[Candidate | Dea
     return Candidate(
         size=size,
         recipe=recipe,
+        parts=parts,
         legs=tuple(legs),
         quotes=tuple(quotes),
         gross_raw=gross_raw,
-        assured_raw=max(assured[profit], 0),
+        assured_raw=0 if largest is not None else max(assured[profit], 0),
         gas=gas,
-        gas_cost_raw=ctx.gas_raw(gas),
+        gas_cost_raw=ctx.gas_raw(gas, size.pieces(len(legs))),
         excess_usd_e8=required_usd_e8 - terms.usd_e8_down(profit, gross_raw),
     )
-
-
-def _hops(route: Route) -> set[tuple[int, Address, int, Address]]:
-    venue, path = route
-    hops = zip(path.tokens[:-1], path.fees, path.tokens[1:], strict=True)
-    return {(id(venue), token_in, fee, token_out) for token_in, fee, token_out in hops}
-
-
-def _leg_gas(quote: Quote) -> int:
-    return quote.gas + _LEG_GAS
-
-
-def _worth(terms: Terms, quote: Quote) -> int:
-    """What a quote brings, less its gas; a longer route must earn its own gas."""
-    tokens, gas = quote.path.tokens, _leg_gas(quote)
-    if quote.exact_out:
-        return -quote.amount_in_raw - terms.gas_in(tokens[0], gas)
-    return quote.amount_out_raw - terms.gas_in(tokens[-1], gas)
 
 
 def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
@@ -242,15 +243,14 @@ def _shortfall(size: Size, token: Address, short_raw: int, gas: int) -> DeadEnd:
     return DeadEnd(PRICED, net_raw, Refusal("plan", "unprofitable", numbers))
 
 
-def _no_route(size: Size, step: Step, amount_raw: int, answers: Sequence[Quote | Refusal]) -> DeadEnd:
-    reasons = Counter(answer.reason for answer in answers if isinstance(answer, Refusal))
+def _no_route(size: Size, task: Task) -> DeadEnd:
     numbers = {
         **size.terms.names,
-        "token_in": step.token_in,
-        "token_out": step.token_out,
-        "exact_out": step.buy,
-        "amount_raw": amount_raw,
-        "routes": dict(reasons),
+        "token_in": task.step.token_in,
+        "token_out": task.step.token_out,
+        "exact_out": task.step.buy,
+        "amount_raw": task.amount_raw,
+        "routes": dict(task.refused),
     }
     return DeadEnd(
         ROUTED, size.most_net_raw(size.terms.ctx.max_slippage_bps), Refusal("plan", "no_route", numbers)

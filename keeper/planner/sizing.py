@@ -5,12 +5,13 @@ No market is asked here: what survives can pay for itself at oracle prices, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
+from keeper.data_fee import NO_DATA_RATES, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
-from keeper.seams import Adapter, FlashSource, Reads, Venue, readable, together
+from keeper.seams import FlashSource, Reads, Taking, Venue, readable, together
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
@@ -19,11 +20,12 @@ from keeper.types import (
     Health,
     Option,
     Outcome,
+    Part,
+    Plan,
     ProtocolCall,
     Refusal,
     Token,
     Wei,
-    tokens_of,
 )
 
 # For everything but swaps where nobody says otherwise.
@@ -31,7 +33,6 @@ PLAN_GAS: Final = 450_000
 # By how much a market may pay more than the oracle says before anybody has asked it: feeds lag in a crash.
 _PREMIUM_BPS: Final = 5_000
 _NATIVE_DECIMALS: Final = 18
-_HALVINGS: Final = 10
 
 
 class PlanGas:
@@ -65,12 +66,14 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows. `base_usd_e8` prices the market's base currency, in which an `Option` states its prices. `thorough` asks
-    venues for every route instead of the likely ones.
+    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `base_usd_e8`
+    prices the market's base currency, in which an `Option` states its prices. `thorough` asks venues for every route
+    instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None where nothing may be
+    lost.
     """
 
     at: BlockTime
-    adapter: Adapter
+    adapter: Taking
     venues: Sequence[Venue]
     flash_sources: Sequence[FlashSource]
     profit_token: Token
@@ -84,73 +87,54 @@ class PlanContext:
     plan_gas: int = PLAN_GAS
     base_usd_e8: int = 10**8
     thorough: bool = False
+    data: DataRates = NO_DATA_RATES
+    kept: Mapping[Address, int] = field(default_factory=dict)
+    budget_usd_e8: int | None = None
+
+    @property
+    def least_net_raw(self) -> int:
+        """The least a plan must net in the profit token: the minimum, or a loss that the budget pays, rounded up."""
+        if self.budget_usd_e8 is None:
+            return self.min_profit_raw
+        return -mul_div_down(self.budget_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
+
+    @property
+    def too_little(self) -> tuple[str, dict[str, int]]:
+        """Why a plan that nets less is refused, with the budget where there is one."""
+        if self.budget_usd_e8 is None:
+            return "unprofitable", {}
+        return "bad_debt_budget", {"budget_usd_e8": self.budget_usd_e8}
 
     @property
     def min_profit_raw(self) -> int:
         """The configured minimum in the profit token, rounded up."""
         return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
-    def gas_raw(self, gas: int) -> int:
-        """What gas costs in the profit token, rounded up."""
-        cost_wei = gas * self.gas_price_wei
+    def cost_wei(self, gas: int, legs: int) -> Wei:
+        """What a plan of so many legs costs whose execution takes that gas, with its bytes."""
+        data = self.data.of(legs)
+        return Wei((gas + data.gas) * self.gas_price_wei + data.wei)
+
+    def gas_raw(self, gas: int, legs: int = 0) -> int:
+        """The same in the profit token, rounded up."""
+        cost_wei = self.cost_wei(gas, legs)
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
 
 
-# --- which amounts ---------------------------------------------------------------------------------------------------
+def net_usd_e8(plan: Plan) -> int:
+    """What a plan nets at once, for plans that measure it in different tokens."""
+    net_raw = plan.expected_profit_raw - plan.gas_cost_raw
+    return mul_div_down(net_raw, plan.profit_price_usd_e8, 10**plan.profit_token.decimals)
 
 
-def ladder(option: Option, most_raw: int) -> list[int]:
-    """Repay amounts to price, largest first: the maximum, the largest partial amount and its halvings to 1/1024.
-
-    Only what the protocol allows and what is at most `most_raw`.
-    """
-    amounts = {option.max_repay_raw} if option.max_repay_raw <= most_raw else set()
-    lowest_raw, highest_raw = max(option.min_repay_raw, 1), min(option.partial_max_repay_raw, most_raw)
-    if lowest_raw <= highest_raw:
-        amounts |= {max(highest_raw >> halving, lowest_raw) for halving in range(_HALVINGS + 1)}
-    return sorted(amounts, reverse=True)
-
-
-class Point(NamedTuple):
-    """An amount that was priced: its net profit, and by how much its costs exceed the slippage allowed (≤ 0: not)."""
-
-    amount_raw: int
-    net_raw: int
-    excess_usd_e8: int
-
-
-def refined(curve: Sequence[Point], best: Point) -> list[int]:
-    """Amounts to price between `best` and its neighbours on `curve` (by rising amount); none where more is better.
-
-    Net profit is concave in the amount, so its peak is near that of the parabola through three neighbours; what
-    price impact costs is convex, so where the chord from an allowed to an excessive amount is zero, it is allowed.
-    """
-    if best not in curve or best.excess_usd_e8 > 0 or len(curve) < 3:
-        return []
-    at = curve.index(best)
-    middle = min(max(at, 1), len(curve) - 2)
-    low, high = curve[max(at - 1, 0)], curve[min(at + 1, len(curve) - 1)]
-    peak_raw = _peak(*curve[middle - 1 : middle + 2])
-    if high == best and (peak_raw is None or peak_raw >= best.amount_raw):
-        return []
-    amounts = {(low.amount_raw + best.amount_raw) // 2, (best.amount_raw + high.amount_raw) // 2}
-    if peak_raw is not None:
-        amounts |= {peak_raw, (peak_raw + best.amount_raw) // 2}
-    if high.excess_usd_e8 > 0:
-        share = high.excess_usd_e8 - best.excess_usd_e8
-        amounts.add(best.amount_raw + (high.amount_raw - best.amount_raw) * -best.excess_usd_e8 // share)
-    priced = {point.amount_raw for point in curve}
-    return sorted(raw for raw in amounts - priced if low.amount_raw < raw < high.amount_raw)
-
-
-def _peak(a: Point, b: Point, c: Point) -> int | None:
-    """Where the parabola through three points is highest, if it opens downwards."""
-    left, right = b.amount_raw - a.amount_raw, b.amount_raw - c.amount_raw
-    rise, fall = b.net_raw - a.net_raw, b.net_raw - c.net_raw
-    bend = left * fall - right * rise
-    return b.amount_raw - (left**2 * fall - right**2 * rise) // (2 * bend) if bend > 0 else None
+def measured(ctx: PlanContext, seize_token: Token) -> PlanContext:
+    """The context with what profit is measured in where that token is seized: the token itself where it is kept."""
+    price_usd_e8 = ctx.kept.get(seize_token.address)
+    if price_usd_e8 is None:
+        return ctx
+    return replace(ctx, profit_token=seize_token, profit_usd_e8=price_usd_e8)
 
 
 # --- an option and an amount of it -----------------------------------------------------------------------------------
@@ -201,9 +185,10 @@ class Terms:
         due_usd_e8 = self.usd_e8_down(self.option.seize_token.address, outcome.later_raw)
         return -self.profit_raw_up(-due_usd_e8) - self.ctx.gas_raw(self.ctx.plan_gas)
 
-    def gas_in(self, token: Address, gas: int) -> int:
-        """What gas costs in units of a token, rounded up."""
-        cost_wei = gas * self.ctx.gas_price_wei
+    def leg_in(self, token: Address, gas: int) -> int:
+        """What a leg that takes that gas costs in units of a token, with its bytes; rounded up."""
+        data = self.ctx.data.leg
+        cost_wei = (gas + data.gas) * self.ctx.gas_price_wei + data.wei
         native = self.ctx.native_usd_e8 * self.price_scale
         return convert_up(cost_wei, native, self.prices[token], _NATIVE_DECIMALS, self.decimals[token])
 
@@ -230,7 +215,7 @@ class DeadEnd:
     refusal: Refusal
 
 
-_SIZED, _BORROWED, ROUTED, PRICED = range(4)
+SIZED, BORROWED, ROUTED, PRICED = range(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,80 +234,107 @@ class Size:
     owed_raw: int
     later_raw: int
 
+    @property
+    def gas(self) -> int:
+        """What it takes besides its swaps."""
+        return self.terms.ctx.plan_gas + self.terms.option.call_gas * (len(self.calls) - 1)
+
+    def pieces(self, legs: int) -> int:
+        """As many legs as its calldata is long as that of: every call after the first counts as one."""
+        return legs + len(self.calls) - 1
+
+    @property
+    def largest(self) -> Part | None:
+        """Of several accounts the one that moves most: it may fail, and the others must still be sold and paid for."""
+        return max(self.outcome.parts, key=lambda part: part.repay_raw, default=None)
+
     def most_net_raw(self, premium_bps: int) -> int:
         """The profit if the market paid that much above the oracle, without any swap's cost, less the least gas."""
         terms, option = self.terms, self.terms.option
         seized_usd_e8 = terms.usd_e8_up(option.seize_token.address, self.outcome.seize_raw)
         owed_usd_e8 = terms.usd_e8_down(option.repay_token.address, self.owed_raw)
         most_usd_e8 = mul_div_up(seized_usd_e8, BPS + premium_bps, BPS) - owed_usd_e8
-        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(terms.ctx.plan_gas)
+        return terms.profit_raw_up(most_usd_e8) + self.later_raw - terms.ctx.gas_raw(self.gas, self.pieces(0))
 
 
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """Amounts of an option, largest first: those above half of the largest, which are priced first, and the others."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Funded:
+    """An option and one who could lend for it (None: nobody does).
+
+    `whole_raw` is an amount, if the limits allow it, and so is anything from `least_raw` to `most_raw` (0: nothing).
+    """
 
     terms: Terms
-    large_raw: Sequence[int]
-    small_raw: Sequence[int]
+    loan: FlashQuote | None
+    whole_raw: int | None
+    least_raw: int
+    most_raw: int
 
 
-def ladder_of(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> Ladder | DeadEnd:
-    """The amounts of an option that the limits and, where any can, the loans allow."""
-    option = terms.option
-    if min(terms.prices.values()) <= 0:
-        return DeadEnd(_SIZED, 0, Refusal("plan", "no_price", terms.names))
-    most_raw = terms.most_raw
-    lent_raw = max((loan.available_raw for loan in loans[option.repay_token.address]), default=0)
-    amounts = ladder(option, min(most_raw, lent_raw)) or ladder(option, most_raw)
-    if not amounts:
-        numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": most_raw}
-        return DeadEnd(_SIZED, 0, Refusal("plan", "over_max_repay", numbers))
-    large = [amount_raw for amount_raw in amounts if 2 * amount_raw > amounts[0]]
-    return Ladder(terms, large, amounts[len(large) :])
+def funded(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Funded] | DeadEnd:
+    """An option by each lender that no other is better than whatever the amount, cheapest first."""
+    option, limit_raw = terms.option, terms.most_raw if min(terms.prices.values()) > 0 else -1
+    if limit_raw < 0:
+        return DeadEnd(SIZED, 0, Refusal("plan", "no_price", terms.names))
+    whole_raw = option.max_repay_raw if option.max_repay_raw <= limit_raw else None
+    least_raw, most_raw = max(option.min_repay_raw, 1), min(option.partial_max_repay_raw, limit_raw)
+    most_raw = most_raw if least_raw <= most_raw else 0
+    if whole_raw is None and not most_raw:
+        numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": limit_raw}
+        return DeadEnd(SIZED, 0, Refusal("plan", "over_max_repay", numbers))
+    if any(call.paid_after for call in terms.ctx.adapter.liquidation_calls(option, option.max_repay_raw)):
+        return [Funded(terms, None, whole_raw, least_raw, most_raw)]
+    offers: list[FlashQuote] = []
+    lent_raw = 0  # by a cheaper one that is not in the way
+    for loan in sorted(loans[option.repay_token.address], key=lambda loan: _order(loan, terms)):
+        if loan.available_raw > lent_raw:
+            offers.append(loan)
+            lent_raw = lent_raw if _is_in_the_way(loan, terms) else loan.available_raw
+    return [
+        Funded(terms, loan, whole_raw, least_raw, min(most_raw, max(loan.available_raw, least_raw)))
+        for loan in offers
+    ] or [Funded(terms, None, whole_raw, least_raw, most_raw)]
 
 
-def size_of(
-    terms: Terms, amount_raw: int, loans: Mapping[Address, Sequence[FlashQuote]]
-) -> Reads[Size | DeadEnd]:
-    """One amount of an option, with the cheapest loan for it."""
+def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
+    """One amount of an option, as its lender funds it."""
+    terms, loan = funded.terms, funded.loan
     ctx, option = terms.ctx, terms.option
     repay = option.repay_token.address
     outcome = yield from readable("plan", ctx.adapter.outcome(option, amount_raw))
     if isinstance(outcome, Refusal):
-        return DeadEnd(_SIZED, 0, outcome)
+        return DeadEnd(SIZED, 0, outcome)
     numbers = {**terms.names, "repay_raw": outcome.repay_raw, "seize_raw": outcome.seize_raw}
     if outcome.seize_raw <= 0 and outcome.later_raw <= 0:
-        return DeadEnd(_SIZED, 0, Refusal("plan", "nothing_seizable", numbers))
+        return DeadEnd(SIZED, 0, Refusal("plan", "nothing_seizable", numbers))
     calls = tuple(ctx.adapter.liquidation_calls(option, amount_raw))
     needed_raw = borrowed_raw(option, outcome, calls)
-    offers = [loan for loan in loans[repay] if loan.available_raw >= needed_raw]
     if not needed_raw:
-        offers = [FlashQuote(ZERO_ADDRESS, repay, 0, 0)]
-    if not offers:
-        available_raw = max((loan.available_raw for loan in loans[repay]), default=0)
-        numbers |= {"needed_raw": needed_raw, "available_raw": available_raw}
-        return DeadEnd(_BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
-    flash = min(offers, key=lambda loan: loan.premium_bps)
-    owed_raw = outcome.repay_raw + mul_div_up(needed_raw, flash.premium_bps, BPS)
+        paid_after = [call.target for call in calls if call.paid_after]
+        loan = FlashQuote(paid_after[0] if paid_after else ZERO_ADDRESS, repay, 0, 0)
+    if loan is None or loan.available_raw < needed_raw:
+        numbers |= {"needed_raw": needed_raw, "available_raw": loan.available_raw if loan else 0}
+        return DeadEnd(BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
+    owed_raw = outcome.repay_raw + mul_div_up(needed_raw, loan.premium_bps, BPS)
 
-    size = Size(terms, amount_raw, outcome, calls, flash, owed_raw, terms.later_raw(outcome))
+    size = Size(terms, amount_raw, outcome, calls, loan, owed_raw, terms.later_raw(outcome))
     most_raw = size.most_net_raw(_PREMIUM_BPS)
-    if most_raw < ctx.min_profit_raw:
-        gas_raw = ctx.gas_raw(ctx.plan_gas)
+    if most_raw < ctx.least_net_raw:
+        reason, budget = ctx.too_little
+        gas_raw = ctx.gas_raw(size.gas, size.pieces(0))
         numbers |= {
             "bound_raw": most_raw + gas_raw,
             "gas_cost_raw": gas_raw,
             "min_profit_raw": ctx.min_profit_raw,
         }
         numbers |= {"later_raw": size.later_raw} if outcome.later_raw else {}
-        return DeadEnd(_SIZED, most_raw, Refusal("plan", "unprofitable", numbers))
+        return DeadEnd(SIZED, most_raw, Refusal("plan", reason, numbers | budget))
     return size
 
 
 def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Address, list[FlashQuote]]]:
     """What every source lends of each token."""
-    asked = [(token, source) for token in tokens_of(tokens) for source in ctx.flash_sources]
+    asked = [(token, source) for token in dict.fromkeys(tokens) for source in ctx.flash_sources]
     answers = yield from together([readable("flash", source.flash(token, ctx.at)) for token, source in asked])
     loans: dict[Address, list[FlashQuote]] = {token: [] for token in tokens}
     for (token, _), answer in zip(asked, answers, strict=True):
@@ -331,7 +343,22 @@ def read_loans(tokens: Sequence[Address], ctx: PlanContext) -> Reads[dict[Addres
     return loans
 
 
-def borrowed_raw(option: Option, outcome: Outcome, calls: Iterable[ProtocolCall]) -> int:
-    """The flash loan: what is repaid, or what the calls approve where that is more (debt grows until inclusion)."""
+def _order(loan: FlashQuote, terms: Terms) -> tuple[int, bool, bool]:
+    return loan.premium_bps, _is_in_the_way(loan, terms), loan.locked is not None
+
+
+def _is_in_the_way(loan: FlashQuote, terms: Terms) -> bool:
+    """Whether the loan locks a pool of the very tokens to be swapped: then a dearer one may net more."""
+    swapped = {*terms.prices, terms.ctx.profit_token.address}
+    return loan.locked is not None and swapped.issuperset(loan.locked.tokens)
+
+
+def borrowed_raw(option: Option, outcome: Outcome, calls: Sequence[ProtocolCall]) -> int:
+    """The flash loan: what is repaid, or what the calls approve where that is more (debt grows until inclusion).
+
+    Nothing where the seized collateral is sold before it is paid for.
+    """
+    if any(call.paid_after for call in calls):
+        return 0
     approved_raw = sum(call.approve_raw for call in calls if call.approve_token == option.repay_token.address)
     return max(outcome.repay_raw, approved_raw)

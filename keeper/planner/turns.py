@@ -1,7 +1,8 @@
 """Whose turn it is: an order in which nobody starves, however many accounts fall at once and whatever keeps failing.
 
 Positions left out at one head come first at the next; those whose trial was refused are tried last; a way that
-came to nothing is passed over for another; and who was left alone gets a look by every route from time to time.
+came to nothing is passed over for another; who failed together with others goes alone; and who was left alone gets a
+look by every route from time to time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from keeper.planner.sizing import net_usd_e8
 from keeper.types import Address, BlockNumber, Health, Option, Plan, PositionKey, Refusal
 
 # Heads between thorough looks at every route: of everybody, and of one who was left alone before.
@@ -27,6 +29,7 @@ class Turns:
     def __init__(self) -> None:
         self._planned_at: dict[PositionKey, int] = {}
         self._turned_down: set[PositionKey] = set()
+        self._alone: set[PositionKey] = set()
         self._futile: dict[PositionKey, set[_Way]] = {}
         self._offered: dict[PositionKey, list[tuple[_Way, Option]]] = {}
 
@@ -35,6 +38,7 @@ class Turns:
         wanted = sorted(unsafe, key=lambda health: self._planned_at.get(health.key, _NEVER))
         self._planned_at = {health.key: self._planned_at.get(health.key, _NEVER) for health in wanted}
         self._turned_down &= self._planned_at.keys()
+        self._alone &= self._planned_at.keys()
         self._futile = {key: ways for key, ways in self._futile.items() if key in self._planned_at}
         self._offered.clear()
         return wanted
@@ -61,20 +65,30 @@ class Turns:
 
     def best_first(self, plans: Iterable[Plan]) -> list[Plan]:
         """By what they net, those last turned down at the end."""
-        return sorted(
-            plans, key=lambda one: (one.key in self._turned_down, one.gas_cost_raw - one.expected_profit_raw)
-        )
+        return sorted(plans, key=lambda one: (one.key in self._turned_down, -net_usd_e8(one)))
 
     def turned_down(self, plan: Plan, *, futile: bool) -> None:
         """A plan was tried and is not sent.
 
-        `futile` where its trial reverted, and nothing before it could be why, or took more gas than the plan pays.
+        `futile` where its trial reverted, and nothing before it could be why, or took more gas than the plan pays. Of
+        several accounts each goes alone from then on, whatever the limit was that it met.
         """
+        if len(plan.keys) > 1:
+            self.part(plan.keys)
+            return
         self._turned_down.add(plan.key)
         if futile:
             offered = self._offered.get(plan.key, ())
             ways = {way for way, option in offered if option is plan.option}
             self._futile.setdefault(plan.key, set()).update(ways)
+
+    def part(self, keys: Iterable[PositionKey]) -> None:
+        """These do not share a transaction any more: theirs was refused, or they failed in it."""
+        self._alone.update(keys)
+
+    def may_join(self, key: PositionKey) -> bool:
+        """Whether a position may share a transaction with others."""
+        return key not in self._alone
 
     def sent(self, plan: Plan) -> None:
         """A plan is on its way."""

@@ -17,8 +17,10 @@ from keeper.installation import Build, Needs
 from keeper.preflight.contracts import check_contracts
 from keeper.preflight.findings import Check, Findings, require
 from keeper.preflight.surroundings import (
+    charges_of,
     check_addresses,
     check_breakers,
+    check_charges,
     check_files,
     check_head,
     check_money,
@@ -57,7 +59,9 @@ async def preflight(
     codes = await check_addresses(found, chain, settings, head)
     loaded = await check_protocols(found, chain, adapters, head)
     await check_signer(found, ready)
-    await check_money(found, chain, settings, operator, head, at)
+    charges = charges_of(chain, settings, operator)
+    await check_charges(found, charges, head)
+    await check_money(found, chain, charges, settings, operator, head, at)
     needs = Needs(
         operator=operator,
         adapters=loaded,

@@ -143,18 +143,19 @@ def _is_build(
 def _check_settings(
     found: Findings, settings: Settings, contracts: Contracts, needs: Needs, at: BlockTime
 ) -> Reads[None]:
-    safe, liquidator, profit_token = contracts.safe, contracts.liquidator, settings.profit.token
+    safe, liquidator = contracts.safe, contracts.liquidator
+    measures = (settings.profit.token, *settings.profit.keep)  # what profit is measured in
     values = yield from read_settings(wanted := settings_of(liquidator, needs))
     for setting, value in zip(wanted, values, strict=True):
-        is_feed = setting.token is not None
+        others = setting.token is not None and setting.token not in measures
         # a market whose token has no feed stops no other, and a limit looser than wanted still limits
-        only_warn = (is_feed and setting.token != profit_token) or (setting.subject == SLIPPAGE and value > 0)
+        only_warn = others or (setting.subject == SLIPPAGE and value > 0)
         _check_setting(found, setting, value, safe, required=not only_warn)
-    if profit_token not in feeds_of(needs):
+    for token in (token for token in measures if token not in feeds_of(needs)):
         # no protocol prices it, so only its being there can be checked
-        feed = feed_setting(liquidator, profit_token, ZERO_ADDRESS)
+        feed = feed_setting(liquidator, token, ZERO_ADDRESS)
         [value] = yield from read_settings([feed])
-        call = f"setFeed({abi.checksum(profit_token)}, its USD aggregator, {needs.feed_max_age_s})"
+        call = f"setFeed({abi.checksum(token)}, its USD aggregator, {needs.feed_max_age_s})"
         _check_setting(found, feed, value, safe, call)
         wanted, values = [*wanted, feed], [*values, value]
     feeds = [

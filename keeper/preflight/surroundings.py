@@ -8,19 +8,22 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from keeper import abi
+from keeper import abi, auctions
 from keeper.breakers.trips import CLEARED, Trip
 from keeper.chain.client import Chain
 from keeper.chain.reads import MULTICALL3
+from keeper.charges import Charges
 from keeper.config import Settings
+from keeper.data_fee import NO_DATA_FEE, DataFee
 from keeper.errors import AdapterError, SignerError
 from keeper.execution.funds import Bounds
+from keeper.fixed import WAD, mul_div_up
 from keeper.installation import FEED_MAX_AGE_S
+from keeper.planner import samples
 from keeper.preflight.findings import Findings, dollars, why_not
 from keeper.prices import Feed, Price, read_price
 from keeper.seams import Adapter, Reads
 from keeper.store import sqlite_path
-from keeper.trial import next_base_fee
 from keeper.types import Address, BlockTime, Call, Head, Reverted
 
 _ERC20: Final = abi.load("Erc20")
@@ -65,6 +68,12 @@ def _configured_addresses(settings: Settings) -> Iterable[tuple[str, Address]]:
     yield "chain.wrapped_native", settings.chain.wrapped_native
     yield "profit.token", settings.profit.token
     yield "profit.native_usd_feed", settings.profit.native_usd_feed
+    for index, token in enumerate(settings.profit.keep):
+        yield f"profit.keep[{index}]", token
+    if settings.flash.morpho is not None:
+        yield "flash.morpho", settings.flash.morpho
+    for index, pool in enumerate(settings.flash.uniswap_v3_pools):
+        yield f"flash.uniswap_v3_pools[{index}]", pool
     for section, entries in (("protocols", settings.protocols), ("venues", settings.venues)):
         for index, entry in enumerate(entries):
             for name in type(entry).model_fields:
@@ -91,6 +100,14 @@ async def check_protocols(
         for warning in adapter.warnings():
             detail = f'Protocol "{adapter.name}" warns: {warning.removesuffix(".")}.'
             found.warn(name, detail, "Judge whether it matters here; the keeper runs all the same.")
+        for each in await auctions.find(chain, adapter.contracts(), head.hash):
+            detail = (
+                f'Protocol "{adapter.name}" prices {each.symbol} ({each.priced}) by the feed '
+                f"{abi.checksum(each.feed)}, whose updates are auctioned ({each.version} at "
+                f"{abi.checksum(each.aggregator)})."
+            )
+            fix = "Expect bidders to take what its updates make unsafe; docs/aave.md says what that leaves."
+            found.warn(f"auctioned feed of {each.symbol}", detail, fix)
     return loaded
 
 
@@ -105,8 +122,30 @@ async def check_signer(found: Findings, ready: Callable[[], Awaitable[str]]) -> 
         found.bad("signer", str(error), "See that it runs, and correct [signer].")
 
 
+def charges_of(chain: Chain, settings: Settings, operator: Address) -> Charges:
+    """What the chain charges the operator, as configured; before `keeper deploy` as if the operator were called."""
+    to = settings.contracts.liquidator if settings.contracts else operator
+    return Charges(chain, settings.chain.data_fee, operator, to)
+
+
+async def check_charges(found: Findings, charges: Charges, head: Head) -> None:
+    """Whether the chain charges for bytes as is configured."""
+    fault = await charges.fault(head)
+    if fault is None:
+        found.good("data fee", "chain.data_fee is what the chain's own contracts say.")
+    else:
+        fix = "Correct chain.data_fee; without it no liquidation's cost would be true."
+        found.bad("data fee", fault, fix)
+
+
 async def check_money(
-    found: Findings, chain: Chain, settings: Settings, operator: Address, head: Head, at: BlockTime
+    found: Findings,
+    chain: Chain,
+    charges: Charges,
+    settings: Settings,
+    operator: Address,
+    head: Head,
+    at: BlockTime,
 ) -> None:
     """The profit token, the price of gas, and what the operator has to pay for it."""
     token = settings.profit.token
@@ -128,8 +167,10 @@ async def check_money(
 
     balance_wei = await chain.balance(operator)
     tip_wei, *_ = await chain.suggested_tips()
-    price_wei = min(2 * next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
-    cost_wei = max(1, _LIQUIDATION_GAS * price_wei)
+    price_wei = min(2 * charges.next_base_fee(head) + tip_wei, settings.limits.max_fee_wei)
+    _, fee = await charges.of(samples(), head)
+    fee = fee if isinstance(fee, DataFee) else NO_DATA_FEE  # a failed check already
+    cost_wei = max(1, (_LIQUIDATION_GAS + fee.gas) * price_wei + fee.worst_wei)
     detail = (
         f"The operator {abi.checksum(operator)} holds {balance_wei} wei, enough for {balance_wei // cost_wei} "
         f"liquidations of {_LIQUIDATION_GAS} gas at {price_wei} wei."
@@ -142,6 +183,17 @@ async def check_money(
         found.warn("operator balance", detail, fix)
     else:
         found.good("operator balance", detail)
+    budget_usd_e8 = settings.limits.bad_debt_budget_usd_e8_per_day
+    if budget_usd_e8 and isinstance(price, Price):
+        needed_usd_e8 = mul_div_up(cost_wei, price.usd_e8_up, WAD)
+        detail = (
+            f"limits.bad_debt_budget_usd_per_day is ${dollars(budget_usd_e8)}, and the gas of one liquidation may come "
+            f"to ${dollars(needed_usd_e8)}."
+        )
+        if needed_usd_e8 > budget_usd_e8:
+            found.warn("bad debt budget", detail, "Raise it, or expect none on it until gas is cheaper.")
+        else:
+            found.good("bad debt budget", detail, required=False)
     complaint = Bounds(settings.signer.min_balance_wei, settings.signer.max_balance_wei).complaint(
         operator, balance_wei
     )

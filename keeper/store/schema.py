@@ -27,7 +27,7 @@ from sqlalchemy import (
     event,
 )
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 metadata: Final = MetaData()
 
@@ -152,6 +152,7 @@ transactions: Final = Table(
     Column("last_block", BigInteger),
     Column("signed_at_s", BigInteger, nullable=False),
     Column("sent_at_s", BigInteger),
+    Column("max_data_fee_wei", Text),
     CheckConstraint("purpose IN ('plan', 'bump', 'cancel')", name="known_purpose"),
 )
 

@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from keeper.errors import LedgerError
 from keeper.store.database import Database
 from keeper.store.schema import accounts, blocks, cursors, intents, transactions
-from keeper.types import Address, BlockNumber, Gas, Hash, PositionKey, Settlement, Wei, hex_of
+from keeper.types import NO_WEI, Address, BlockNumber, Gas, Hash, PositionKey, Settlement, Wei, hex_of
 
 Purpose = Literal["plan", "bump", "cancel"]
 
@@ -62,7 +62,10 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One signed transaction; `last_block` is None for a cancellation, `sent_at_s` until it was handed to a node."""
+    """One signed transaction; `last_block` is None for a cancellation, `sent_at_s` until it was handed to a node.
+
+    `max_data_fee_wei` is the most that a chain may take for its bytes beside its gas.
+    """
 
     hash: Hash
     purpose: Purpose
@@ -72,11 +75,12 @@ class Attempt:
     last_block: BlockNumber | None
     signed_at_s: int
     sent_at_s: int | None
+    max_data_fee_wei: Wei = NO_WEI
 
     @property
     def worst_case_wei(self) -> int:
-        """The most its gas can cost."""
-        return self.max_fee_wei * self.gas_limit
+        """The most it can cost."""
+        return self.max_fee_wei * self.gas_limit + self.max_data_fee_wei
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,7 @@ class Store(Database):
         gas_limit: Gas,
         last_block: BlockNumber | None,
         at_s: int,
+        max_data_fee_wei: Wei = NO_WEI,
     ) -> None:
         """Keep signed bytes before they are broadcast; a bump or a cancellation adds to its plan's attempts."""
         with self.transaction() as connection:
@@ -228,6 +233,7 @@ class Store(Database):
                 "gas_limit": gas_limit,
                 "last_block": last_block,
                 "signed_at_s": at_s,
+                "max_data_fee_wei": str(max_data_fee_wei),
             }
             connection.execute(_KEEP, row)
 
@@ -389,6 +395,7 @@ class Store(Database):
                 row.last_block,
                 row.signed_at_s,
                 row.sent_at_s,
+                Wei(int(row.max_data_fee_wei or 0)),
             )
             for row in rows
         )

@@ -1,12 +1,10 @@
-"""The keeper as its users run it: `python -m keeper` in the folder with its files, and what may stand before a node."""
+"""The keeper as its users run it: a process in the folder with its files, and what may stand before a node."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keeper.lab.rig import keeper_environment
+from tests.e2e.forking import Process, fork
 
 _PATIENCE_S = 90
 
@@ -35,21 +34,9 @@ class Ran:
 
 async def start(
     folder: Path, *words: str, env: Mapping[str, str] | None = None, log: Path | None = None
-) -> asyncio.subprocess.Process:
+) -> Process:
     """Start `keeper words…` in a folder; stderr goes to a file where one is given."""
-    with contextlib.ExitStack() as stack:
-        stderr: Any = asyncio.subprocess.PIPE if log is None else stack.enter_context(log.open("ab"))
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "keeper", *words),
-            cwd=folder,
-            env={**keeper_environment(), **(env or {})},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
-            # a shell's background job ignores it, and so would whatever it starts
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    return await fork(folder, words, {**keeper_environment(), **(env or {})}, log)
 
 
 async def keeper(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> Ran:
@@ -67,7 +54,7 @@ async def keeper(folder: Path, *words: str, env: Mapping[str, str] | None = None
 class Daemon:
     """A running `keeper run`."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     log: Path
 
     def events(self, *names: str) -> list[dict[str, Any]]:
@@ -125,7 +112,7 @@ async def until(
         await asyncio.sleep(0.1)
 
 
-async def end(process: asyncio.subprocess.Process) -> None:
+async def end(process: Process) -> None:
     """Kill a process that still runs."""
     if process.returncode is None:
         process.kill()

@@ -283,11 +283,11 @@ async def test_more_accounts_than_can_be_priced_in_time(
     await open_positions(lab.node, lab.world.cast, lab.world.aave["3.0"], specs)
     async with open_line(lab, tmp_path) as line:
         await _fallen(line, lab)
-        monkeypatch.setattr("keeper.engine._PLANNED_AT_ONCE", 2)
+        monkeypatch.setattr("keeper.engine.planning._AT_ONCE", 2)
         counts = []
         planned: set[Hash] = set()
         for _ in range(3):
-            monkeypatch.setattr(line.engine, "_wall_clock", _Ticking(line))
+            monkeypatch.setattr(line.engine._planning, "_wall_clock", _Ticking(line))
             report = await line.step()
             counts.append(len(report.sent))
             planned |= {sent.plan_id for sent in report.sent}

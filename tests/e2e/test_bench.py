@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keeper.lab import bench
+from keeper.lab.bench.report import write_plan
 
 VARIANTS = {"keeper", "keeper_inside", "floor", "naive", "multicall"}
 
@@ -61,3 +63,36 @@ async def test_a_pause_is_measured_and_counted(
     assert "after it: 7" in capsys.readouterr().out
     written = page.read_text()
     assert written.startswith("# Benchmarks\n\nkept\n\n## How soon") and "old" not in written
+
+
+@pytest.mark.slow
+async def test_plans_are_measured_and_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans net nearly what brute force finds or more, in less time; the figures are those that are promised, and one
+    that does not hold is said. The other parts of the page are left as they are.
+    """
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("# Benchmarks\n\nkept\n\n## How soon a pause stops it\n\nkept too\n")
+    monkeypatch.setattr("keeper.lab.bench.report.share_dir", lambda: tmp_path)
+    monkeypatch.setattr("keeper.lab.brute_force.AMOUNTS", 20)
+    monkeypatch.setattr(import_module("keeper.lab.bench.plan"), "LEAST", 7.0)
+    document: dict[str, Any] = await bench.plan(cases=1, write=True)
+    assert (document["schema"], document["name"], document["cases"]) == (1, "plan", 6)
+    figures = document["figures"]
+    assert figures["vs_brute_force_worst"] >= 0.999
+    gains = [figures[f"gain_{depth}_median"] for depth in ("deep", "medium", "thin")]
+    assert all(gain is None or gain >= 0 for gain in gains) and any(gain is not None for gain in gains)
+    assert 0 < figures["plan_ms"]["p50"] <= figures["plan_ms"]["p99"] and figures["plans_per_second"] > 0
+    assert document["ratios"]["brute_force"] > 1
+    assert not document["ok"] and len(document["failures"]) == 1
+    bench.render_plan(document)
+    assert "FAILED: a plan nets 1" in capsys.readouterr().out
+    written = page.read_text()
+    assert written.startswith(
+        "# Benchmarks\n\nkept\n\n## How soon a pause stops it\n\nkept too\n\n## How good"
+    )
+    write_plan(document | {"planned": 77})
+    assert "kept too" in page.read_text() and page.read_text().count("## How good") == 1
+    assert "77 of them" in page.read_text()

@@ -52,7 +52,7 @@ POSITION_KEYS = {
         "debt_usd",
         "liquidation_price",
     ),
-    "liquidatable",
+    *("liquidatable", "bad_debt_usd", "bad_debt"),
 }
 
 
@@ -122,6 +122,10 @@ async def test_every_document_is_alone_on_stdout(rigged: tuple[Lab, Rig], tmp_pa
     stages = {each["protocol"]: each["stages"][-1] for each in explain["protocols"]}
     assert (stages["aave-3-0"]["stage"], stages["aave-3-0"]["answer"]) == ("clear", "would_send")
     assert stages["aave-3-6"]["answer"] == "no_debt"
+    [aave] = [each for each in explain["protocols"] if each["protocol"] == "aave-3-0"]
+    weighed = [each for each in aave["stages"] if each["stage"] == "weigh"]
+    nets = [int(each["numbers"]["net_raw"]) for each in weighed]
+    assert weighed[0]["answer"] == "pays" and nets == sorted(nets, reverse=True)
     await _check_scan(lab, scan)
     assert [row["account"] for row in first["positions"]] == [who]
 
@@ -521,7 +525,7 @@ async def test_the_daemon_runs_until_it_is_told_to_stop(fresh_lab: OpenLab, tmp_
         assert refused.code == 1 and f"process {one.process.pid}" in _sentence(refused)
         assert one.running
         assert await one.stop() == 0
-        assert one.process.stdout is not None and not await one.process.stdout.read(), "logs go to stderr"
+        assert not await one.process.stdout.read(), "logs go to stderr"
         assert [entry["event"] for entry in one.events("started", "stopped")] == ["started", "stopped"]
     [settled] = _booked(tmp_path, "settled")
     assert int(settled.body["profit_raw"]) == await _treasury_raw(run.lab) - before_raw > 0

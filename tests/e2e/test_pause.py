@@ -20,6 +20,7 @@ from keeper.chain.pending import Pending, _pending
 from keeper.commands import breakers
 from keeper.commands import guardian as guardians
 from keeper.errors import ConfigError, ExecutionError, LedgerError
+from keeper.execution.flights import Submission
 from keeper.execution.signing import Cleared, Standing
 from keeper.fixed import WAD
 from keeper.guard import scope_of
@@ -35,7 +36,7 @@ from keeper.lab.safe import execute, sign_hash
 from keeper.lab.world import Lab
 from keeper.multisig.safe import CALL, InnerCall, batch, exec_calldata, pack_signatures
 from keeper.typed_data import SafeTx, safe_tx_hash
-from keeper.types import GLOBAL_SCOPE, Address, Hash, Refusal, Submission, Trial, hex_of
+from keeper.types import GLOBAL_SCOPE, Address, Hash, Refusal, Trial, hex_of
 from tests.conftest import OpenLab
 from tests.e2e.custody import kept
 from tests.e2e.line import Line, open_again, open_line

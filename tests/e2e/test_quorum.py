@@ -218,10 +218,11 @@ async def test_a_quorum_of_one_asks_nothing_twice(stage: Stage) -> None:
         front.asked.clear()
         report = await line.engine.step(head)
         assert len(report.sent) == fallen
-        acting = ["eth_call", "eth_call", "eth_simulateV1", "eth_sendRawTransaction"] if fallen else []
+        acting = [*4 * ["eth_call"], "eth_simulateV1", "eth_sendRawTransaction"] if fallen else []
         afterwards = ["eth_feeHistory"] if fallen else []  # what a replacement would have to offer
         patrol = ["eth_getCode", *3 * ["eth_getStorageAt"]]  # last, the contract whose turn it is
-        assert front.asked[:-4] == ["eth_call", "eth_getLogs", *acting, *afterwards]
+        assert sorted(front.asked[:2]) == ["eth_call", "eth_getLogs"]
+        assert front.asked[2:-4] == [*acting, *afterwards]
         assert front.asked[-4:] == patrol
 
 
@@ -275,7 +276,8 @@ async def test_a_candidate_is_read_again_by_a_quorum(stage: Stage) -> None:
         await stage.node.mine_each_transaction()
         assert again.dropped == {again.fronts[1].ws_url}
         [intent] = line.booked("intent")
-        assert int(intent.body["repay_raw"]) == 7_500 * 10**6, "half of what is really owed"
+        # of the 15 000 that are really owed against 17 500: what leaves it just unsafe, and half of the rest
+        assert abs(int(intent.body["repay_raw"]) - 9_602_803_738) < 10**6
 
 
 # --- lies that would make it miss ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from keeper import abi
+from keeper.execution.flights import Submission
 from keeper.fixed import WAD
 from keeper.guard import scope_of
 from keeper.lab.actors import account, actor
@@ -21,7 +22,7 @@ from keeper.lab.relay import Manners, RelayDouble, build, open_relay
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import BASE_FEE_WEI, Lab
 from keeper.store import OpenTransaction
-from keeper.types import GLOBAL_SCOPE, BlockTime, Hash, Submission, hex_of
+from keeper.types import GLOBAL_SCOPE, BlockTime, Hash, hex_of
 from tests.e2e.line import Line, open_again
 from tests.e2e.process import until
 

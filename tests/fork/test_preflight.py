@@ -140,6 +140,16 @@ async def test_another_chain_is_refused_on_opening(ready: Ready) -> None:
         await ready.checks(ready.changed("chain", id=1))
 
 
+async def test_a_chain_that_charges_otherwise_than_configured_is_refused(ready: Ready) -> None:
+    """Whether bytes cost something is asked of the chain, and the sentence names both words."""
+    checks = await ready.checks()
+    assert checks["data fee"].ok
+    checks = await ready.checks(ready.changed("chain", data_fee="arbitrum"))
+    assert failed(checks) == ["data fee"]
+    assert 'chain.data_fee is "arbitrum"' in checks["data fee"].detail
+    assert '"none"' in checks["data fee"].detail
+
+
 async def test_an_old_head_is_a_warning_with_both_numbers(ready: Ready) -> None:
     """A node that catches up is no reason not to start: the guard signs nothing meanwhile."""
     assert (await ready.checks(late_s=26))["head age"].ok
@@ -431,7 +441,7 @@ async def test_a_flash_source_and_a_router_must_be_allowed(ready: Ready) -> None
 
 
 async def test_a_missing_feed_stops_everything_only_for_the_profit_token(ready: Ready) -> None:
-    """Another token's feed concerns its own reserve, so it is a warning."""
+    """Another token's feed concerns its own reserve, so it is a warning, unless that token is kept."""
     tokens = ready.lab.world.tokens
     await ready.safe_calls("setFeed", tokens["WBTC"].address, ZERO_ADDRESS, 0)
     checks = await ready.checks()
@@ -439,6 +449,8 @@ async def test_a_missing_feed_stops_everything_only_for_the_profit_token(ready: 
     name = f"feed of {abi.checksum(tokens['WBTC'].address)}"
     assert name in warned(checks) and f"{name} answers" not in checks
     assert checks[name].detail == f"The Liquidator's {name} is missing."
+    checks = await ready.checks(ready.changed("profit", keep=(tokens["WBTC"].address,)))
+    assert failed(checks) == [name] and checks["profit.keep[0]"].ok
     await ready.safe_calls("setFeed", tokens["USDC"].address, ZERO_ADDRESS, 0)
     checks = await ready.checks()
     assert failed(checks) == [f"feed of {abi.checksum(tokens['USDC'].address)}"]
@@ -512,3 +524,14 @@ async def test_the_fee_limit_caps_what_a_liquidation_is_taken_to_cost(ready: Rea
     """No more is asked of the operator's balance than could ever be signed for."""
     checks = await ready.checks(ready.changed("limits", max_fee_gwei=Decimal("0.5")))
     assert "gas at 500000000 wei" in checks["operator balance"].detail
+
+
+async def test_a_budget_too_small_for_one_liquidation_is_a_warning(ready: Ready) -> None:
+    """What all the gas of one may come to is told beside it; without a budget nothing is said."""
+    assert "bad debt budget" not in await ready.checks()
+    small = ready.changed("limits", bad_debt_budget_usd_per_day=Decimal("0.01"))
+    checks = await ready.checks(small)
+    assert "bad debt budget" in warned(checks) and failed(checks) == []
+    [needed] = re.findall(r"may come to \$([0-9.]+)\.$", checks["bad debt budget"].detail)
+    enough = ready.changed("limits", bad_debt_budget_usd_per_day=Decimal(needed))
+    assert (await ready.checks(enough))["bad debt budget"].ok

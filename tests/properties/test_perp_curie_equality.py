@@ -232,6 +232,9 @@ async def _equal(follower: Follower, marks: Marks, owners: list[Address], seen: 
         detail: Account = health.detail
         value = await house.read("getAccountValue", owner)
         assert detail.value_wad // 10**12 * 10**12 == value
+        if not detail.stocks:
+            below_zero = [-value // 10**12] if value < 0 else []
+            assert [owed.raw for owed in health.bad_debt] == below_zero
         requirement = await balance.read("getMarginRequirementForLiquidation", owner)
         assert detail.requirement_wad == requirement
         expected = max(value, 0) * WAD // requirement if requirement else None

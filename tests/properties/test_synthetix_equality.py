@@ -75,6 +75,7 @@ async def _compare(
             continue
         health = follower.health(who, marks)
         assert health.collateral_base == health.detail.remaining_raw == remaining[0]
+        assert not (remaining[0] and health.bad_debt)
         assert health.liquidatable == (liquidatable[0] or flagged[0])
         position = follower.book.position(follower.key(who))
         assert (follower.adapter.liquidation_price(position, health, marks) or 0) == price[0]

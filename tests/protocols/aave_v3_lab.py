@@ -113,8 +113,8 @@ class Follower:
         return self.adapter.options(position, self.health(owner, marks), marks)
 
     async def executed(self, option: Option, repay_raw: int, marks: Marks) -> tuple[SimResult, int, int]:
-        """What the option's call does in the next block, at the marks' timestamp, on the node's own EVM: its result,
-        what the liquidator's balance of the repaid token falls by and what that of the seized token rises by.
+        """What the option's calls do in the next block, at the marks' timestamp, on the node's own EVM: the last one's
+        result, what the liquidator's balance of the repaid token falls by and what that of the seized token rises by.
 
         Nothing changes on the chain, and nothing has to be undone. The liquidator must have funds and approvals.
         """
@@ -124,12 +124,12 @@ class Follower:
             SimCall(liquidator, token.address, balance.encode(liquidator), gas)
             for token in (option.repay_token, option.seize_token)
         ]
-        (call,) = self.adapter.liquidation_calls(option, repay_raw)
+        calls = self.adapter.liquidation_calls(option, repay_raw)
         head = await self.chain.block(marks.at.hash)
-        steps = [*asked, SimCall(liquidator, call.target, call.data, gas), *asked]
+        steps = [*asked, *(SimCall(liquidator, call.target, call.data, gas) for call in calls), *asked]
         results = await self.chain.simulate(steps, head, marks.at.timestamp_s, head.base_fee_wei)
-        before, after = ([balance.one(each.output) for each in two] for two in (results[:2], results[3:]))
-        return results[2], before[0] - after[0], after[1] - before[1]
+        before, after = ([balance.one(each.output) for each in two] for two in (results[:2], results[-2:]))
+        return results[-3], before[0] - after[0], after[1] - before[1]
 
     async def set_prices(self, factors: dict[str, float]) -> None:
         """Report the world's first prices times these factors, all in one block."""
@@ -213,8 +213,8 @@ async def make_unsafe(follower: Follower, weth: float = 0.9) -> tuple[BlockTime,
 
 
 def only_option(found: Sequence[Option | Refusal]) -> Option:
-    """The one option there is."""
-    (option,) = found
+    """The one option there is, in one step."""
+    (option,) = [each for each in found if isinstance(each, Refusal) or not each.detail.first.repay_raw]
     assert isinstance(option, Option), option
     return option
 

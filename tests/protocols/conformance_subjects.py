@@ -9,26 +9,28 @@ from dataclasses import astuple, dataclass, field, replace
 
 from keeper.abi import load
 from keeper.chain.client import Chain
+from keeper.chain.reads import MULTICALL3
 from keeper.errors import ExecutionError, RpcError
 from keeper.fixed import MAX_UINT256, WAD
-from keeper.lab import curie, perp_exchange, synthetix
+from keeper.lab import curie, morpho, perp_exchange, synthetix
 from keeper.lab.aave import Version, configurator_of, pool_of
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_prices
 from keeper.lab.conformance import Act, Stop, Subject, Told
 from keeper.lab.curie import house_of, part_of
+from keeper.lab.morpho import MorphoMarket
 from keeper.lab.node import Contract
 from keeper.lab.perp_exchange import random_traders
 from keeper.lab.perps import open_perps_lab
 from keeper.lab.positions import account_data, liquidate, open_position
 from keeper.lab.synthetix import RATE_STALE_PERIOD_S, UNIT, PerpSpec, key_of, random_perps, trade_tx
-from keeper.lab.tokens import erc20, mint
+from keeper.lab.tokens import erc20, mint, mint_txs
 from keeper.lab.world import Lab, open_lab
 from keeper.protocols.perp_curie import PerpCurie, PerpCurieConfig
 from keeper.protocols.reference_perp.exchange import account_key, number_of
 from keeper.protocols.synthetix_v2_perps import SynthetixV2Perps, SynthetixV2PerpsConfig
 from keeper.types import Address, Health
-from tests.protocols import aave_v3_lab, perp_curie_lab, reference_perp_lab, synthetix_lab
+from tests.protocols import aave_v3_lab, morpho_blue_lab, perp_curie_lab, reference_perp_lab, synthetix_lab
 from tests.protocols.reference_perp_lab import BTC, ETH, ISO, following_exchange, units
 
 _E8 = 10**8
@@ -526,11 +528,154 @@ async def perp_curie() -> AsyncIterator[Subject]:
         yield CurieSubject(lab, follower, curie.table(perps.curie))
 
 
+# --- Morpho Blue -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class MorphoSubject:
+    """Morpho with six markets; an account has its position in one of them.
+
+    Nothing pauses Morpho: what stops a market is an oracle or a rate model that no longer answers.
+    """
+
+    lab: Lab
+    follower: morpho_blue_lab.Follower
+    table: str
+    name: str = "morpho"
+    events: Mapping[str, Sequence[Act]] = field(default_factory=dict)
+    stops: Mapping[str, Stop] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        node, cast, deployed = self.follower.node, self.follower.world.cast, self.follower.morpho
+        blue, market = self.follower.blue, deployed.markets[morpho_blue_lab.WETH_USDC]
+        rich = cast.liquidator.address
+
+        def by_itself(name: str, amount_raw: int, *shares: int) -> Act:
+            async def act(who: Address) -> object:
+                return await blue.send(who, name, market.params, amount_raw, *shares, who, OTHER)
+
+            return act
+
+        async def given(_: Address) -> None:
+            for token in (market.loan, market.collateral):
+                await node.send_all(mint_txs(cast, token, rich, 10 * 10**token.decimals))
+                await erc20(node, token).send(rich, "approve", deployed.address, MAX_UINT256)
+
+        async def repaid(who: Address) -> object:
+            return await blue.send(rich, "repay", market.params, _USDC, 0, who, b"")
+
+        async def added(who: Address) -> object:
+            return await blue.send(rich, "supplyCollateral", market.params, _ETHER, who, b"")
+
+        async def fallen(who: Address) -> None:
+            await self.make_unsafe(who)
+            await self.follower.fund()
+
+        async def liquidated(who: Address) -> object:
+            return await blue.send(rich, "liquidate", market.params, who, _ETHER, 0, b"")
+
+        def broken(contract: Address) -> Act:
+            async def act(_: Address) -> None:
+                await node.set_code({contract: bytes.fromhex("60006000fd")})
+
+            return act
+
+        async def wait(_: Address) -> None:
+            await node.advance(_LONG_S)
+
+        self.events = {
+            "borrow": (by_itself("borrow", _USDC, 0),),
+            "repay by another": (given, repaid),
+            "collateral from another": (given, added),
+            "withdrawal of collateral": (by_itself("withdrawCollateral", 10**15),),
+            "liquidation": (fallen, liquidated),
+        }
+        self.stops = {
+            "an oracle that fails": Stop((broken(market.oracle),), "assess", "oracle_reverts"),
+            "a rate model that fails": Stop((broken(market.irm),), "assess", "no_rate"),
+            "stale price": Stop((wait,), "assess", "stale_price"),
+        }
+
+    async def populate(self, chance: random.Random, count: int) -> Sequence[Address]:
+        """Open random positions in all markets."""
+        specs = morpho_blue_lab.random_specs(chance, self.follower, 1_000, count)
+        await self.follower.open(*specs)
+        return [spec.account for spec in specs]
+
+    async def disturb(self, chance: random.Random, accounts: Sequence[Address]) -> None:
+        """Move prices and time, and let some accounts borrow."""
+        await self.follower.set_prices(
+            {symbol: chance.uniform(0.8, 1.1) for symbol in ("WETH", "WBTC", "wstETH")}
+        )
+        mock = self.follower.morpho.markets[morpho_blue_lab.WBTC_WETH]
+        price = await morpho.price_of(self.follower.node, mock)
+        await self.follower.set_mock_price(mock, price * chance.randint(85, 110) // 100)
+        await self.follower.node.advance(chance.choice((1, 86_400)))
+        for who in chance.sample(accounts, 3):
+            for market, _, shares in await self._held(who):
+                if shares:
+                    with suppress(ExecutionError):  # Morpho's own business
+                        await self.follower.blue.send(who, "borrow", market.params, 100, 0, who, who)
+
+    async def open_one(self) -> Address:
+        """Open the position that is liquidated."""
+        await self.follower.open(replace(morpho_blue_lab.POSITION, account=ONE))
+        return ONE
+
+    async def make_unsafe(self, account: Address) -> None:
+        """Let its collateral's price fall."""
+        await self.follower.set_prices({"WETH": 0.93})
+
+    async def told(self, account: Address) -> Told | None:
+        """What Morpho says of it once it has accrued interest, cut as Morpho cuts it."""
+        for market, collateral_raw, shares in await self._held(account):
+            if shares:
+                return await self._judged(market, collateral_raw, shares)
+        return None
+
+    def figures(self, health: Health) -> Mapping[str, object]:
+        """The same figures of ours."""
+        return {"owed": health.detail.owed_raw, "most": health.detail.max_borrow_raw}
+
+    async def _held(self, account: Address) -> list[tuple[MorphoMarket, int, int]]:
+        """Collateral and borrow shares in every market."""
+        markets, blue = self.follower.morpho.markets, self.follower.blue
+        held = [(market, await blue.read("position", market.id, account)) for market in markets]
+        return [(market, collateral_raw, shares) for market, (_, shares, collateral_raw) in held]
+
+    async def _judged(self, market: MorphoMarket, collateral_raw: int, shares: int) -> Told:
+        blue, node = load("MorphoBlue"), self.follower.node
+        accrue, totals = blue.function("accrueInterest"), blue.function("market")
+        asked = [
+            (self.follower.morpho.address, False, accrue.encode(market.params)),
+            (self.follower.morpho.address, False, totals.encode(market.id)),
+            (market.oracle, False, load("MorphoOracle").function("price").encode()),
+        ]
+        together = load("Multicall3").function("aggregate3")
+        try:
+            (_, (_, told), (_, price)) = together.one(await node.call(MULTICALL3, together.encode(asked)))
+        except RpcError:
+            return Told(None)
+        _, _, assets, all_shares, *_ = totals.decode(told)
+        owed_raw = -(-shares * (assets + 1) // (all_shares + 10**6))
+        most_raw = collateral_raw * int.from_bytes(price) // morpho.PRICE_SCALE * market.lltv_wad // WAD
+        return Told(most_raw < owed_raw, {"owed": owed_raw, "most": most_raw})
+
+
+@asynccontextmanager
+async def morpho_blue() -> AsyncIterator[Subject]:
+    """Morpho Blue."""
+    async with morpho_blue_lab.following_fresh(listed=True) as follower:
+        await follower.node.set_balances([ONE, OTHER, follower.world.cast.liquidator.address])
+        yield MorphoSubject(follower.lab, follower, morpho.table(follower.morpho, follower.world))
+
+
 Opened = Callable[[], AbstractAsyncContextManager[Subject]]
 
 SUBJECTS: Mapping[str, Opened] = {
     "aave-v3.0": lambda: aave("3.0"),
     "aave-v3.6": lambda: aave("3.6"),
+    "morpho-blue": morpho_blue,
     "perp-curie": perp_curie,
     "reference-perp": reference,
     "synthetix-v2-perps": synthetix_eth,

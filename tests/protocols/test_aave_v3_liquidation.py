@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from keeper.abi import load
+from keeper.errors import ExecutionError
 from keeper.fixed import MAX_UINT256, WAD
 from keeper.lab.aave import (
     FLASH_PREMIUM_BPS,
@@ -23,10 +24,12 @@ from keeper.lab.world import Lab
 from keeper.protocols.aave_v3 import AaveFlash
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     FlashQuote,
     Option,
     Refusal,
+    Token,
 )
 from tests.protocols.aave_v3_lab import (
     BORROWER,
@@ -114,22 +117,31 @@ async def test_a_close_factor_that_would_leave_dust_is_cut_back(lab: Lab) -> Non
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_bad_debt_is_seized_whole_and_forgotten_where_the_pool_does(version: Version, lab: Lab) -> None:
     """When the collateral is worth less than the debt, all of it is seized for less than the debt. 3.6 writes the rest
-    off and the account leaves the book; 3.0 leaves it owing, with nothing to seize.
+    off, as foretold to the unit, and the account leaves the book; 3.0 leaves it owing, with nothing to seize.
     """
     async with following(version, lab) as follower:
-        _, marks = await make_unsafe(follower, 0.5)
+        head, _ = await make_unsafe(follower, 0.5)
+        marks = await follower.marks(head, ahead_s=3)
         option = only_option(follower.options(BORROWER, marks))
         health = follower.health(BORROWER, marks)
-        assert health.collateral_base < health.debt_base
+        [short] = health.bad_debt
+        assert 0 <= (short.usd_e8 or 0) - (health.debt_base - health.collateral_base) <= 1
+        assert short.token.symbol == "USDC" and 0 <= short.raw - (short.usd_e8 or 0) // 100 <= 1
         outcome = await follower.outcome(option, option.max_repay_raw)
         # the fee is a tenth of the 5 % bonus, so 99.5 % of the collateral comes out
         assert 9.95 * ETHER < outcome.seize_raw < 9.96 * ETHER
         assert option.max_repay_raw < health.detail.debt[0].amount_raw
         await liquidate_exactly(follower, option, option.max_repay_raw)
         head = await follower.follow()
+        adapter = follower.adapter
+        logs = await follower.chain.logs([adapter.sources()], 0, head.number)
+        told = [lost for log in logs if (lost := adapter.written_off(log, marks)) is not None]
         if version == "3.6":
             assert follower.key(BORROWER) not in follower.book
+            worth = outcome.bad_debt_raw * 100
+            assert told == [(follower.key(BORROWER), BadDebt(short.token, outcome.bad_debt_raw, worth))]
             return
+        assert not told and not outcome.bad_debt_raw
         marks = await follower.marks(head)
         assert follower.health(BORROWER, marks).health_factor_wad == 0
         assert follower.key(BORROWER) in follower.book.candidates(marks)
@@ -253,6 +265,57 @@ async def test_an_emode_price_values_debt_outside_the_emode_too(lab: Lab) -> Non
         assert (option.repay_price_base, option.seize_price_base) == (2_100 * 10**8, 2_100 * 10**8)
         expected = await follower.outcome(option, ETHER)
         assert await liquidate_exactly(follower, option, ETHER) == (ETHER, expected.seize_raw)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_siloed_debt_is_liquidated_like_any_other(version: Version, lab: Lab) -> None:
+    """Who borrowed an asset that may be an account's only debt is judged and liquidated as the pool does it."""
+    async with following(version, lab) as follower:
+        node, market = follower.node, follower.market
+        dai = market.reserves["DAI"].token.address
+        admin = lab.world.cast.deployer.address
+        await configurator_of(node, market).send(admin, "setSiloedBorrowing", dai, True)
+        await open_position(node, lab.world.cast, market, replace(POSITION, borrow={"DAI": 1}))
+        usdc = market.reserves["USDC"].token.address
+        with pytest.raises(ExecutionError):
+            await pool_of(node, market).send(BORROWER, "borrow", usdc, 10**6, 2, 0, BORROWER)
+        await follower.set_prices({"WETH": 0.93})
+        head = await follower.follow()
+        (truth,) = await account_data(node, market, [BORROWER])
+        health = follower.health(BORROWER, await follower.marks(head))
+        assert health.health_factor_wad == truth.health_factor_wad < WAD
+        option = only_option(follower.options(BORROWER, await follower.marks(head, ahead_s=3)))
+        foretold = await follower.outcome(option, ETHER)
+        assert await liquidate_exactly(follower, option, ETHER) == (ETHER, foretold.seize_raw)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_protocols_fee_is_kept_from_the_bonus(version: Version, lab: Lab) -> None:
+    """Whatever share of the bonus governance keeps, none of it or half, what arrives is what was foretold, and what is
+    kept goes to the pool's treasury.
+    """
+    async with following(version, lab) as follower:
+        node, market, cast = follower.node, follower.market, lab.world.cast
+        weth = market.reserves["WETH"]
+        kept_as = Token(weth.a_token, "aWETH", 18)
+        _, marks = await make_unsafe(follower, 0.93)
+        received = []
+        for share_bps in (0, 5_000):
+            configurator = configurator_of(node, market)
+            await configurator.send(
+                cast.deployer.address, "setLiquidationProtocolFee", weth.token.address, share_bps
+            )
+            marks = await follower.marks(await follower.follow(), ahead_s=3)
+            option = only_option(follower.options(BORROWER, marks))
+            foretold = await follower.outcome(option, 10**9)
+            before = await balance_of(node, kept_as, cast.treasury.address)
+            _, arrived = await liquidate_exactly(follower, option, 10**9)
+            kept = await balance_of(node, kept_as, cast.treasury.address) - before
+            assert arrived == foretold.seize_raw
+            received.append((arrived, kept))
+        (whole, nothing), (less, kept) = received
+        assert nothing <= 1 and abs(whole - less - kept) <= whole // 10**6
+        assert abs(kept * 42 - whole) <= whole // 10**4  # half of 5 % of what is paid, which is 1 of 42
 
 
 # --- flash loans -----------------------------------------------------------------------------------------------------

@@ -164,5 +164,5 @@ async def test_liquidations_are_told_by_account_and_transaction(lab: Lab, tmp_pa
         logs: list[Log] = list(receipt.logs)
         assert adapter.liquidations(logs) == [(health.key, receipt.transaction_hash)]
         assert scene.follower.key(scene.rig.liquidator) in adapter.discover(logs).keys
-        told = [adapter.account_of(call.data) for call in adapter.liquidation_calls(option, 1)]
-        assert [one for one in told if one is not None] == [TRADER]
+        told = [adapter.position_of(call.data) for call in adapter.liquidation_calls(option, 1)]
+        assert [one for one in told if one is not None] == [health.key]

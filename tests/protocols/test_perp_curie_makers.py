@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from keeper.charges import Charges
 from keeper.fixed import BPS, mul_div_up
 from keeper.lab.curie import house_of, part_of, provide, trade
 from keeper.lab.world import Lab
@@ -53,7 +54,7 @@ async def test_a_maker_s_orders_are_cancelled_first(lab: Lab, tmp_path: Path) ->
         calls = scene.follower.adapter.liquidation_calls(option, option.max_repay_raw)
         cancelled = [call for call in calls if call.data[:4] == CANCEL.selector]
         assert len(cancelled) == 2
-        assert [scene.follower.adapter.account_of(call.data) for call in calls].count(TRADER) == 1
+        assert [scene.follower.adapter.position_of(call.data) for call in calls].count(health.key) == 1
         refused = await scene.tried(option, marks, calls=[call for call in calls if call not in cancelled])
         assert isinstance(refused, str) and b"CH_CLWTISO".hex() in refused
         assert await scene.tried(option, marks) == expected
@@ -129,10 +130,9 @@ async def test_more_orders_than_one_transaction_can_cancel_are_refused_with_thei
         plan = scene.plan(option, marks.at)
         last = BlockNumber(head.number + 50)
         attempt = Attempt(plan, encode_execute(plan, 0, 0, last), 0, 0, last)
-        operator = scene.lab.world.cast.operator.address
-        [refusal] = await try_stacked(
-            scene.follower.chain, [attempt], head, marks.at.timestamp_s, operator, scene.rig.liquidator
-        )
+        operator, liquidator = scene.lab.world.cast.operator.address, scene.rig.liquidator
+        charges = Charges(scene.follower.chain, "none", operator, liquidator)
+        [refusal] = await try_stacked(charges, [attempt], head, marks.at.timestamp_s, liquidator)
         assert isinstance(refusal, Refusal), refusal
         assert (refusal.stage, refusal.reason) == ("trial", "out_of_gas")
         assert 7_000_000 < refusal.numbers["gas_used"] <= refusal.numbers["gas_limit"] == 8_000_000

@@ -177,8 +177,13 @@ async def test_a_deficit_beyond_the_fund_is_deleveraged_by_others(lab: Lab) -> N
         number = await follower.open_one(TRADER, 40_000, (ETH, units(200)))
         await follower.move(WETH=0.85)
         marks = await follower.marks()
-        deficit = -follower.health(number, marks).detail.judged.equity
+        health = follower.health(number, marks)
+        deficit = -health.detail.judged.equity
         assert 0 < deficit < marks.exact.fund
+        [owed] = health.bad_debt
+        scale = 10 ** (18 - owed.token.decimals)
+        assert 0 <= owed.raw * scale - deficit < scale
+        assert 0 <= (owed.usd_e8 or 0) * 10**10 - deficit < 10**10
         for fund, reason in ((deficit, "no_reward"), (deficit - 1, "insurance_fund_short")):
             short = replace(marks, exact=replace(marks.exact, fund=fund))
             assert reason in follower.reasons(number, short) and not follower.options(number, short)
@@ -326,8 +331,8 @@ async def test_calls_name_whose_liquidation_they_are(lab: Lab) -> None:
         adapter = follower.adapter
         for option in follower.options(number, await follower.marks()):
             calls = adapter.liquidation_calls(option, option.max_repay_raw)
-            named = [adapter.account_of(call.data) for call in calls]
-            assert [who for who in named if who is not None] == [account_key(number)]
+            named = [adapter.position_of(call.data) for call in calls]
+            assert [key for key in named if key is not None] == adapter.keys_of(account_key(number))
             allowed = set(adapter.targets())
             assert all((call.target, call.data[:4]) in allowed for call in calls)
         assert number_of(account_key(number)) == number

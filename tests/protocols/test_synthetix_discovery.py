@@ -183,5 +183,5 @@ async def test_calldata_names_its_account(lab: Lab) -> None:
         marks = await follower.marks(await follower.follow())
         calls = follower.adapter.liquidation_calls(follower.option(TRADER, marks), 0)
         assert [call.data[:4] for call in calls] == [FLAG_SELECTOR, LIQUIDATE_SELECTOR]
-        assert [follower.adapter.account_of(call.data) for call in calls] == [TRADER, TRADER]
-        assert follower.adapter.account_of(b"\1\2\3\4" + bytes(32)) is None
+        assert [follower.adapter.position_of(call.data) for call in calls] == [follower.key(TRADER)] * 2
+        assert follower.adapter.position_of(b"\1\2\3\4" + bytes(32)) is None

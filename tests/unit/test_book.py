@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,15 @@ def test_markets_and_protocols_do_not_mix() -> None:
     assert book.counts() == {"p": 1, "q": 1}
     book.remove([key(1), key(8)])
     assert book.counts() == {"p": 0, "q": 1}
+
+
+def test_marks_of_many_markets_ask_for_the_positions_of_each() -> None:
+    """Of every market they are of, by its own group's weights; of no other."""
+    book = Book()
+    for group, market in enumerate(("n", "o", "r")):
+        book.upsert(positions([1], market=market, group=group), rows([10, 5]))
+    both = replace(marks({0: weights(1, -1), 1: weights(1, -3), 2: weights(1, -3)}), parts=frozenset("no"))
+    assert book.candidates(both) == [key(1, "o")]
 
 
 def test_more_columns_than_weights_and_fewer() -> None:

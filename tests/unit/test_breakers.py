@@ -15,11 +15,24 @@ from keeper import abi
 from keeper.breakers import Breakers, Terms
 from keeper.breakers.latches import Budget, Latch, Moves
 from keeper.breakers.trips import CLEARED, TAKEN_BACK, Place, clear, open_trips
+from keeper.data_fee import DataFee
 from keeper.errors import LedgerError
 from keeper.guard import STOPPED, Spent
 from keeper.ledger import Ledger
 from keeper.store import Store
-from keeper.types import Address, BlockNumber, Gas, Hash, Head, Option, Plan, PositionKey, Refusal, Token, Wei
+from keeper.types import (
+    Address,
+    BlockNumber,
+    Gas,
+    Hash,
+    Head,
+    Option,
+    Plan,
+    PositionKey,
+    Refusal,
+    Token,
+    Wei,
+)
 from tests.unit.test_guard import PLAN
 
 WETH = Token(Address(b"\x0e" * 20), "WETH", 18)
@@ -121,7 +134,7 @@ def _weigh(bench: Bench, answer: Plan | Refusal) -> Plan | Refusal:
         yield from ()
         return answer
 
-    weighing = bench.breakers.weighing(planned(), "aave", USDC.address)
+    weighing = bench.breakers.weighing(planned(), "aave", {USDC.address})
     try:
         next(weighing)
     except StopIteration as end:
@@ -366,6 +379,15 @@ def test_a_poor_operator_waits_for_twice_what_is_needed(bench: Bench) -> None:
     assert bench.close() == [], "what is not known clears nothing"
     bench.breakers.funds(4_000_000 * 100, 100)
     assert bench.close() == [("cleared", "operator_balance")]
+
+
+def test_what_bytes_cost_is_needed_too(bench: Bench) -> None:
+    """A rollup's fee at its worst, or its gas, comes on top of each of the two transactions."""
+    fee = DataFee(Wei(512), Gas(50_000))
+    bench.breakers.funds(2 * (1_050_000 * 100 + 729), 100, fee)
+    assert bench.close() == []
+    bench.breakers.funds(2 * (1_050_000 * 100 + 729) - 1, 100, fee)
+    assert bench.close() == [("tripped", "operator_balance")]
 
 
 def test_changed_code_stops_its_protocol_and_tells_the_newest_change(bench: Bench) -> None:

@@ -349,6 +349,7 @@ RECEIPT = {
     "effectiveGasPrice": "0x77359400",
     "logs": [log(100, 3)],
     "l1Fee": "0x9",
+    "gasUsedForL1": "0x7",
 }
 
 
@@ -359,12 +360,13 @@ async def test_receipts_are_exact_or_errors(stack: AsyncExitStack, tmp_path: Pat
     receipt = await chain.receipt(Hash(b"\x66" * 32))
     assert receipt is not None
     assert (receipt.status, receipt.block_number, receipt.index, receipt.gas_used) == (1, 100, 4, 21_000)
-    assert (receipt.effective_gas_price_wei, receipt.l1_fee_wei) == (2_000_000_000, 9)
+    assert (receipt.effective_gas_price_wei, receipt.l1_fee_wei, receipt.l1_gas) == (2_000_000_000, 9, 7)
     assert [entry.index for entry in receipt.logs] == [3]
-    node.methods["eth_getTransactionReceipt"] = lambda _: {k: v for k, v in RECEIPT.items() if k != "l1Fee"}
+    plain = {name: value for name, value in RECEIPT.items() if name not in ("l1Fee", "gasUsedForL1")}
+    node.methods["eth_getTransactionReceipt"] = lambda _: plain
     receipt = await chain.receipt(Hash(b"\x66" * 32))
     assert receipt is not None
-    assert receipt.l1_fee_wei == 0
+    assert (receipt.l1_fee_wei, receipt.l1_gas) == (0, 0)
     node.methods["eth_getTransactionReceipt"] = lambda _: None
     assert await chain.receipt(Hash(b"\x66" * 32)) is None
     node.methods["eth_getTransactionReceipt"] = lambda _: {k: v for k, v in RECEIPT.items() if k != "status"}

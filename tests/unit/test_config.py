@@ -108,9 +108,11 @@ def test_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert read.limits.max_fee_wei == 200 * 10**9
     assert (read.limits.max_gas_limit, read.limits.max_gas_spend_wei_per_hour) == (10**7, 10**17)
     assert read.limits.max_loss_usd_e8_per_day == 50 * 10**8
+    assert read.limits.bad_debt_budget_usd_e8_per_day == 0
     assert read.limits.max_consecutive_reverts == 3
     assert read.limits.max_repay_usd_e8 == 10**14
     assert read.limits.deny_accounts == frozenset()
+    assert (read.flash.morpho, read.flash.uniswap_v3_pools) == (None, ())
     assert (read.signer.kind, read.send.route, read.venues, read.contracts) == ("env", "public", (), None)
     assert read.guard.halt_file == tmp_path / "keeper.halt"
     assert read.store.url == f"sqlite:///{tmp_path / 'keeper.db'}"
@@ -410,6 +412,29 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
             "venues[0].fee_tiers[0]",
         ),
         ("[[protocols]]", "venues = 5\n[[protocols]]", "profit.venues: this key is unknown"),
+        (
+            "[profit]",
+            "[limits]\nmax_loss_usd_per_day = 9.99\nbad_debt_budget_usd_per_day = 10\n[profit]",
+            "limits.bad_debt_budget_usd_per_day: it is above max_loss_usd_per_day (9.99)",
+        ),
+        ("[profit]", '[flash]\nmorpho = "0x1"\n[profit]', 'flash.morpho: "0x1" is not an address'),
+        (
+            "[profit]",
+            f'[flash]\nuniswap_v3_pools = ["{"0x" + "44" * 20}", "{"0x" + "44" * 20}"]\n[profit]',
+            "flash.uniswap_v3_pools: a pool is listed twice",
+        ),
+        (
+            "[profit]",
+            f'[profit]\nkeep = ["{"0x" + "44" * 20}", "{"0x" + "44" * 20}"]',
+            "profit.keep: a token is listed twice",
+        ),
+        (
+            "[profit]",
+            f'[profit]\nkeep = ["{abi.checksum(TOKEN)}"]',
+            "or is profit.token, which is kept anyway",
+        ),
+        ("[chain]", '[chain]\ndata_fee = "optimism"', "chain.data_fee"),
+        ("[profit]", "[send]\npriority_share_bps = 10001\n[profit]", "send.priority_share_bps"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keeper.execution.fees import Market, Offered, affordable_wei
+from keeper.charges import next_base_fee
+from keeper.execution.fees import Market, Offered, affordable_wei, worth_wei
 from keeper.guard import Fees
-from keeper.trial import next_base_fee
 from keeper.types import Gas, Refusal, Wei
 from tests.unit.test_guard import HEAD, PLAN, TRIAL
 
@@ -34,6 +34,12 @@ def test_the_first_offer_is_the_stated_rule() -> None:
     fees = _bid()
     assert (fees.max_fee_wei, fees.tip_wei) == (2 * BASE + 1, 1)
     assert fees.gas_limit == TRIAL.gas_used * 130 // 100 + 60_000
+
+
+def test_what_a_call_must_find_left_is_in_the_gas_limit() -> None:
+    """On top of the margin, which is of what the trial used."""
+    answer = MARKET.bid(replace(TRIAL, spare_gas=Gas(500_000)), PLENTY)
+    assert isinstance(answer, Fees) and answer.gas_limit == _bid().gas_limit + 500_000
 
 
 def test_tips_rise_with_every_replacement_and_stop_at_the_highest() -> None:
@@ -86,6 +92,73 @@ def test_what_a_plan_can_afford_leaves_its_minimum(
         assert affordable == 0
     else:
         assert left_raw(affordable) >= minimum_raw > left_raw(affordable + 1)
+
+
+@given(st.integers(0, 10**20), st.integers(0, 10**17))
+def test_what_bytes_cost_is_paid_before_gas(profit_raw: int, data_wei: int) -> None:
+    """The affordable price leaves the minimum after the data fee; one wei more per gas does not."""
+    tried = replace(TRIAL, profit_raw=profit_raw, data_fee_wei=Wei(data_wei))
+    affordable = affordable_wei(PLAN, tried, 10**8, 2_000 * 10**8)
+    scale = 10**PLAN.profit_token.decimals
+    room_wei = Fraction((profit_raw - scale) * 10**18, 2_000 * scale) - data_wei
+    assert affordable <= max(Fraction(0), room_wei) / int(tried.gas_used) < affordable + 1
+
+
+def test_what_bytes_may_cost_is_in_the_worst_case() -> None:
+    """Three blocks of the chain that takes them, each an eighth dearer than the one before."""
+    fees = MARKET.bid(replace(TRIAL, data_fee_wei=Wei(512)), PLENTY)
+    assert isinstance(fees, Fees) and fees.max_data_fee_wei == 729
+    assert fees.worst_case_wei == fees.max_fee_wei * fees.gas_limit + 729
+
+
+@given(
+    share=st.integers(0, 10_000),
+    earned=st.integers(0, 10**9),
+    minimum=st.integers(0, 10**8),
+    data_wei=st.integers(0, 10**15),
+    urgency=st.integers(0, 3),
+    old=st.none() | st.integers(0, 50 * GWEI).map(Wei),
+)
+@example(share=10_000, earned=10**8, minimum=5 * 10**7, data_wei=0, urgency=0, old=None)
+@example(share=5_000, earned=10**8, minimum=10**6, data_wei=0, urgency=0, old=None)
+@example(share=10_000, earned=10**8, minimum=10**7, data_wei=10**15, urgency=1, old=Wei(GWEI))
+def test_a_share_of_the_profit_is_added_to_the_tip(
+    share: int, earned: int, minimum: int, data_wei: int, urgency: int, old: Wei | None
+) -> None:
+    """The stated part of what is left at the rule's price; never past the operator's limit, never into the minimum."""
+    minimum_usd_e8 = minimum * 10**8 // 10**PLAN.profit_token.decimals
+    tried = replace(TRIAL, profit_raw=earned, data_fee_wei=Wei(data_wei))
+    worth = worth_wei(PLAN, tried, 2_000 * 10**8)
+    affordable = affordable_wei(PLAN, tried, minimum_usd_e8, 2_000 * 10**8)
+    market = replace(MARKET, share_bps=share)
+    replaced = None if old is None else Offered(old, old)
+    plain = MARKET.bid(tried, affordable, replaced, urgency, worth)
+    fees = market.bid(tried, affordable, replaced, urgency, worth)
+    if isinstance(plain, Refusal):
+        assert fees == plain  # a share decides nothing
+        return
+    assert isinstance(fees, Fees)
+    rule_wei = market.price(urgency)
+    wanted = market.tip(urgency) + (worth - rule_wei) * share // 10_000
+    most = min(affordable, market.most_fee_wei)
+    if replaced is None:
+        assert fees.tip_wei == min(wanted, market.tip(urgency) + most - rule_wei)
+    else:
+        assert 8 * fees.tip_wei >= 9 * replaced.tip_wei and 8 * fees.max_fee_wei >= 9 * replaced.max_fee_wei
+    assert fees.tip_wei >= plain.tip_wei and fees.gas_limit == plain.gas_limit
+    paid = min(fees.max_fee_wei, BASE + fees.tip_wei)
+    assert rule_wei <= paid <= fees.max_fee_wei <= most
+
+
+def test_a_budget_pays_no_share() -> None:
+    """What a budget pays the gas of bids by the rule alone: it has no profit that a part could be given of."""
+    plan, tried = replace(PLAN, budgeted=True), replace(TRIAL, profit_raw=1)
+    affordable, worth = (
+        affordable_wei(plan, tried, 10**8, 2_000 * 10**8),
+        worth_wei(plan, tried, 2_000 * 10**8),
+    )
+    market = replace(MARKET, share_bps=10_000)
+    assert market.bid(tried, affordable, worth_wei=worth) == MARKET.bid(tried, affordable)
 
 
 def test_a_plan_may_spend_what_comes_later() -> None:

@@ -25,6 +25,7 @@ from keeper.types import (
     Head,
     Option,
     Outcome,
+    Part,
     Plan,
     PositionKey,
     Refusal,
@@ -102,6 +103,7 @@ def ask(**changes: Any) -> Clearance | Refusal:
         "spent": NOTHING_SPENT,
         "head": HEAD,
         "now_s": 1_001.5,
+        "native_usd_e8": 2_000 * 10**8,
     }
     limits = changes.pop("limits", LIMITS)
     return guard(limits).clear(**{**arguments, **changes})
@@ -146,6 +148,7 @@ def without(scope: Hash) -> PauseState:
         ("gas_over_limit", {"limits": replace(LIMITS, max_gas_limit=Gas(FEES.gas_limit - 1))}),
         ("gas_budget", {"spent": replace(NOTHING_SPENT, gas_wei_last_hour=10**17 - FEES.worst_case_wei + 1)}),
         ("gas_budget", {"spent": replace(NOTHING_SPENT, in_flight_wei=10**17 - FEES.worst_case_wei + 1)}),
+        ("gas_budget", {"fees": replace(FEES, max_data_fee_wei=Wei(10**17 - FEES.worst_case_wei + 1))}),
         ("loss_limit", {"spent": replace(NOTHING_SPENT, loss_usd_e8_last_day=50 * 10**8 + 1)}),
         ("reverts_in_a_row", {"spent": replace(NOTHING_SPENT, consecutive_reverts=3)}),
     ],
@@ -157,6 +160,24 @@ def test_a_doubt_refuses(reason: str, changes: dict[str, Any]) -> None:
     assert (answer.stage, answer.reason) == ("clear", reason)
 
 
+def test_no_company_hides_a_denied_account() -> None:
+    """A plan of several accounts is refused for any one of them."""
+    denied = replace(KEY, account=Address(b"\x0d" * 20))
+    several = replace(PLAN, outcome=Outcome(2, 2, parts=(Part(KEY, 1, 1), Part(denied, 1, 1))))
+    limits = replace(LIMITS, deny_accounts=frozenset({denied.account}))
+    answer = ask(plan=several, limits=limits)
+    assert isinstance(answer, Refusal) and answer.numbers == {"account": denied.account}
+    assert isinstance(ask(limits=limits), Clearance)
+
+
+def test_room_for_gas_is_what_the_hour_leaves() -> None:
+    """One transaction may have no more than the highest limit; all together what was neither spent nor is in flight."""
+    spent = replace(NOTHING_SPENT, gas_wei_last_hour=10**16, in_flight_wei=2 * 10**16)
+    limits = replace(LIMITS, max_gas_limit=Gas(5_000_000))
+    assert guard(limits).room_gas(spent, 10**10) == (5_000_000, 7_000_000)
+    assert guard(limits).room_gas(replace(spent, in_flight_wei=10**17), 10**10) == (0, 0)
+
+
 def test_at_the_limits_it_clears() -> None:
     """One unit less than each refusal passes, so the limits mean what they say."""
     spent = Spent(10**17 - FEES.worst_case_wei, 0, 50 * 10**8, 2)
@@ -164,6 +185,44 @@ def test_at_the_limits_it_clears() -> None:
     limits = replace(limits, max_gas_limit=FEES.gas_limit)
     answer = ask(spent=spent, limits=limits, now_s=1_026.9, trial=replace(TRIAL, profit_raw=50))
     assert isinstance(answer, Clearance)
+
+
+# The standard fees may come to $5.40 of gas.
+BUDGET = replace(LIMITS, bad_debt_budget_usd_e8_per_day=20 * 10**8)
+LOSING = replace(PLAN, budgeted=True, min_profit_raw=0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "spent"),
+    [
+        (LIMITS, NOTHING_SPENT),
+        (replace(BUDGET, bad_debt_budget_usd_e8_per_day=540_000_000 - 1), NOTHING_SPENT),
+        (BUDGET, replace(NOTHING_SPENT, budget_usd_e8_last_day=20 * 10**8 - 540_000_000 + 1)),
+        (BUDGET, replace(NOTHING_SPENT, loss_usd_e8_last_day=50 * 10**8 - 540_000_000 + 1)),
+        (BUDGET, NOTHING_SPENT.with_in_flight(replace(FEES, gas_limit=Gas(2_500_000)), budgeted=True)),
+    ],
+)
+def test_a_plan_that_may_lose_needs_room_for_all_its_gas(limits: Limits, spent: Spent) -> None:
+    """Without a budget, a unit beyond it, beyond the day's losses or beside what is in flight, it is refused with the
+    numbers; one that may not lose asks nobody.
+    """
+    answer = ask(plan=LOSING, limits=limits, spent=spent)
+    assert isinstance(answer, Refusal) and (answer.stage, answer.reason) == ("clear", "bad_debt_budget")
+    assert answer.numbers["left_usd_e8"] < answer.numbers["needed_usd_e8"] == 540_000_000
+    assert isinstance(ask(limits=limits, spent=spent), Clearance)
+
+
+def test_a_plan_that_may_lose_may_use_up_what_is_left() -> None:
+    """To the last unit of the budget and of the day's losses; what replaces it takes its place."""
+    spent = replace(NOTHING_SPENT, budget_usd_e8_last_day=20 * 10**8 - 540_000_000)
+    assert isinstance(ask(plan=LOSING, limits=BUDGET, spent=spent), Clearance)
+    spent = replace(NOTHING_SPENT, loss_usd_e8_last_day=50 * 10**8 - 540_000_000)
+    assert isinstance(ask(plan=LOSING, limits=BUDGET, spent=spent), Clearance)
+    flying = NOTHING_SPENT.with_in_flight(FEES, budgeted=True)
+    assert (flying.in_flight_wei, flying.budgeted_wei) == (FEES.worst_case_wei, FEES.worst_case_wei)
+    assert flying.without(FEES.worst_case_wei, budgeted=True) == NOTHING_SPENT
+    assert guard(LIMITS).budget_usd_e8(NOTHING_SPENT, 2_000 * 10**8) is None
+    assert guard(BUDGET).budget_usd_e8(flying, 2_000 * 10**8) == 20 * 10**8 - 540_000_000
 
 
 def test_the_halt_file_stops_everything(tmp_path: Path) -> None:

@@ -210,6 +210,27 @@ def test_a_stop_costs_at_most_what_a_liquidation_may() -> None:
         POLICY.cancellation(more)
 
 
+def test_a_stop_has_gas_for_its_bytes_where_they_cost_gas() -> None:
+    """On such a chain both kinds may take that much more, and no more."""
+    policy = replace(POLICY, stop_gas=Gas(1_000_000))
+    key, _ = operator(policy)
+    assert now(key.sign_cancel(1, Wei(10**9), Wei(1))).gas_limit == 1_021_000
+    relayed = now(key.sign_pause_relay(PAUSE_GUARD, PAUSE.selector, 1, Wei(10**9), Wei(1)))
+    assert relayed.gas_limit == 1_200_000
+    with pytest.raises(KeyMisuse, match="1021000 gas"):
+        policy.cancellation(Unsigned(CHAIN_ID, key.address, b"", 1, Fees(Wei(1), Wei(1), Gas(21_000))))
+
+
+def test_a_transactions_bytes_count_in_the_budget() -> None:
+    """What a chain may take for them beside the gas is part of what a liquidation can cost."""
+    fees = replace(FEES, max_data_fee_wei=Wei(7))
+    assert fees.worst_case_wei == FEES.worst_case_wei + 7
+    key, signer = operator(replace(POLICY, max_gas_spend_wei_per_hour=Wei(FEES.worst_case_wei + 6)))
+    with pytest.raises(SignerError, match="max_gas_spend_wei_per_hour"):
+        now(key.sign(LIQUIDATOR, TRIAL.calldata, 5, fees, standard.cleared()))
+    assert signer.payloads == []
+
+
 def test_before_deployment_nothing_but_a_cancellation_is_signed() -> None:
     """Without contracts there is nowhere to send a liquidation or a pause to."""
     bare = replace(POLICY, liquidator=None, pause_guard=None)

@@ -82,7 +82,7 @@ def _refuse(
     return ledger.book_refusal(refusal, protocol="aave", account=account, head=head, at_s=at_s, market=market)
 
 
-def _settle(ledger: Ledger, plan: Hash, at_s: int, token: Address = USDC, **amounts: int) -> Booked:
+def _settle(ledger: Ledger, plan: Hash, at_s: int, token: Address = USDC, **amounts: int | str) -> Booked:
     body = COST | {"profit_token": token, "profit_raw": 500} | amounts
     return ledger.book("settled", plan, "aave", ALICE, body, at_s)
 
@@ -443,6 +443,20 @@ def test_losses_are_never_offset_by_gains(ledger: Ledger) -> None:
     ledger.book("cancelled", PLAN, "aave", ALICE, COST, 15)
     assert ledger.loss_usd_e8(0) == 60 + 90
     assert ledger.loss_usd_e8(14) == 60
+
+
+def test_what_was_lost_on_the_budget_is_part_of_what_was_lost(ledger: Ledger) -> None:
+    """Only outcomes that say so count against it: what they lost, as corrected, within the time asked about."""
+    _settle(ledger, PLAN, 10, gas_cost_usd_e8=100, profit_usd_e8=40, budget="bad_debt")
+    ledger.book("reverted", OTHER_PLAN, "aave", ALICE, {**COST, "budget": "bad_debt"}, 11)
+    _revert(ledger, OTHER_PLAN, 12)
+    assert (ledger.budget_spent_usd_e8(0), ledger.loss_usd_e8(0)) == (60 + 30, 60 + 30 + 30)
+    assert ledger.budget_spent_usd_e8(11) == 30
+    [settled] = ledger.entries(kind="settled")
+    ledger.correct(settled.seq, "the node misread its price", {"gas_cost_usd_e8": 200}, 13)
+    assert ledger.budget_spent_usd_e8(0) == 160 + 30
+    ledger.book("reorged", PLAN, "aave", ALICE, {}, 14)
+    assert ledger.budget_spent_usd_e8(0) == 30
 
 
 def test_an_orphaned_outcome_no_longer_counts(ledger: Ledger) -> None:

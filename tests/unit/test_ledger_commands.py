@@ -264,7 +264,7 @@ def test_entries_are_listed_by_kinds_there_are(config: Path) -> None:
     """A kind that does not exist is a mistake, not an empty list."""
     document = commands.listed(config, limit=10, kind="intent", account="0x" + "a1" * 20)
     assert [entry["seq"] for entry in document["entries"]] == [2]
-    with pytest.raises(ConfigError, match="setled is no kind of entry; the kinds are cancelled, "):
+    with pytest.raises(ConfigError, match="setled is no kind of entry; the kinds are bad_debt, cancelled, "):
         commands.listed(config, limit=10, kind="setled", account=None)
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,20 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keeper import abi
+from keeper.data_fee import DataFee, DataRates
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
-from keeper.planner import PlanContext, encode_execute, plan
+from keeper.planner import PlanContext, encode_execute, plan, samples
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
-from keeper.planner.sizing import (
-    PLAN_GAS,
-    PlanGas,
-    Point,
-    Size,
-    ladder,
-    read_loans,
-    refined,
-    size_of,
-    terms_of,
-)
+from keeper.planner.search import PASSES, Rank, halves, peak
+from keeper.planner.sizing import PLAN_GAS, PlanGas, Size, funded, read_loans, size_of, terms_of
 from keeper.planner.turns import Turns
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
@@ -32,12 +24,14 @@ from keeper.types import (
     BlockTime,
     Call,
     FlashQuote,
+    Gas,
     Hash,
     Health,
     Option,
     Outcome,
     Path,
     Plan,
+    PoolId,
     PositionKey,
     ProtocolCall,
     Quote,
@@ -92,9 +86,9 @@ class _Reserves:
 PoolKey = tuple[frozenset[Address], int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Venue:
-    """Quotes from pools by their exact arithmetic; every quote asks one call, so that rounds can be counted."""
+    """Quotes from pools by their exact arithmetic, as of a block that is synced."""
 
     pools: dict[PoolKey, _Reserves]
     middles: Sequence[Address] = ()
@@ -122,14 +116,16 @@ class _Venue:
         ]
         return [*direct, *through]
 
+    def sync(self, paths: Iterable[Path], at: BlockTime) -> Reads[None]:
+        return just(None)
+
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
         self.quoted += 1
-        yield [Call(ROUTER, repr((path, amount_raw, exact_out)).encode())]
         other = self.swapped(path, amount_raw, exact_out)
         if not other:
-            return Refusal("plan", "no_liquidity", {})
+            return just(Refusal("plan", "no_liquidity", {}))
         amounts = (other, amount_raw) if exact_out else (amount_raw, other)
-        return Quote(path, exact_out, *amounts, gas=90_000 * len(path.fees))
+        return just(Quote(path, exact_out, *amounts, gas=90_000 * len(path.fees)))
 
     def swapped(self, path: Path, amount_raw: int, exact_out: bool, *, move: bool = False) -> int | None:
         hops = list(zip(path.tokens, path.tokens[1:], path.fees, strict=False))
@@ -200,13 +196,14 @@ class _Flash:
     available_raw: int = 10**40
     lender: Address = LENDER
     kind: FlashKind = FlashKind.AAVE_V3
+    locked: PoolId | None = None
 
     def source(self) -> Address:
         return self.lender
 
     def flash(self, token: Address, at: BlockTime) -> Reads[FlashQuote | Refusal]:
         yield [Call(self.lender, token)]
-        return FlashQuote(self.lender, token, self.premium_bps, self.available_raw)
+        return FlashQuote(self.lender, token, self.premium_bps, self.available_raw, self.locked)
 
 
 def drive(reads: Reads[Any]) -> tuple[Any, list[int]]:
@@ -263,6 +260,10 @@ def _context(venue: _Venue, profit: Token = USDC, **changes: Any) -> PlanContext
     return replace(ctx, **changes)
 
 
+def _rates(plan_wei: int, leg_wei: int, plan_gas: int, leg_gas: int) -> DataRates:
+    return DataRates(DataFee(Wei(plan_wei), Gas(plan_gas)), DataFee(Wei(leg_wei), Gas(leg_gas)))
+
+
 # --- the Liquidator, as far as money goes ----------------------------------------------------------------------------
 
 
@@ -289,14 +290,16 @@ def execute(plan: Plan, venue: _Venue, ctx: PlanContext) -> int:
     for leg in plan.legs:
         path = path_of(leg)
         first, last = path.tokens[0], path.tokens[-1]
-        assert leg.amount_raw == MAX_UINT256
+        whole = leg.amount_raw == MAX_UINT256
         if leg.exact_out:
-            amount_out = max(owed[last] - held[last], 0)
+            amount_out = max(owed[last] - held[last], 0) if whole else leg.amount_raw
             amount_in = venue.swapped(path, amount_out, True, move=True) if amount_out else 0
             if amount_in is None or amount_in > min(leg.limit_raw, held[first]):
                 raise Reverts("too much in")
         else:
-            amount_in = max(held[first] - owed[first], 0)
+            amount_in = max(held[first] - owed[first], 0) if whole else leg.amount_raw
+            if amount_in > held[first]:
+                raise Reverts("more than is held")
             amount_out = venue.swapped(path, amount_in, False, move=True) or 0
             if amount_out < leg.limit_raw:
                 raise Reverts("too little out")
@@ -370,7 +373,7 @@ def test_a_plan_brings_at_least_what_it_expects(repay: Token, seize: Token, prof
 )
 def test_legs_by_case(repay: Token, seize: Token, profit: Token, kinds: list[list[bool]]) -> None:
     """Sell for the loan's token, or buy the shortfall and keep the rest: each case has its sequence of legs."""
-    venue = _Venue(_everywhere())
+    venue = _Venue(_everywhere(10**10))
     answer, _ = drive(plan(HEALTH, [_option(repay, seize)], _context(venue, profit, max_slippage_bps=300)))
     assert isinstance(answer, Plan)
     assert [leg.exact_out for leg in answer.legs] in kinds
@@ -400,7 +403,7 @@ def test_in_kind_the_premium_must_fit_into_the_slippage_of_the_gain() -> None:
 
 def test_a_plan_states_its_gas_and_floor() -> None:
     """Gas is priced up in the profit token, and the enforced minimum covers it and the configured minimum."""
-    venue = _Venue(_everywhere())
+    venue = _Venue(_everywhere(10**10))
     ctx = _context(venue)
     answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
     assert isinstance(answer, Plan)
@@ -410,6 +413,62 @@ def test_a_plan_states_its_gas_and_floor() -> None:
     assert answer.gas_cost_raw + 5_000_000 <= answer.min_profit_raw < answer.expected_profit_raw
     assert answer.repay_usd_e8 == 100_000 * 10**8
     assert answer.profit_price_usd_e8 == 10**8 and answer.at == AT
+
+
+def test_a_plans_bytes_are_in_its_cost_and_floor() -> None:
+    """What a rollup takes for them, in wei or as gas, raises cost, gas and the enforced minimum, by plan and by leg."""
+    venue = _Venue(_everywhere(10**10))
+    ctx = _context(venue)
+    free, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    wei, _ = drive(plan(HEALTH, [_option(USDC, WETH)], replace(ctx, data=_rates(10**15, 10**14, 0, 0))))
+    gas, _ = drive(plan(HEALTH, [_option(USDC, WETH)], replace(ctx, data=_rates(0, 0, 9_000, 1_000))))
+    assert isinstance(free, Plan) and isinstance(wei, Plan) and isinstance(gas, Plan)
+    assert wei.gas_cost_wei == free.gas_cost_wei + 11 * 10**14 and wei.gas_estimate == free.gas_estimate
+    assert gas.gas_cost_wei == free.gas_cost_wei + 10_000 * ctx.gas_price_wei
+    assert gas.gas_estimate == free.gas_estimate + 10_000
+    for one in (wei, gas):
+        assert one.gas_cost_raw == convert_up(one.gas_cost_wei, 2000, 1, 18, 6)
+        assert one.min_profit_raw >= one.gas_cost_raw + 5_000_000
+    refusal, _ = drive(plan(HEALTH, [_option(USDC, WETH)], replace(ctx, data=_rates(10**19, 0, 0, 0))))
+    assert isinstance(refusal, Refusal) and refusal.reason == "unprofitable"
+
+
+def test_a_kept_token_is_not_sold() -> None:
+    """What repays the loan is bought with it and the rest stays: profit, minimum and cost are in units of it."""
+    venue = _Venue(_everywhere(10**8))
+    ctx = _context(venue, kept={WETH.address: PRICES[WETH.address]})
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    assert isinstance(answer, Plan) and answer.profit_token == WETH
+    [leg], [quote] = answer.legs, answer.quotes
+    assert leg.exact_out and quote.amount_out_raw == answer.outcome.repay_raw * 10_005 // 10_000
+    assert answer.expected_profit_raw == answer.outcome.seize_raw - quote.amount_in_raw
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    assert answer.gas_cost_raw == answer.gas_cost_wei  # the native coin's own price
+    assert answer.min_profit_raw >= answer.gas_cost_raw + 5 * 10**18 // 2_000
+    assert answer.profit_price_usd_e8 == PRICES[WETH.address]
+    [way] = answer.weighed
+    assert way.profit_token == WETH and way.swaps == "buy USDC with WETH"
+
+
+@pytest.mark.parametrize("kept_usd", [20_000, 80_000])
+def test_profits_in_different_tokens_compare_in_dollars(kept_usd: int) -> None:
+    """However many units of a kept token a profit is: the option that is worth more wins, and all ways are told."""
+    venue = _Venue(_everywhere(10**9))
+    ctx = _context(venue, kept={WETH.address: PRICES[WETH.address]})
+    options = [_option(USDC, DAI, 40_000), _option(USDC, WETH, kept_usd)]
+    answer, _ = drive(plan(HEALTH, options, ctx))
+    assert isinstance(answer, Plan)
+    assert answer.profit_token == (WETH if kept_usd > 40_000 else USDC)
+    assert {way.profit_token for way in answer.weighed} == {WETH, USDC}
+    assert answer.weighed[0].profit_token == answer.profit_token
+
+
+def test_the_sample_plans_differ_by_one_leg() -> None:
+    """Bytes are priced by calldata that decodes as a plan's: the second has one leg more and nothing else."""
+    execute_of = abi.load("Liquidator").function("execute")
+    [one], [two] = (execute_of.decode_input(each) for each in samples())
+    assert len(one[5]) == 1 and list(two[5]) == [*one[5], one[5][0]]
+    assert [*one[:5], *one[6:]] == [*two[:5], *two[6:]]
 
 
 def test_a_longer_route_must_earn_its_gas() -> None:
@@ -461,6 +520,67 @@ def test_the_cheapest_loan_that_suffices_is_taken() -> None:
     answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
     assert isinstance(answer, Plan)
     assert answer.flash.source == fair.lender
+
+
+def _lending(one: Token, other: Token, fee: int, premium_bps: int) -> _Flash:
+    """A pool of the toy's that lends."""
+    token0, token1 = sorted((one.address, other.address))
+    return _Flash(premium_bps, lender=Address(b"\xd4" * 20), locked=PoolId(token0, token1, fee))
+
+
+def test_a_pool_that_lends_is_swapped_through_by_no_leg() -> None:
+    """Nor by a hop of a longer route, in either direction; without another route there is none."""
+    venue = _Venue(_everywhere(), middles=(WETH.address, DAI.address))
+    for recipe in ((USDC, WETH, USDC), (USDC, WETH, DAI), (USDC, WETH, WETH), (WETH, USDC, USDC)):
+        repay, seize, profit = recipe
+        ctx = _context(venue, profit, flash_sources=(_lending(WETH, USDC, 500, 1),), thorough=True)
+        answer, _ = drive(plan(HEALTH, [_option(repay, seize)], ctx))
+        assert isinstance(answer, Plan)
+        hops = [
+            (frozenset(pair), fee)
+            for leg in answer.legs
+            for *pair, fee in zip(
+                path_of(leg).tokens, path_of(leg).tokens[1:], path_of(leg).fees, strict=False
+            )
+        ]
+        assert hops and (frozenset((WETH.address, USDC.address)), 500) not in hops
+    alone = _Venue(dict([pool(WETH, USDC, 500, 50_000_000)]))
+    answer, _ = drive(
+        plan(HEALTH, [_option(USDC, WETH)], _context(alone, flash_sources=(_lending(WETH, USDC, 500, 1),)))
+    )
+    assert isinstance(answer, Refusal) and answer.reason == "no_route"
+
+
+def test_a_pool_that_would_be_in_the_way_lends_last() -> None:
+    """A dearer lender is taken before a pool of the very pair; a pool of other tokens lends if it is the cheapest."""
+    fair = _Flash(5, lender=Address(b"\xd3" * 20))
+    for pools, lender in (
+        ((_lending(WETH, USDC, 500, 1),), fair.lender),
+        ((_lending(DAI, USDC, 500, 1),), Address(b"\xd4" * 20)),
+        ((_lending(DAI, USDC, 500, 5),), fair.lender),
+    ):
+        ctx = _context(_Venue(_everywhere()), flash_sources=(*pools, fair))
+        answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+        assert isinstance(answer, Plan) and answer.flash.source == lender
+
+
+def test_what_is_paid_after_needs_no_loan() -> None:
+    """A call that is paid from what it seized borrows nothing and owes the bare repayment; it is its own source."""
+
+    class PaidAfter(_Adapter):
+        def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+            [call] = _Adapter.liquidation_calls(self, option, repay_raw)
+            return [replace(call, paid_after=True)]
+
+    ctx = _context(_Venue(_everywhere()), flash_sources=(), adapter=PaidAfter())
+    answer, _ = drive(plan(HEALTH, [_option(USDC, WETH)], ctx))
+    lent, _ = drive(
+        plan(HEALTH, [_option(USDC, WETH)], replace(ctx, flash_sources=(_Flash(0),), adapter=_Adapter()))
+    )
+    assert isinstance(answer, Plan) and isinstance(lent, Plan)
+    assert answer.expected_profit_raw == lent.expected_profit_raw
+    (content,) = abi.load("Liquidator").function("execute").decode_input(encode_execute(answer, 0, 0, 0))
+    assert content[1:4] == (POOL, USDC.address, 0)
 
 
 def test_what_is_lent_bounds_the_amount() -> None:
@@ -587,6 +707,14 @@ def test_what_plans_take_is_learned_at_once_and_forgotten_slowly() -> None:
 # --- how much --------------------------------------------------------------------------------------------------------
 
 
+def _rungs(option: Option, most_raw: int) -> list[int]:
+    """Amounts an option allows: its maximum, its largest partial amount and the halves of that."""
+    rungs = {option.max_repay_raw} if option.max_repay_raw <= most_raw else set()
+    most_raw = min(option.partial_max_repay_raw, most_raw)
+    rungs |= {max(most_raw >> n, option.min_repay_raw) for n in range(11) if most_raw >= option.min_repay_raw}
+    return sorted(rungs, reverse=True)
+
+
 def best_net(option: Option, venue: _Venue, ctx: PlanContext, amounts: Sequence[int]) -> int | None:
     """The best net profit of single-swap plans among `amounts`, by arithmetic of its own; None if none is allowed."""
     nets = []
@@ -613,7 +741,7 @@ def best_net(option: Option, venue: _Venue, ctx: PlanContext, amounts: Sequence[
     gas_gwei=st.integers(0, 150),
     slippage_bps=st.sampled_from([0, 50, 100, 500, 1000]),
 )
-def test_never_worse_than_any_rung_of_the_ladder(
+def test_never_worse_than_halves_of_the_largest_amount(
     depths: list[int], max_usd: int, partial_percent: int, gas_gwei: int, slippage_bps: int
 ) -> None:
     """The plan nets at least what the best amount of the ladder by the best single route nets; else it refuses."""
@@ -623,7 +751,7 @@ def test_never_worse_than_any_rung_of_the_ladder(
     option = replace(option, partial_max_repay_raw=option.max_repay_raw * partial_percent // 100)
     ctx = _context(venue, gas_price_wei=Wei(gas_gwei * 10**9), max_slippage_bps=slippage_bps)
     answer, _ = drive(plan(HEALTH, [option], ctx))
-    rungs = ladder(option, min(option.max_repay_raw, 10**6 * 10**6))  # the halvings of what the limit allows
+    rungs = _rungs(option, min(option.max_repay_raw, 10**6 * 10**6))  # what the limit allows
     expected = best_net(option, venue, ctx, rungs)
     if isinstance(answer, Plan):
         net = answer.expected_profit_raw - answer.gas_cost_raw
@@ -683,8 +811,10 @@ def test_never_worse_than_any_way_at_any_rung(
     terms = terms_of(option, HEALTH, ctx)
     loans, _ = drive(read_loans([repay.address], ctx))
     nets = []
-    for amount in ladder(option, terms.most_raw):
-        size, _ = drive(size_of(terms, amount, loans))
+    offers = funded(terms, loans)
+    assert isinstance(offers, list)
+    for amount in _rungs(option, terms.most_raw):
+        size, _ = drive(size_of(offers[0], amount))
         if not isinstance(size, Size):
             continue
         for way in recipes(seize.address, repay.address, kept.address):
@@ -750,34 +880,34 @@ def test_the_end_check_bounds_the_amount() -> None:
     assert execute(answer, venue, ctx) == answer.expected_profit_raw
 
 
-def test_a_deep_market_takes_one_round_of_quotes() -> None:
-    """Where no smaller amount can net more, the largest is quoted by each route and nothing else is."""
-    _, rounds = drive(plan(HEALTH, [_option(USDC, WETH)], _context(_Venue(_everywhere(10**10)))))
-    assert rounds == [1, 2]
+def test_a_deep_market_is_priced_once() -> None:
+    """Where no smaller amount can net more, the largest is quoted by each route, a part of it, and one beside it."""
+    venue = _Venue(_everywhere(10**10))
+    answer, rounds = drive(plan(HEALTH, [_option(USDC, WETH)], _context(venue)))
+    assert isinstance(answer, Plan) and len(answer.legs) == 1
+    assert rounds == [1] and venue.quoted <= 2 * 7
 
 
-def test_only_allowed_amounts_are_on_the_ladder() -> None:
-    """The maximum, then partial amounts by halves; nothing between partial maximum and maximum, nothing below least."""
-    option = _option(USDC, WETH, max_repay_raw=1000, partial_max_repay_raw=640, min_repay_raw=100)
-    assert ladder(option, 10**9) == [1000, 640, 320, 160, 100]
-    assert ladder(option, 999) == [640, 320, 160, 100]
-    assert ladder(option, 500) == [500, 250, 125, 100]
-    assert ladder(option, 99) == []
-    assert ladder(replace(option, partial_max_repay_raw=0), 10**9) == [1000]
-    whole = ladder(replace(option, min_repay_raw=0), 10**9)
-    assert whole == [1000, 640, 320, 160, 80, 40, 20, 10, 5, 2, 1]
+@given(high=st.integers(1, 10**24), top=st.integers(0, 1200), passes=st.integers(1, 1200))
+def test_a_peak_is_found_wherever_it_is(high: int, top: int, passes: int) -> None:
+    """Near the best of the halves the best amount is found to a hundredth, the last that passes to a ten-thousandth."""
+    top_raw, last_raw = high * top // 1000, max(high * passes // 1000, 1)
+    asked: dict[int, Rank] = {}
 
+    def rank(raw: int) -> Reads[Rank]:
+        assert 1 <= raw <= high
+        margin = (last_raw**2 - raw**2) // 10
+        value = raw * (2 * top_raw - raw) if margin >= 0 else margin
+        asked[raw] = Rank(PASSES - (margin < 0), value, margin)
+        return just(asked[raw])
 
-def test_refinement_stays_between_neighbours() -> None:
-    """Amounts near the best are between its neighbours, aim at the parabola's top, and stop where more is better."""
-    curve = [Point(x, -((x - 70) ** 2), 0) for x in (25, 50, 100)]
-    near = refined(curve, curve[1])
-    assert 70 in near and all(25 < amount < 100 for amount in near)
-    rising = [Point(x, x, 0) for x in (25, 50, 100)]
-    assert refined(rising, rising[-1]) == []
-    bounded = [Point(25, 25, -50), Point(50, 50, -20), Point(100, 100, 30)]
-    assert 70 in refined(bounded, bounded[1])
-    assert refined(bounded[:2], bounded[1]) == []
+    drive(halves(1, high, rank, lambda raw: just(True)))
+    near, looked = max(asked, key=lambda raw: asked[raw]), len(asked)
+    drive(peak(max(near // 2, 1), near, min(2 * near, high), rank))
+    assert len(asked) - looked <= 30
+    found = max(asked, key=lambda raw: asked[raw])
+    best = max(min(top_raw, last_raw, high), 1)
+    assert abs(found - best) <= (best // 100 if best == top_raw else best // 10_000) + 1
 
 
 def test_the_best_option_wins() -> None:
@@ -787,6 +917,32 @@ def test_the_best_option_wins() -> None:
     answer, _ = drive(plan(HEALTH, [thin, deep], _context(venue)))
     assert isinstance(answer, Plan)
     assert answer.option == deep
+    first, second = answer.weighed
+    assert (first.seize_token, first.swaps, first.reason) == (WETH, "sell WETH for USDC", None)
+    assert first.net_raw == answer.expected_profit_raw - answer.gas_cost_raw > second.net_raw
+    assert (first.repay_raw, first.lender, first.legs) == (answer.outcome.repay_raw, LENDER, 1)
+    assert second.seize_token == DAI
+
+
+def test_a_step_is_shared_out_among_pools_that_pay_for_their_leg() -> None:
+    """Of two pools alike each takes half, and so nets more than either; not where gas costs more than that gains."""
+    pools = dict([pool(WETH, USDC, 500, 4_000_000), pool(WETH, USDC, 501, 4_000_000)])
+    venue, option = _Venue(pools), _option(USDC, WETH, 40_000, partial_max_repay_raw=0)
+    ctx = _context(venue, max_slippage_bps=1000)
+    answer, _ = drive(plan(HEALTH, [option], ctx))
+    assert isinstance(answer, Plan)
+    first, last = (quote.amount_in_raw for quote in answer.quotes)
+    assert abs(first - last) * 100 < last and first + last == answer.outcome.seize_raw
+    assert [leg.amount_raw for leg in answer.legs] == [first, MAX_UINT256]
+    alone = best_net(option, venue, ctx, [option.max_repay_raw])
+    assert alone is not None and answer.expected_profit_raw - answer.gas_cost_raw > alone
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    bytes_, _ = drive(plan(HEALTH, [option], replace(ctx, data=_rates(0, 15 * 10**16, 0, 0))))
+    assert isinstance(bytes_, Plan) and len(bytes_.legs) == 1  # nor where a leg's bytes do
+    dear, _ = drive(
+        plan(HEALTH, [option], replace(ctx, gas_price_wei=Wei(700 * 10**9), max_fee_wei=Wei(10**13)))
+    )
+    assert isinstance(dear, Plan) and len(dear.legs) == 1
 
 
 def test_a_whale_in_a_shallow_market_is_taken_in_pieces() -> None:
@@ -806,9 +962,9 @@ def test_quotes_are_bounded() -> None:
     )
     venue = _Venue(pools, middles=(WETH.address, USDC.address))
     options = [_option(DAI, WETH, usd) for usd in (50_000, 60_000, 70_000)]
-    answer, rounds = drive(plan(HEALTH, options, _context(venue, USDC)))
+    answer, _ = drive(plan(HEALTH, options, _context(venue, USDC)))
     assert isinstance(answer, Plan)
-    assert max(rounds) <= 192
+    assert venue.quoted <= 2_000
     assert answer.outcome.repay_raw == options[2].max_repay_raw
 
 
@@ -856,6 +1012,39 @@ def test_a_bonus_below_gas_is_refused_without_quotes() -> None:
     # 5 % of 20 dollars, half as much again for the 21 seized should the market pay it, less 5 bps premium on 20
     assert answer.numbers["bound_raw"] == 1_000_000 + 10_500_000 - 10_000
     assert answer.numbers["bound_raw"] - gas < answer.numbers["min_profit_raw"] == 5_000_000
+
+
+def test_a_loss_is_planned_only_as_far_as_its_budget_goes() -> None:
+    """Twenty dollars whose gas is more than the bonus: refused without a budget and with too small a one, with what it
+    lacks; within it the Liquidator is told that the treasury may lose nothing, and what pays needs no budget.
+    """
+    venue, option = _Venue(_everywhere()), _option(USDC, WETH, 20)
+    answer, _ = drive(plan(HEALTH, [option], _context(venue, budget_usd_e8=20 * 10**8)))
+    assert isinstance(answer, Plan) and answer.budgeted
+    loss_raw = answer.gas_cost_raw - answer.expected_profit_raw
+    assert 0 <= answer.min_profit_raw <= answer.expected_profit_raw < answer.gas_cost_raw
+    assert execute(answer, venue, _context(venue)) >= 0
+    # to the unit of what is lost, and not one less
+    budget_usd_e8 = 100 * loss_raw
+    answer, _ = drive(plan(HEALTH, [option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8)))
+    assert isinstance(answer, Plan) and answer.budgeted
+    refusal = _refused([option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8 - 100))
+    assert (refusal.reason, refusal.numbers["net_raw"]) == ("bad_debt_budget", -loss_raw)
+    assert refusal.numbers["budget_usd_e8"] == budget_usd_e8 - 100
+    pays, _ = drive(plan(HEALTH, [_option(USDC, WETH, 2_000)], _context(venue, budget_usd_e8=10**9)))
+    assert isinstance(pays, Plan) and not pays.budgeted
+    assert pays.min_profit_raw >= pays.gas_cost_raw + _context(venue).min_profit_raw
+
+
+def test_a_budget_pays_for_gas_and_never_for_a_swap() -> None:
+    """Where selling the collateral does not bring back the loan, no budget is large enough, though the end check with
+    its slippage would let it pass.
+    """
+    key, reserves = pool(WETH, USDC, 500, 10**9)
+    reserves.amounts[USDC.address] = reserves.amounts[USDC.address] * 925 // 1_000
+    ctx = _context(_Venue({key: reserves}), budget_usd_e8=10**12, max_slippage_bps=1_000)
+    refusal = _refused([_option(USDC, WETH, 200)], ctx)
+    assert (refusal.reason, refusal.numbers["gross_raw"] < 0) == ("unprofitable", True)
 
 
 def test_a_market_above_a_lagging_oracle_is_asked() -> None:
@@ -947,12 +1136,16 @@ def test_calldata_says_what_the_plan_says() -> None:
     calldata = encode_execute(answer, global_epoch=3, protocol_epoch=4, last_block=99)
     (content,) = abi.load("Liquidator").function("execute").decode_input(calldata)
     (call,) = answer.calls
+    batch = replace(answer, calls=(replace(call, gas_limit=700_000), call))
+    (of_batch,) = abi.load("Liquidator").function("execute").decode_input(encode_execute(batch, 3, 4, 99))
+    assert [each[4] for each in of_batch[4]] == [700_000, 0]
+    assert of_batch[3] == 2 * call.approve_raw
     assert content == (
         answer.plan_id,
         answer.flash.source,
         DAI.address,
         answer.outcome.repay_raw,
-        [(call.target, call.approve_token, call.approve_raw, call.data)],
+        [(call.target, call.approve_token, call.approve_raw, call.data, 0)],
         [(leg.router, leg.path, leg.exact_out, leg.amount_raw, leg.limit_raw) for leg in answer.legs],
         list(answer.tokens),
         USDC.address,

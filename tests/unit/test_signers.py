@@ -30,6 +30,7 @@ from keeper.multisig.proposal import FIELDS, Proposal, parse
 from keeper.multisig.safe import CALL, DELEGATE_CALL, InnerCall, batch
 from keeper.multisig.safe_errors import CODES, code_in, explain
 from keeper.multisig.signatures import attach, merged, signers
+from keeper.seams import FlashKind
 from keeper.typed_data import Pause, SafeTx, pause_hash
 from keeper.types import GLOBAL_SCOPE, Address, Gas, Hash, Wei, hex_of
 
@@ -278,8 +279,16 @@ def test_every_setter_of_the_liquidator_has_words() -> None:
     for name, given_ in arguments.items():
         assert said(LIQUIDATOR_AT, LIQUIDATOR.function(name).encode(*given_)), name
     assert "unknown kind 9" in str(said(LIQUIDATOR_AT, LIQUIDATOR.function("setVenue").encode(OTHER, 9)))
-    operation = LIQUIDATOR.function("executeOperation").encode(OTHER, 1, 1, OTHER, b"")
-    assert said(LIQUIDATOR_AT, operation) is None
+    for kind in FlashKind:
+        lending = LIQUIDATOR.function("setFlashSource").encode(OTHER, int(kind))
+        assert kind is FlashKind.NONE or f"({kind.name})" in str(said(LIQUIDATOR_AT, lending))
+    for callback in (
+        LIQUIDATOR.function("executeOperation").encode(OTHER, 1, 1, OTHER, b""),
+        LIQUIDATOR.function("onMorphoFlashLoan").encode(1, b""),
+        LIQUIDATOR.function("onMorphoLiquidate").encode(1, b""),
+        LIQUIDATOR.function("uniswapV3FlashCallback").encode(1, 0, b""),
+    ):
+        assert said(LIQUIDATOR_AT, callback) is None
 
 
 RUNNING = (False, 3, 0, 0, 9, bytes(8))
@@ -569,7 +578,7 @@ def test_a_merge_never_overwrites_another_file(tmp_path: Path) -> None:
         ("operator", ["0x" + "44" * 20, "maybe"], "neither on nor off"),
         ("target", ["global", "0x" + "44" * 20, "0x01020304"], "belongs to one protocol"),
         ("target", ["aave", "0x" + "44" * 20, "0x0102"], "no function selector"),
-        ("venue", ["0x" + "44" * 20, "sushi"], "is not one of uniswap-v3, off"),
+        ("venue", ["0x" + "44" * 20, "sushi"], "is not one of uniswap-v3, uniswap-v2, off"),
         ("slippage", ["-1"], "is not basis points"),
         ("swap-owner", ["0x" + "44" * 20, "0x" + "55" * 20], "must be read from the chain"),
     ],

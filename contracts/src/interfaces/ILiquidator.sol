@@ -7,16 +7,19 @@ pragma solidity 0.8.37;
 interface ILiquidator {
     /* TYPES */
 
-    /// @notice How a flash source lends.
+    /// @notice How a flash source lends: an Aave v3 pool, Morpho Blue, or one Uniswap v3 pool.
     enum FlashKind {
         NONE,
-        AAVE_V3
+        AAVE_V3,
+        MORPHO,
+        UNISWAP_V3
     }
 
     /// @notice How a venue swaps.
     enum VenueKind {
         NONE,
-        UNISWAP_V3
+        UNISWAP_V3,
+        UNISWAP_V2
     }
 
     /// @notice The USD feed of a token. Fits one storage slot.
@@ -37,16 +40,20 @@ interface ILiquidator {
     /// plan's tokens.
     /// @param approveAmount Raw amount approved, exactly; zeroed after the call.
     /// @param data Selector and arguments.
+    /// @param gasLimit Gas of a call that may fail: it gets just as much, and where it reverts the plan goes on without
+    /// it. Zero for a call that must not fail, as in protocols that are settled jointly; it gets what there is.
     struct Call {
         address target;
         address approveToken;
         uint256 approveAmount;
         bytes data;
+        uint256 gasLimit;
     }
 
     /// @notice One swap leg. The recipient is always this contract and the deadline always now.
     /// @param router Allow-listed venue.
-    /// @param path Packed v3 path, token in first; for exact output token out first, as the router wants it.
+    /// @param path For v3 a packed path, token in first; for exact output token out first, as the router wants it. For
+    /// v2 the tokens' addresses on end, token in first always.
     /// @param exactOut Whether `amount` is what comes out.
     /// @param amount Exact input: raw amount in, or the maximum for all that is held beyond the flash debt in that
     /// token.
@@ -65,8 +72,10 @@ interface ILiquidator {
     /// @param planId Free identifier, only logged.
     /// @param flashSource Allow-listed flash source; zero address when the calls need no capital.
     /// @param flashToken Token borrowed; ignored without a flash source.
-    /// @param flashAmount Raw amount borrowed; must be zero without a flash source.
-    /// @param calls Protocol calls, at least one, all of one protocol.
+    /// @param flashAmount Raw amount borrowed; must be zero without a flash source. Zero from Morpho means that nothing
+    /// is borrowed: the plan's one call is Morpho's own `liquidate`, which is paid in `flashToken` from what it seized.
+    /// Its approval, its gas limit and the data it ends with are not used.
+    /// @param calls Protocol calls, at least one, all of one protocol. One at least must succeed.
     /// @param swaps Swap legs, in order, after all calls.
     /// @param tokens Every token touched, each once, each with a feed.
     /// @param profitToken Token the profit is measured in.
@@ -145,8 +154,12 @@ interface ILiquidator {
     /// @notice The feed's answer is not positive, too old, or dated in the future.
     error StaleFeed(address token, uint256 updatedAt);
 
-    /// @notice A flash callback came from another source or initiator, with other terms, or a second time.
-    error CallbackRefused(address caller, address initiator);
+    /// @notice Nothing is borrowed from the source, and the plan is not one liquidation of its own.
+    error FlashWithoutAmount(address source);
+
+    /// @notice A callback came from another source or initiator, by another function, with other terms, or a second
+    /// time.
+    error CallbackRefused(address caller);
 
     /// @notice The flash source returned without calling back.
     error FlashNotGiven(address source);
@@ -154,7 +167,16 @@ interface ILiquidator {
     /// @notice The protocol call reverted.
     error CallFailed(uint256 index, bytes reason);
 
-    /// @notice The swap path is no packed v3 path between two different tokens.
+    /// @notice A call that may fail belongs to a protocol whose calls are settled jointly.
+    error MustNotFail(uint256 index);
+
+    /// @notice Too little gas is left to give a call that may fail its own.
+    error GasTooLow(uint256 gasLeft, uint256 gasLimit);
+
+    /// @notice All calls failed.
+    error NothingDone();
+
+    /// @notice The swap path is no path of the venue's form between two different tokens.
     error InvalidPath(uint256 index);
 
     /// @notice The swap gave less, or took more, than its limit.
@@ -186,6 +208,10 @@ interface ILiquidator {
         uint256 profit,
         address operator
     );
+
+    /// @notice A call that may fail did; `reason` is the beginning of what it reverted with, empty when it ran out of
+    /// gas.
+    event CallSkipped(bytes32 indexed planId, uint256 index, bytes reason);
 
     /// @notice A balance that is no plan's profit went to the treasury; the zero address stands for the native coin.
     event Swept(address indexed token, uint256 amount);
@@ -223,7 +249,8 @@ interface ILiquidator {
 
     /// @notice Allows calls of a selector on a target on behalf of a protocol; zero protocol removes; only the Safe.
     /// @dev Never allow a selector that sends anything this contract owns, in tokens or inside the protocol, to an
-    /// address taken from its arguments, nor one that carries further calls in its arguments (a multicall).
+    /// address taken from its arguments, nor one that carries further calls in its arguments (a multicall), nor one
+    /// that goes on where a call of its own fails that matters to us: a plan can give it so little gas that it does.
     function setTarget(address target, bytes4 selector, bytes32 protocol) external;
 
     /// @notice Declares whether a protocol's calls pay in one call and gain in another (margin deposited and withdrawn
@@ -233,6 +260,8 @@ interface ILiquidator {
     function setSettledJointly(bytes32 protocol, bool jointly) external;
 
     /// @notice Allows a flash source, or removes it with kind NONE; only the Safe.
+    /// @dev What it says of its premium is believed and comes out of the slippage. Of Uniswap v3 only a pool that the
+    /// factory made; Morpho's liquidations can be paid afterwards if it is listed and so is its `liquidate`.
     function setFlashSource(address source, FlashKind kind) external;
 
     /// @notice Allows a swap router, or removes it with kind NONE; only the Safe.

@@ -2,6 +2,8 @@
 pragma solidity 0.8.37;
 
 import {IAaveV3FlashReceiver} from "../../src/interfaces/IAaveV3Flash.sol";
+import {IMorpho, IMorphoCallbacks} from "../../src/interfaces/IMorpho.sol";
+import {IUniswapV2Router} from "../../src/interfaces/IUniswapV2Router.sol";
 import {IUniswapV3Router} from "../../src/interfaces/IUniswapV3Router.sol";
 import {Moving, Token} from "./Tokens.sol";
 
@@ -35,14 +37,17 @@ contract Lender {
     }
 
     function liquidate(uint256 repay) external {
+        Moving.push(address(weth), msg.sender, _book(repay));
+        Moving.pull(address(usdc), msg.sender, repay);
+    }
+
+    function _book(uint256 repay) internal returns (uint256 seize) {
         if (repay == 0 || repay > unhealthy) revert Healthy();
-        uint256 seize = repay * (10_000 + BONUS_BPS) * 1e12 / 10_000 / WETH_PRICE;
+        seize = repay * (10_000 + BONUS_BPS) * 1e12 / 10_000 / WETH_PRICE;
         unhealthy -= repay;
         repaid += repay;
         repaidBy[msg.sender] += repay;
         seizedBy[msg.sender] += seize;
-        Moving.pull(address(usdc), msg.sender, repay);
-        Moving.push(address(weth), msg.sender, seize);
     }
 
     /// @notice Another call that plans may make; it gives nothing.
@@ -58,6 +63,34 @@ contract Lender {
         }
         Moving.pull(asset, receiver, amount + premium);
         premiums += premium;
+    }
+}
+
+/// @notice The same with Morpho Blue's functions: it sends the collateral first and lends without a premium.
+contract MorphoLender is Lender, IMorpho {
+    constructor(Token usdc_, Token weth_) Lender(usdc_, weth_) {}
+
+    function flashLoan(address token, uint256 assets, bytes calldata data) external {
+        Moving.push(token, msg.sender, assets);
+        IMorphoCallbacks(msg.sender).onMorphoFlashLoan(assets, data);
+        Moving.pull(token, msg.sender, assets);
+    }
+
+    /// @notice Whatever market is named, it is the one there is; but the token that is named as collateral gets the word,
+    /// as it does where anybody opens a market.
+    function liquidate(
+        MarketParams calldata market,
+        address,
+        uint256,
+        uint256 repaidShares,
+        bytes calldata data
+    ) external returns (uint256 seized, uint256) {
+        seized = _book(repaidShares);
+        Moving.push(address(weth), msg.sender, seized);
+        if (market.collateralToken != address(0)) Moving.push(market.collateralToken, msg.sender, 0);
+        if (data.length != 0) IMorphoCallbacks(msg.sender).onMorphoLiquidate(repaidShares, data);
+        Moving.pull(address(usdc), msg.sender, repaidShares);
+        return (seized, repaidShares);
     }
 }
 
@@ -129,6 +162,51 @@ contract Exchange is IUniswapV3Router {
 
     function _tokenAt(bytes calldata path, uint256 offset) internal pure returns (address) {
         return address(bytes20(path[offset:offset + 20]));
+    }
+}
+
+/// @notice The same behind a v2 router, whose pools are those of tier zero.
+contract ExchangeV2 is Exchange, IUniswapV2Router {
+    function swapExactTokensForTokens(
+        uint256 amountIn,
+        uint256 amountOutMin,
+        address[] calldata path,
+        address to,
+        uint256
+    ) external returns (uint256[] memory amounts) {
+        uint256 last = path.length - 1;
+        amounts = new uint256[](last + 1);
+        amounts[0] = amountIn;
+        Moving.pull(path[0], msg.sender, amountIn);
+        for (uint256 i; i < last; ++i) {
+            bytes32 pool = poolOf(path[i], 0, path[i + 1]);
+            amounts[i + 1] = reserveOf[pool][path[i + 1]] * amounts[i] / (reserveOf[pool][path[i]] + amounts[i]);
+            _book(pool, path[i], path[i + 1], amounts[i], amounts[i + 1]);
+            Moving.push(path[i + 1], i + 1 == last ? to : address(this), amounts[i + 1]);
+        }
+        if (amounts[last] < amountOutMin) revert TooLittle();
+    }
+
+    function swapTokensForExactTokens(
+        uint256 amountOut,
+        uint256 amountInMax,
+        address[] calldata path,
+        address to,
+        uint256
+    ) external returns (uint256[] memory amounts) {
+        uint256 last = path.length - 1;
+        amounts = new uint256[](last + 1);
+        amounts[last] = amountOut;
+        for (uint256 i = last; i != 0; --i) {
+            bytes32 pool = poolOf(path[i - 1], 0, path[i]);
+            amounts[i - 1] = reserveOf[pool][path[i - 1]] * amounts[i] / (reserveOf[pool][path[i]] - amounts[i]) + 1;
+            _book(pool, path[i - 1], path[i], amounts[i - 1], amounts[i]);
+        }
+        if (amounts[0] > amountInMax) revert TooMuch();
+        Moving.pull(path[0], msg.sender, amounts[0]);
+        for (uint256 i = 1; i <= last; ++i) {
+            Moving.push(path[i], i == last ? to : address(this), amounts[i]);
+        }
     }
 }
 

@@ -45,6 +45,27 @@ contract LendingPool {
         if (seize != 0) Token(collateral).mint(msg.sender, seize);
     }
 
+    /// @notice Takes all the gas there is.
+    function burn() external pure {
+        assembly ("memory-safe") {
+            invalid()
+        }
+    }
+
+    /// @notice Reverts with a reason of any length.
+    function shout(uint256 length) external pure {
+        bytes memory reason = new bytes(length);
+        if (length != 0) reason[0] = 0x2a;
+        assembly ("memory-safe") {
+            revert(add(reason, 32), length)
+        }
+    }
+
+    /// @notice Whether it was given as much gas as it wanted.
+    function want(uint256 gas_) external view {
+        if (gasleft() < gas_) revert FlashFailed();
+    }
+
     /// @notice Always reverts with a typed error.
     function refuse(address user) external pure {
         revert Unhealthy(user);

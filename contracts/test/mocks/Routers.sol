@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {IUniswapV2Router} from "../../src/interfaces/IUniswapV2Router.sol";
 import {IUniswapV3Router} from "../../src/interfaces/IUniswapV3Router.sol";
 import {Moving, Token} from "./Tokens.sol";
 
-/// @notice Swaps packed v3 paths at rates set by anybody per pair and fee tier: whoever sets the rate controls the
-/// pool.
-contract Router is IUniswapV3Router {
+/// @notice Swaps packed v3 paths at rates set by anybody per pair and fee tier, and v2 paths at those of tier zero:
+/// whoever sets the rate controls the pool.
+contract Router is IUniswapV2Router, IUniswapV3Router {
     using Moving for address;
 
     error TooLittle(uint256 amountOut, uint256 minimum);
@@ -60,6 +61,51 @@ contract Router is IUniswapV3Router {
         address(bytes20(params.path[params.path.length - 20:])).pull(msg.sender, amount);
     }
 
+    function swapExactTokensForTokens(
+        uint256 amountIn,
+        uint256 amountOutMin,
+        address[] calldata path,
+        address to,
+        uint256 deadline
+    ) external returns (uint256[] memory amounts) {
+        if (block.timestamp > deadline) revert Late();
+        uint256 last = path.length - 1;
+        amounts = new uint256[](last + 1);
+        amounts[0] = amountIn;
+        path[0].pull(msg.sender, amountIn);
+        _runHook();
+        for (uint256 i; i < last; ++i) {
+            amounts[i + 1] = amounts[i] * _rate(_v2Pool(path, i)) / WAD;
+        }
+        if (amounts[last] < amountOutMin) revert TooLittle(amounts[last], amountOutMin);
+        Token(path[last]).mint(to, amounts[last]);
+    }
+
+    function swapTokensForExactTokens(
+        uint256 amountOut,
+        uint256 amountInMax,
+        address[] calldata path,
+        address to,
+        uint256 deadline
+    ) external returns (uint256[] memory amounts) {
+        if (block.timestamp > deadline) revert Late();
+        uint256 last = path.length - 1;
+        amounts = new uint256[](last + 1);
+        amounts[last] = amountOut;
+        for (uint256 i = last; i != 0; --i) {
+            uint256 rate = _rate(_v2Pool(path, i - 1));
+            amounts[i - 1] = (amounts[i] * WAD + rate - 1) / rate;
+        }
+        if (amounts[0] > amountInMax) revert TooMuch(amounts[0], amountInMax);
+        Token(path[last]).mint(to, amountOut);
+        _runHook();
+        path[0].pull(msg.sender, amounts[0]);
+    }
+
+    function _v2Pool(address[] calldata path, uint256 hop) internal pure returns (bytes32) {
+        return keccak256(abi.encodePacked(path[hop], uint24(0), path[hop + 1]));
+    }
+
     function _rate(bytes32 pool) internal view returns (uint256 rate) {
         rate = rateWad[pool];
         if (rate == 0) revert NoPool();
@@ -72,12 +118,17 @@ contract Router is IUniswapV3Router {
     }
 }
 
-/// @notice Takes all it may, gives nothing, and claims whatever it is told to.
-contract LyingRouter is IUniswapV3Router {
+/// @notice Takes all it may, gives nothing, or an exact output if it is told to, and claims whatever it is told to.
+contract LyingRouter is IUniswapV2Router, IUniswapV3Router {
     uint256 public claim;
+    bool public giving;
 
     function setClaim(uint256 claim_) external {
         claim = claim_;
+    }
+
+    function setGiving(bool giving_) external {
+        giving = giving_;
     }
 
     function exactInput(ExactInputParams calldata params) external payable returns (uint256) {
@@ -87,6 +138,29 @@ contract LyingRouter is IUniswapV3Router {
 
     function exactOutput(ExactOutputParams calldata params) external payable returns (uint256) {
         Moving.pull(address(bytes20(params.path[params.path.length - 20:])), msg.sender, params.amountInMaximum);
+        if (giving) Token(address(bytes20(params.path[:20]))).mint(params.recipient, params.amountOut);
         return claim;
+    }
+
+    function swapExactTokensForTokens(uint256 amountIn, uint256, address[] calldata path, address, uint256)
+        external
+        returns (uint256[] memory amounts)
+    {
+        Moving.pull(path[0], msg.sender, amountIn);
+        amounts = new uint256[](path.length);
+        amounts[path.length - 1] = claim;
+    }
+
+    function swapTokensForExactTokens(
+        uint256 amountOut,
+        uint256 amountInMax,
+        address[] calldata path,
+        address to,
+        uint256
+    ) external returns (uint256[] memory amounts) {
+        Moving.pull(path[0], msg.sender, amountInMax);
+        if (giving) Token(path[path.length - 1]).mint(to, amountOut);
+        amounts = new uint256[](path.length);
+        amounts[0] = claim;
     }
 }

@@ -74,10 +74,18 @@ contract FeeToken is Token(18) {
     }
 }
 
-/// @notice Answers false instead of moving anything.
+/// @notice Answers false instead of moving anything, or anything to one receiver.
 contract RefusingToken is Token(18) {
-    function transfer(address, uint256) external pure override returns (bool) {
-        return false;
+    address public refused;
+
+    function setRefused(address to) external {
+        refused = to;
+    }
+
+    function transfer(address to, uint256 amount) external override returns (bool) {
+        if (refused == address(0) || refused == to) return false;
+        _move(msg.sender, to, amount);
+        return true;
     }
 }
 

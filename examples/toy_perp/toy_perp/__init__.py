@@ -17,6 +17,7 @@ from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just, sy
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -164,11 +165,19 @@ class ToyPerp:
             if log.address == self._address and log.topics[:1] == (event.topic,)
         ]
 
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: what is missing is missing from the exchange, and no event tells."""
+        return None
+
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Empty: the exchange lists nobody."""
         return just(set())
 
     # --- what it reads -----------------------------------------------------------------------------------------------
+
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
 
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Margin, size and entry; no position where the size is 0."""
@@ -274,13 +283,13 @@ class ToyPerp:
         data = TOY.function("liquidate").encode(option.key.account)
         return [ProtocolCall(self._address, ZERO_ADDRESS, 0, data)]
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose liquidation it is."""
         try:
             [account] = TOY.function("liquidate").decode_input(calldata)
         except AdapterError:
             return None
-        return Address(account)
+        return self._key(Address(account))
 
     def _key(self, account: Address) -> PositionKey:
         return PositionKey(self.name, self.market, account)

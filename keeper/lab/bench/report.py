@@ -25,6 +25,8 @@ _PAUSE_LABELS: Final = {
     "cancel_ms": "handed to the node, to the last cancellation accepted",
 }
 _PAUSE_HEADING: Final = "## How soon a pause stops it"
+_PLAN_HEADING: Final = "## How good plans are"
+_PARTS: Final = (_PAUSE_HEADING, _PLAN_HEADING)  # of the page, after its first part
 _PLACES: Final = ("p50", "p90", "p99")
 
 
@@ -60,9 +62,25 @@ def render_pause(document: Mapping[str, Any]) -> None:
         console.print(f"FAILED: {failure}")
 
 
+def render_plan(document: Mapping[str, Any]) -> None:
+    """Figures, and what does not hold."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="Plans", box=None, pad_edge=False, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for cells in _plan_rows(document):
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        f"{document['planned']} plans of {document['cases']} accounts, each compared with brute force"
+    )
+    console.print("gains are over what the largest amount nets by the best single route")
+    for failure in document["failures"]:
+        console.print(f"FAILED: {failure}")
+
+
 def write_pause(document: Mapping[str, Any]) -> None:
-    """Write the last part of `docs/benchmarks.md`, and leave the rest. Raises ConfigError without a source checkout."""
-    page = _page()
+    """Write its part of `docs/benchmarks.md`, and leave the rest. Raises ConfigError without a source checkout."""
     machine = document["machine"]
     lines = ["| | p50 ms | p90 ms | p99 ms |", "|---|--:|--:|--:|"]
     lines += [f"| {' | '.join(cells)} |" for cells in _pause_rows(document)]
@@ -77,36 +95,62 @@ def write_pause(document: Mapping[str, Any]) -> None:
         cpu=machine["cpu"],
         cores=machine["cores"],
     )
-    page.write_text(page.read_text().partition(_PAUSE_HEADING)[0].rstrip() + "\n\n" + text)
+    _put(_PAUSE_HEADING, text)
+
+
+def write_plan(document: Mapping[str, Any]) -> None:
+    """Write its part of `docs/benchmarks.md`, and leave the rest. Raises ConfigError without a source checkout."""
+    machine = document["machine"]
+    lines = ["| | |", "|---|--:|", *(f"| {' | '.join(cells)} |" for cells in _plan_rows(document))]
+    text = _PLAN_PART.format(
+        heading=_PLAN_HEADING,
+        table="\n".join(lines),
+        cases=document["cases"],
+        planned=document["planned"],
+        only_planned=document["only_planned"],
+        amounts=document["amounts"],
+        load=", ".join(f"{each:.1f}" for each in machine["load"]),
+        cpu=machine["cpu"],
+        cores=machine["cores"],
+    )
+    _put(_PLAN_HEADING, text)
 
 
 def write_page(document: Mapping[str, Any]) -> None:
-    """Write `docs/benchmarks.md` but for its last part, the pause's. Raises ConfigError without a source checkout."""
-    page = _page()
-    kept = "".join(page.read_text().partition(_PAUSE_HEADING)[1:]) if page.exists() else ""
+    """Write the first part of `docs/benchmarks.md`. Raises ConfigError without a source checkout."""
     machine, versions, ratios = document["machine"], document["versions"], document["ratios"]
     lines = [
         "| accounts | variant | p50 ms | p90 ms | p99 ms | sampled and scaled from |",
         "|--:|---|--:|--:|--:|--:|",
     ]
     lines += [f"| {' | '.join(cells)} |" for cells in _rows(document)]
-    page.write_text(
-        _PAGE.format(
-            table="\n".join(lines),
-            heads=document["heads"],
-            largest=f"{max(map(int, document['figures'])):,}",
-            floor=f"{ratios['floor']:,.1f}",
-            naive=f"{ratios['naive']:,.0f}",
-            multicall=f"{ratios['multicall']:,.0f}",
-            cpu=machine["cpu"],
-            cores=machine["cores"],
-            python=machine["python"],
-            anvil=machine["anvil"],
-            load=", ".join(f"{each:.1f}" for each in machine["load"]),
-            versions=", ".join(f"{name} {version}" for name, version in versions.items()),
-        )
-        + (f"\n{kept}" if kept else "")
+    text = _PAGE.format(
+        table="\n".join(lines),
+        heads=document["heads"],
+        largest=f"{max(map(int, document['figures'])):,}",
+        floor=f"{ratios['floor']:,.1f}",
+        naive=f"{ratios['naive']:,.0f}",
+        multicall=f"{ratios['multicall']:,.0f}",
+        cpu=machine["cpu"],
+        cores=machine["cores"],
+        python=machine["python"],
+        anvil=machine["anvil"],
+        load=", ".join(f"{each:.1f}" for each in machine["load"]),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
+    _put("", text)
+
+
+def _put(heading: str, text: str) -> None:
+    """Replace one part of the page, the first where there is no heading; parts keep their order."""
+    page = _page()
+    parts = dict.fromkeys(("", *_PARTS), "")
+    rest = page.read_text() if page.exists() else ""
+    for name in reversed(_PARTS):
+        rest, found, after = rest.partition(name)
+        parts[name] = found + after
+    parts |= {"": rest, heading: text}
+    page.write_text("\n\n".join(part.strip() for part in parts.values() if part.strip()) + "\n")
 
 
 def _page() -> Path:
@@ -120,6 +164,21 @@ def _pause_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, label in _PAUSE_LABELS.items():
         figure = document["figures"][name]
         yield (label, *(_milliseconds(figure[place]) for place in _PLACES))
+
+
+def _plan_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    figures, ratios = document["figures"], document["ratios"]
+    yield "plans a second", f"{figures['plans_per_second']:,.1f}"
+    for place in _PLACES:
+        yield f"one plan, {place} ms", _milliseconds(figures["plan_ms"][place])
+    yield "times as long: brute force", f"{ratios['brute_force']:,.0f}"
+    yield "worst plan, of the best found", _percent(figures["vs_brute_force_worst"])
+    for depth in ("deep", "medium", "thin"):
+        yield f"median gain in {depth} pools", _percent(figures[f"gain_{depth}_median"])
+
+
+def _percent(fraction: float | None) -> str:
+    return "nothing to compare" if fraction is None else f"{fraction:.2%}"
 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -212,4 +271,20 @@ it and answered an `eth_call` of it; the moment is the keeper's own, by the mono
 A cancellation is accepted when the node announces it as pending to another subscriber; the last of the {in_flight}
 counts, and each must be a transfer of nothing from the operator to itself. The head is that of the pause's block, from
 its arrival at another subscriber to the keeper having read it. {cpu}, {cores} cores; load when it began: {load}.
+"""
+
+_PLAN_PART: Final = """\
+{heading}
+
+Written by `keeper bench plan --write`: {cases} random accounts that fell, on Aave V3 and Morpho Blue by turns, in pools
+of Uniswap V3 and V2 of three depths; {planned} of them are worth a plan.
+
+{table}
+
+Each plan is compared with {amounts} amounts of every pair of debt and collateral and those at which a rule changes, by
+every route and every lender, each swap asked of QuoterV2 or the router of Uniswap V2 at the same block, and net of gas.
+Swaps are not shared out there, so a plan may net more than 100 % of the best that was found. Gains are over what the
+largest amount nets by the best single route. That has to pass the Liquidator's end check too: in {only_planned} of the
+plans no largest amount does, and they count for no median. In deep pools there is nothing to gain. A plan's time is
+without reading the pools. {cpu}, {cores} cores; load when it began: {load}.
 """

@@ -40,6 +40,7 @@ EXPECTED: Final[Mapping[tuple[str, str], str]] = {
     ("follow", "no_heads"): "the connection that announces heads was cut, or went silent",
     ("clear", "stale_head"): "the wall clock was put ahead, or the head held back",
     ("plan", "unprofitable"): "gas was dear for a while, and the account small",
+    ("trial", "market_moved"): "those before it at that head sold into its market; it waits for the next",
 }
 
 

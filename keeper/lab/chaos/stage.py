@@ -45,7 +45,7 @@ _DEEPEST_REORG: Final = 8
 _RECENT: Final = 512
 _HISTORY: Final = 3_000  # blocks; the judge asks how rich the treasury was before the keeper's first
 # Generous: what stops a keeper of its own accord is not what is tried here.
-_TERMS: Final = Terms(max_loss_usd_per_day="1000000", max_consecutive_reverts=50)
+_TERMS: Final = Terms(max_loss_usd_per_day="1000000", max_consecutive_reverts=50, max_accounts=4)
 _GAS_BUDGET: Final = (
     "max_gas_spend_wei_per_hour = 1000000000000000000",
     "max_gas_spend_wei_per_hour = 10" + "0" * 20,

@@ -27,7 +27,7 @@ async def a_liquidation_moves_what_was_foretold_and_no_more(stage: Stage) -> Non
     """At the bounds of each option of an unsafe account the contracts move, in a block at the marks' time, exactly what
     `outcome` says; what it refuses reverts or loses; what is above the maximum by more than the fifth of a percent
     that may be kept free for moving prices is refused or moves no more. Every call is one that `targets` names, and
-    one of them, which `account_of` reads, is that account's liquidation.
+    one of them, which `position_of` reads, is that position's liquidation.
     """
     chance, seen, subject = seeded(stage, "amounts"), Seen(), stage.subject
     async with stage.following() as following:
@@ -79,9 +79,10 @@ def _is_well_formed(adapter: Adapter, option: Option) -> None:
     for call in calls:
         assert (call.target, call.data[:4]) in set(adapter.targets()), f"{call} is not in targets()"
         assert not call.approve_raw or call.approve_token == option.repay_token.address, call
-        assert adapter.account_of(call.data) in {None, option.key.account}, call
-    named = {adapter.account_of(call.data) for call in calls}
-    assert option.key.account in named, f"account_of finds nobody in the calls of {option.key.account.hex()}"
+        assert adapter.position_of(call.data) in {None, option.key}, call
+    named = {adapter.position_of(call.data) for call in calls}
+    assert option.key in named, f"position_of finds nobody in the calls of {option.key.account.hex()}"
+    assert option.key in adapter.keys_of(option.key.account), f"keys_of misses {option.key.account.hex()}"
 
 
 def _short(option: Option) -> str:

@@ -22,6 +22,7 @@ from keeper.types import (
     Marks,
     Option,
     Position,
+    PositionKey,
     Positions,
     Question,
     Refusal,
@@ -52,9 +53,10 @@ async def health_is_the_contracts_and_no_unsafe_account_is_missed(stage: Stage) 
             marks = await following.marks(head, ahead_s)
             await stage.node.advance(ahead_s)
             # what is always checked may be as of its block: no bound is claimed for it
-            positions = await _read(following, accounts, head)
-            bounded = positions.live & ~positions.always_check
-            ahead = [each for each, sure in zip(positions.accounts, bounded, strict=True) if sure]
+            ahead: list[Address] = []
+            for positions in await _read(following, accounts, head):
+                bounded = positions.live & ~positions.always_check
+                ahead += [each for each, sure in zip(positions.accounts, bounded, strict=True) if sure]
             await _compare(stage, following, ahead, marks, seen)
     seen.require("unsafe account", "safe account", "account that the rows spare")
 
@@ -130,19 +132,26 @@ async def a_replay_finds_exactly_the_accounts_that_are_open(stage: Stage) -> Non
             assert listed <= set(fresh), "enumerate() lists accounts without a position"
 
 
-async def _read(following: Following, accounts: Iterable[Address], head: Head) -> Positions:
-    keys = [following.key(account) for account in accounts]
-    return await following.parts.chain.read(following.adapter.refresh(keys), head.hash)
+async def _read(following: Following, accounts: Iterable[Address], head: Head) -> list[Positions]:
+    """Positions as of the head, each market's together."""
+    markets: dict[str, list[PositionKey]] = {}
+    for account in accounts:
+        key = following.key(account)
+        markets.setdefault(key.market, []).append(key)
+    read = following.parts.chain.read
+    return [await read(following.adapter.refresh(keys), head.hash) for keys in markets.values()]
 
 
 async def _is_fresh(
     stage: Stage, following: Following, accounts: Collection[Address], head: Head, after: str
 ) -> None:
-    positions = await _read(following, accounts, head)
     book = following.watch.book
-    for account, words, live in zip(
-        positions.accounts, positions.words.tolist(), positions.live, strict=True
-    ):
+    columns = (
+        each
+        for positions in await _read(following, accounts, head)
+        for each in zip(positions.accounts, positions.words.tolist(), positions.live, strict=True)
+    )
+    for account, words, live in columns:
         key, told = following.key(account), await stage.subject.told(account)
         assert bool(live) == (key in book) == (told is not None), f"{account.hex()} after {after}"
         exact = tuple(high << 64 | low for high, low in words)
@@ -153,9 +162,10 @@ async def _is_fresh(
 
 
 async def an_unsafe_account_is_liquidated_on_the_chain(stage: Stage) -> None:
-    """By the daemon's own line and the Liquidator: each transaction ends with status 1 and gains what its trial said,
-    the treasury gains what is booked, and the logs name the liquidation, its account and its transaction. In the end
-    the contracts no longer call the account unsafe.
+    """By the daemon's own line and the Liquidator: each transaction ends with status 1, in a block of the number, time
+    and base fee that it was tried in, and gains to the unit what its plan and its trial said there; the treasury gains
+    what is booked, and the logs name the liquidation, its account and its transaction. In the end the contracts no
+    longer call the account unsafe.
     """
     account = await _unsafe(stage)
     await _liquidates(stage, stage.node, account, None)
@@ -183,15 +193,24 @@ async def _unsafe(stage: Stage) -> Address:
 
 
 async def _liquidates(stage: Stage, node: Node, account: Address, rpc_url: str | None) -> None:
+    await node.mine(2)  # heads a second apart, as the next one will be
     async with stage.working(rpc_url) as work:
         before_raw, start = await treasury_raw(stage, node), await node.head()
         reports = await work.until_idle(node)
         assert reports[0].sent, f"nothing was sent: {reports[0].refused}"
-        settled = work.settled()
+        settled = work.booked("settled")
         assert len(settled) == sum(len(report.sent) for report in reports)
         assert all(each.status == 1 for report in reports for each in report.settled), settled
+        intents = {entry.plan_id: entry.body for entry in work.booked("intent")}
         for entry in settled:
-            assert entry.body["profit_raw"] == entry.body["expected_profit_raw"], entry
+            intent = intents[entry.plan_id]
+            before, at, included = [await _block(node, entry.body["block"] - back) for back in (2, 1, 0)]
+            assert intent["block_hash"] == at["hash"], "it was not mined in the block after its head"
+            assert int(intent["next_base_fee_wei"]) == int(included["baseFeePerGas"], 16)
+            times_s = [int(each["timestamp"], 16) for each in (before, at, included)]
+            assert times_s[2] - times_s[1] == times_s[1] - times_s[0], f"{times_s} are no steady blocks"
+            told = intent["planned_profit_raw"], intent["expected_profit_raw"], entry.body["profit_raw"]
+            assert len(set(told)) == 1, f"planned, tried and realised: {told}"
         gained_raw = await treasury_raw(stage, node) - before_raw
         assert gained_raw == sum(int(entry.body["profit_raw"]) for entry in settled) > 0
         [adapter] = [each for each in work.parts.adapters if each.name == stage.subject.name]
@@ -226,6 +245,11 @@ async def the_protocols_own_stop_is_the_right_refusal_and_nothing_is_planned(sta
         assert (await work.step()).sent
 
 
+async def _block(node: Node, number: int) -> dict[str, Any]:
+    block: dict[str, Any] = await node.rpc.request("eth_getBlockByNumber", hex(number), False)
+    return block
+
+
 # --- what it says of itself, and what it makes of nonsense -----------------------------------------------------------
 
 
@@ -250,7 +274,7 @@ async def what_it_relies_on_is_there_and_is_all_it_calls(stage: Stage) -> None:
             for function in ("decimals", "latestRoundData"):
                 answer = await node.call(feed, aggregator.function(function).encode())
                 assert answer, f"the feed of {token.hex()} does not answer {function}"
-        assert adapter.account_of(b"") is None and adapter.account_of(b"\xff" * 68) is None
+        assert adapter.position_of(b"") is None and adapter.position_of(b"\xff" * 68) is None
         strange = await _strange_logs(stage, following)
         assert not adapter.liquidations(strange) and not adapter.discover(strange).keys
 

@@ -135,8 +135,9 @@ class Following:
         return marks
 
     def key(self, account: Address) -> PositionKey:
-        """An account's key."""
-        return PositionKey(self.adapter.name, self.adapter.market, account)
+        """An account's key: of its markets the one whose position is held, the first where none is."""
+        keys = self.adapter.keys_of(account)
+        return next((key for key in keys if key in self.watch.book), keys[0])
 
     def health(self, key: PositionKey, marks: Marks) -> Health:
         """A held position's health, which must not be refused."""
@@ -163,9 +164,9 @@ class Work:
             await node.mine()
         raise AssertionError(f"still busy after {_BUSY} heads: {reports[-1]}")
 
-    def settled(self) -> list[Booked]:
-        """What was settled, oldest first."""
-        return self.ledger.entries(None, kind=("settled",))[::-1]
+    def booked(self, kind: str) -> list[Booked]:
+        """Entries of a kind, oldest first."""
+        return self.ledger.entries(None, kind=(kind,))[::-1]
 
 
 @asynccontextmanager

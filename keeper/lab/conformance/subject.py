@@ -49,7 +49,7 @@ class Subject(Protocol):
     table: str  # its part of `keeper.toml`; empty where the lab's own has it
     name: str  # of the adapter that table makes
     events: Mapping[str, Sequence[Act]]  # for each event that touches an account: steps, whose last emits it
-    stops: Mapping[str, Stop]  # at least its own pause and a stale price
+    stops: Mapping[str, Stop]  # its own pause, where it has one, and a stale price
 
     async def populate(self, chance: Random, count: int) -> Sequence[Address]:
         """Open that many random positions, on either side, small and large; their accounts."""

@@ -9,7 +9,8 @@ tolerance, which there is because gas is an estimate: what the liquidation and t
 constant for the Liquidator, at the next block's base fee and the node's suggested tip. Swaps are those a plan can
 hold: each trade by one route of at most two hops, over the wrapped native token or the profit token.
 
-Aave's accounts are searched by `search`, traders of perps by `perps`; either's ways become a `Point` of the same kind.
+Aave's accounts are searched by `search`, traders of perps and borrowers of Morpho by `perps`; either's ways become a
+`Point` of the same kind.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from keeper.lab.judge.accounts import Account, Market, indebted, read_loans, rea
 from keeper.lab.judge.booked import examine
 from keeper.lab.judge.curie import read_curie
 from keeper.lab.judge.evidence import Evidence
+from keeper.lab.judge.morpho import read_morpho
 from keeper.lab.judge.perps import Perps, Trader, judge_traders
 from keeper.lab.judge.point import stand_ins
 from keeper.lab.judge.reference import read_reference
 from keeper.lab.judge.routes import survey
-from keeper.lab.judge.scene import JUDGE, Scene, read_prices
+from keeper.lab.judge.scene import JUDGE, Scene, read_data_wei, read_prices
 from keeper.lab.judge.search import Searcher
 from keeper.lab.judge.synthetix import read_synthetix
 from keeper.lab.judge.terms import Terms, read_terms
@@ -144,6 +146,7 @@ async def _perps(chain: Evidence, terms: Terms) -> list[Perps]:
         *[await read_curie(chain, listed) for listed in terms.curies],
         *[await read_synthetix(chain, listed) for listed in terms.synthetix],
         *[await read_reference(chain, listed) for listed in terms.references],
+        *[market for listed in terms.morphos for market in await read_morpho(chain, listed)],
     ]
 
 
@@ -204,8 +207,9 @@ async def _scene(chain: Evidence, forked: Evidence, terms: Terms, suspects: _Sus
         prices=prices,
         native_usd_e8=prices.native_usd_e8,
         gas_price_wei=chain.head.gas_price_wei,
+        data_wei=await read_data_wei(chain, terms),
         max_slippage_bps=min(terms.max_slippage_bps, allowed_bps),
-        loans=await read_loans(chain, suspects.markets),
+        loans=await read_loans(chain, suspects.markets, terms, list(tokens)),
         exchanges=await survey(forked, terms.exchanges, tokens.values(), ends),
     )
 

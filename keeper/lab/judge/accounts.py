@@ -10,14 +10,16 @@ from typing import Final
 from keeper.abi import load
 from keeper.errors import AdapterError
 from keeper.lab.judge.evidence import Evidence
-from keeper.lab.judge.terms import Listed
+from keeper.lab.judge.terms import Listed, Terms
 from keeper.types import ZERO_ADDRESS, Address, Call, Token, hex_of
 
 _POOL: Final = load("AavePool")
 _PROVIDER: Final = load("AaveAddressesProvider")
 _ORACLE: Final = load("AaveOracle")
 _ERC20: Final = load("Erc20")
+_PAIR: Final = load("UniswapV3Pool")
 _WAD: Final = 10**18
+_PPM_PER_BPS: Final = 100
 
 # Bits of a reserve's configuration word (Aave's ReserveConfiguration).
 _ACTIVE, _PAUSED, _FLASH_LOANS = 56, 60, 63
@@ -50,12 +52,16 @@ class Market:
 
 @dataclass(frozen=True, slots=True)
 class Loan:
-    """Where a token can be had for one transaction: from the aToken that holds it."""
+    """Where a token can be had for one transaction: from the aToken, the Morpho or the Uniswap pool that holds it.
+
+    A Uniswap pool trades for nobody while it lends; `locks` are its tokens.
+    """
 
     pool: Address
     holder: Address
     premium_bps: int
     available_raw: int
+    locks: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,21 @@ async def read_market(evidence: Evidence, listed: Listed) -> Market:
     return Market(listed.name, listed.address, pool, revision, premium_bps, tuple(reserves))
 
 
-async def read_loans(evidence: Evidence, markets: Sequence[Market]) -> dict[Address, list[Loan]]:
-    """What every market lends of every token for one transaction, cheapest first."""
+async def read_loans(
+    evidence: Evidence, markets: Sequence[Market], terms: Terms, tokens: Sequence[Address]
+) -> dict[Address, list[Loan]]:
+    """What every market, Morpho and listed Uniswap pool lends of every token for one transaction."""
+    loans: dict[Address, list[Loan]] = {}
+    for token, loan in [
+        *await _of_markets(evidence, markets),
+        *await _of_morphos(evidence, terms.flash_morphos, tokens),
+        *await _of_pools(evidence, terms.flash_pools),
+    ]:
+        loans.setdefault(token, []).append(loan)
+    return loans
+
+
+async def _of_markets(evidence: Evidence, markets: Sequence[Market]) -> list[tuple[Address, Loan]]:
     places = [(market, reserve) for market in markets for reserve in market.reserves if reserve.lends]
     held = await evidence.read_all(
         _ERC20.function("balanceOf"), [(reserve.token.address, reserve.a_token) for _, reserve in places]
@@ -114,12 +133,41 @@ async def read_loans(evidence: Evidence, markets: Sequence[Market]) -> dict[Addr
     counted = await evidence.calls(
         [virtual.call(market.pool, reserve.token.address) for market, reserve in places]
     )
-    loans: dict[Address, list[Loan]] = {}
+    loans = []
     for (market, reserve), balance, own_count in zip(places, held, counted, strict=True):
         available = balance if own_count is None else min(balance, virtual.one(own_count))
         loan = Loan(market.pool, reserve.a_token, market.premium_bps, available)
-        loans.setdefault(reserve.token.address, []).append(loan)
-    return {token: sorted(some, key=lambda loan: loan.premium_bps) for token, some in loans.items()}
+        loans.append((reserve.token.address, loan))
+    return loans
+
+
+async def _of_morphos(
+    evidence: Evidence, morphos: Sequence[Address], tokens: Sequence[Address]
+) -> list[tuple[Address, Loan]]:
+    """Morpho lends whatever it holds, free."""
+    asked = [(token, morpho) for morpho in morphos for token in tokens]
+    held = await evidence.read_all(_ERC20.function("balanceOf"), asked)
+    return [(token, Loan(morpho, morpho, 0, raw)) for (token, morpho), raw in zip(asked, held, strict=True)]
+
+
+async def _of_pools(evidence: Evidence, pools: Sequence[Address]) -> list[tuple[Address, Loan]]:
+    """A Uniswap pool lends both its tokens for its fee, in millionths, as long as it has liquidity at its price."""
+    asked = [(pool,) for pool in pools]
+    terms = [
+        await evidence.read_all(_PAIR.function(name), asked)
+        for name in ("token0", "token1", "fee", "liquidity")
+    ]
+    loans = []
+    for pool, token0, token1, fee, liquidity in zip(pools, *terms, strict=True):
+        # plans count premiums in basis points
+        if not liquidity or fee % _PPM_PER_BPS:
+            continue
+        both = [(token0, pool), (token1, pool)]
+        held = await evidence.read_all(_ERC20.function("balanceOf"), both)
+        locks = frozenset((token0, token1))
+        for (token, _), raw in zip(both, held, strict=True):
+            loans.append((token, Loan(pool, pool, fee // _PPM_PER_BPS, raw, locks)))
+    return loans
 
 
 async def borrowers(evidence: Evidence, market: Market) -> list[Address]:

@@ -19,6 +19,7 @@ from keeper.lab.judge.outcomes import explain
 from keeper.lab.judge.record import Entry, broken_chain, read_record
 from keeper.lab.judge.terms import Terms
 from keeper.lab.judge.verdict import Difference, PausedLiquidation
+from keeper.lab.judge.written_off import false_write_offs
 from keeper.types import GLOBAL_SCOPE, Address, Hash, Log, hex_of
 
 _LIQUIDATOR: Final = load("Liquidator")
@@ -83,6 +84,7 @@ async def examine(evidence: Evidence, terms: Terms) -> Books:
         *_twice(case),
         *unaccounted,
         *_sums(case),
+        *await false_write_offs(case, evidence),
         *differing,
         *await _addresses(evidence, terms),
     ]

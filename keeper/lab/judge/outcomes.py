@@ -24,6 +24,7 @@ _MARKET: Final = load("SynthetixPerpsMarket")
 # Who was liquidated, by each protocol's own event; a flag lost to another is a race lost as well.
 _LIQUIDATIONS: Final = (
     (load("AavePool").event("LiquidationCall"), "user"),
+    (load("MorphoBlue").event("Liquidate"), "borrower"),
     (load("CurieClearingHouse").event("PositionLiquidated"), "trader"),
     (load("CurieVault").event("CollateralLiquidated"), "trader"),
     (_MARKET.event("PositionFlagged"), "account"),
@@ -94,7 +95,7 @@ def _mined(case: Case, entry: Entry, named: Mapping[Hash, Sent]) -> list[Differe
         ("gas_cost_wei", entry.integer("gas_cost_wei"), mined.cost_wei),
     ]
     if entry.kind == "settled":
-        figures += _gains(case, entry, mined)
+        figures += [*_gains(case, entry, mined), *_told(case, entry, mined)]
     found = [
         about(entry, name, f"{name} differs", booked, chain)
         for name, booked, chain in figures
@@ -131,10 +132,25 @@ def _gains(case: Case, entry: Entry, mined: Mined) -> list[tuple[str, Any, Any]]
     )
     profit_raw = entry.integer("profit_raw")
     return [
+        *_received(case, entry, mined),
         ("profit_token", entry.word("profit_token"), checksum(event.profit_token).lower()),
         ("profit_raw", profit_raw, event.profit_raw),
         ("treasury_delta", profit_raw, arrived - swept),
     ]
+
+
+def _received(case: Case, entry: Entry, mined: Mined) -> list[tuple[str, Any, Any]]:
+    """All that came to the treasury, as booked and as the tokens said; entries of older keepers do not state it."""
+    if "received" not in entry.body:
+        return []
+    came: dict[str, int] = {}
+    for token in {log.address for log in mined.logs}:
+        for transfer in decoded(mined.logs, _TRANSFER, token):
+            if (transfer["from"], transfer["to"]) == (case.terms.liquidator, case.terms.treasury):
+                name = checksum(token).lower()
+                came[name] = came.get(name, 0) + transfer["value"]
+    told = {str(each["token"]).lower(): int(each["raw"]) for each in entry.body["received"]}
+    return [("received", sorted(told.items()), sorted(came.items()))]
 
 
 def _signed_before(case: Case, entry: Entry) -> set[Hash | None]:
@@ -157,11 +173,32 @@ def _raced(
     between = (planned, -1) < (rival.block_number, 0) and (
         (rival.block_number, rival.index) < (ours.block_number, ours.index)
     )
-    if entry.account.lower() not in liquidated or not between:
+    if not liquidated.intersection(_accounts(case, entry)) or not between:
         return [
             about(entry, "rival", "the rival it names did not liquidate the account between plan and receipt")
         ]
     return []
+
+
+def _accounts(case: Case, entry: Entry) -> list[str]:
+    """Whom the plan was to liquidate, as its intent says."""
+    intents = [one for one in case.of_kind("intent") if one.plan_id == entry.plan_id]
+    several = [str(each["account"]).lower() for one in intents for each in one.body.get("accounts", ())]
+    return several or [entry.account.lower()]
+
+
+def _told(case: Case, entry: Entry, mined: Mined) -> list[tuple[str, Any, Any]]:
+    """Of a plan of several accounts, who was liquidated and who was not: as booked, and by the protocol's events."""
+    accounts = _accounts(case, entry)
+    if len(accounts) < 2:
+        return []
+    done = {_account(one[whom]) for event, whom in _LIQUIDATIONS for one in decoded(mined.logs, event)}
+    same = [
+        one for one in case.entries if (one.plan_id, one.transaction) == (entry.plan_id, entry.transaction)
+    ]
+    booked = {one.account.lower(): one.kind for one in same if one.kind in ("liquidated", "skipped")}
+    chain = {one: "liquidated" if one in done else "skipped" for one in accounts}
+    return [("accounts", sorted(booked.items()), sorted(chain.items()))]
 
 
 def _account(named: bytes | int) -> str:

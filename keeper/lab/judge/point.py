@@ -68,10 +68,15 @@ class Point:
         )
 
 
-def cheapest(scene: Scene, token: Token, amount_raw: int) -> Loan | None:
-    """The cheapest loan of at least that much."""
-    return next(
-        (loan for loan in scene.loans.get(token.address, ()) if loan.available_raw >= amount_raw), None
+def cheapest(scene: Scene, token: Token, amount_raw: int, *traded: Token) -> Loan | None:
+    """The cheapest loan of at least that much; one that locks a pool of what is `traded` only where there is no other.
+
+    The token itself and the profit token are traded in any case.
+    """
+    swapped = {token.address, scene.profit.address, *(other.address for other in traded)}
+    loans = [loan for loan in scene.loans.get(token.address, ()) if loan.available_raw >= amount_raw]
+    return min(
+        loans, key=lambda loan: (bool(loan.locks) and loan.locks <= swapped, loan.premium_bps), default=None
     )
 
 
@@ -81,7 +86,7 @@ def most_lent_raw(scene: Scene, token: Token) -> int:
 
 
 def lent(loan: Loan, token: Token, amount_raw: int) -> Step:
-    """The debt comes from the aToken that would lend it, so its market has what it would have during a flash loan."""
+    """The debt comes from where it would be lent, so that lender has what it would have during a flash loan."""
     return Step(loan.holder, token.address, _ERC20.function("transfer").encode(JUDGE, amount_raw))
 
 

@@ -1,6 +1,7 @@
 """Every way to trade one token for another that the configured exchanges have, and what each gives.
 
-A quote is Uniswap's own pool code run by its QuoterV2 at the pinned head; it is what the router would do there.
+A quote is Uniswap's own code run at the pinned head, by QuoterV2 or by version 2's router; it is what the router would
+do there.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Final, NamedTuple
 
 from keeper.abi import Abi, load
 from keeper.lab.judge.evidence import Evidence, Step
-from keeper.lab.judge.terms import Exchange
+from keeper.lab.judge.terms import Exchange, Pairs
 from keeper.types import ZERO_ADDRESS, Address, Token
 
 _FACTORY: Final = load("UniswapV3Factory")
 _QUOTER: Final = load("QuoterV2")
 _ROUTER: Final = load("SwapRouter")
+_PAIRS: Final = load("UniswapV2Factory")
+_PAIR: Final = load("UniswapV2Pair")
 _ERC20: Final = load("Erc20")
 _POOL: Final = Abi.from_json(
     [
@@ -40,8 +43,27 @@ _POOL: Final = Abi.from_json(
         }
     ]
 )
+_QUOTING, _SWAPPING = ("uint256", "address[]"), ("uint256", "uint256", "address[]", "address", "uint256")
+_PAIR_ROUTER: Final = Abi.from_json(
+    [
+        {
+            "type": "function",
+            "name": name,
+            "inputs": [{"name": "", "type": kind} for kind in kinds],
+            "outputs": [{"name": "amounts", "type": "uint256[]"}],
+        }
+        for name, kinds in (
+            ("getAmountsOut", _QUOTING),
+            ("getAmountsIn", _QUOTING),
+            ("swapExactTokensForTokens", _SWAPPING),
+            ("swapTokensForExactTokens", _SWAPPING),
+        )
+    ]
+)
 _Q96: Final = 2**96
 _FEE_UNIT: Final = 10**6
+_PAIR_FEE: Final = 3_000  # of every pair
+_PAIR_GAS: Final = 70_000  # of one, on paper; what counts in the end is what ran
 # Uniswap's TickMath: a pool that ends here ran out of liquidity before the amount was traded.
 _LOWEST_PRICE, _HIGHEST_PRICE = 4295128739 + 1, 1461446703485210103287273052203988822378723970342 - 1
 _DEADLINE_S: Final = 2**40
@@ -64,7 +86,7 @@ class Hop:
 class Route:
     """One or two hops through one exchange."""
 
-    exchange: Exchange
+    exchange: Exchange | Pairs
     hops: tuple[Hop, ...]
 
     @property
@@ -80,9 +102,14 @@ class Route:
         """The pools and which token goes into each."""
         return frozenset((hop.pool, hop.token_in.address) for hop in self.hops)
 
+    @property
+    def tokens(self) -> list[Address]:
+        """The tokens in their order."""
+        return [self.hops[0].token_in.address, *(hop.token_out.address for hop in self.hops)]
+
     def packed(self, *, backwards: bool) -> bytes:
-        """The path as Uniswap's periphery reads it; exact outputs are told backwards."""
-        tokens = [self.hops[0].token_in.address, *(hop.token_out.address for hop in self.hops)]
+        """The path as version 3's periphery reads it; exact outputs are told backwards."""
+        tokens = self.tokens
         fees = [hop.fee.to_bytes(3, "big") for hop in self.hops]
         if backwards:
             tokens, fees = tokens[::-1], fees[::-1]
@@ -90,7 +117,8 @@ class Route:
 
     def __str__(self) -> str:
         return self.hops[0].token_in.symbol + "".join(
-            f" -{hop.fee}-> {hop.token_out.symbol}" for hop in self.hops
+            f" -{'v2' if isinstance(self.exchange, Pairs) else hop.fee}-> {hop.token_out.symbol}"
+            for hop in self.hops
         )
 
 
@@ -116,13 +144,22 @@ class Trade:
         order, token_in = self.order, self.order.route.hops[0].token_in.address
         router = order.route.exchange.router
         path = order.route.packed(backwards=order.exact_out)
-        if order.exact_out:
+        if isinstance(order.route.exchange, Pairs):
+            swap = self._swap_of_pairs(trader)
+        elif order.exact_out:
             params = (path, trader, _DEADLINE_S, self.amount_out_raw, self.amount_in_raw)
             swap = _ROUTER.function("exactOutput").encode(params)
         else:
             swap = _ROUTER.function("exactInput").encode((path, trader, _DEADLINE_S, self.amount_in_raw, 0))
         approval = _ERC20.function("approve").encode(router, self.amount_in_raw)
         return [Step(trader, token_in, approval), Step(trader, router, swap)]
+
+    def _swap_of_pairs(self, trader: Address) -> bytes:
+        rest = (self.order.route.tokens, trader, _DEADLINE_S)
+        if self.order.exact_out:
+            amounts = (self.amount_out_raw, self.amount_in_raw)
+            return _PAIR_ROUTER.function("swapTokensForExactTokens").encode(*amounts, *rest)
+        return _PAIR_ROUTER.function("swapExactTokensForTokens").encode(self.amount_in_raw, 0, *rest)
 
     def __str__(self) -> str:
         return f"{'buy' if self.order.exact_out else 'sell'} {self.order.route}"
@@ -132,10 +169,10 @@ class Exchanges:
     """The routes among some tokens, and quotes over them, each asked once."""
 
     def __init__(
-        self, evidence: Evidence, hops: Sequence[tuple[Exchange, Hop]], middles: Sequence[Token]
+        self, evidence: Evidence, hops: Sequence[tuple[Exchange | Pairs, Hop]], middles: Sequence[Token]
     ) -> None:
         self._evidence = evidence
-        self._hops: dict[tuple[Exchange, Token, Token], list[Hop]] = {}
+        self._hops: dict[tuple[Exchange | Pairs, Token, Token], list[Hop]] = {}
         for exchange, hop in hops:
             self._hops.setdefault((exchange, hop.token_in, hop.token_out), []).append(hop)
         self._exchanges = tuple(dict.fromkeys(exchange for exchange, _ in hops))
@@ -183,35 +220,75 @@ class Exchanges:
 
 
 async def survey(
-    evidence: Evidence, exchanges: Sequence[Exchange], tokens: Iterable[Token], middles: Sequence[Token]
+    evidence: Evidence,
+    exchanges: Sequence[Exchange | Pairs],
+    tokens: Iterable[Token],
+    middles: Sequence[Token],
 ) -> Exchanges:
     """Find every pool among the tokens and where its price stands."""
     pairs = list(combinations(sorted({*tokens, *middles}, key=lambda token: token.address), 2))
-    asked = [(exchange, *pair, fee) for exchange in exchanges for pair in pairs for fee in exchange.fee_tiers]
-    found = await evidence.read_all(
-        _FACTORY.function("getPool"),
-        [(exchange.factory, one.address, other.address, fee) for exchange, one, other, fee in asked],
-    )
-    pools = [(pool, *rest) for pool, rest in zip(found, asked, strict=True) if pool != ZERO_ADDRESS]
-    slots = await evidence.read_all(_POOL.function("slot0"), [(pool,) for pool, *_ in pools])
-    hops: list[tuple[Exchange, Hop]] = []
-    for (pool, exchange, token0, token1, fee), slot in zip(pools, slots, strict=True):
-        if slot[0]:
-            price = (slot[0] / _Q96) ** 2
-            kept = 1 - fee / _FEE_UNIT
-            hops.append((exchange, Hop(pool, token0, token1, fee, price * kept)))
-            hops.append((exchange, Hop(pool, token1, token0, fee, kept / price)))
+    hops: list[tuple[Exchange | Pairs, Hop]] = []
+    for exchange in exchanges:
+        if isinstance(exchange, Pairs):
+            found = await _pairs(evidence, exchange, pairs)
+        else:
+            found = await _pools(evidence, exchange, pairs)
+        hops += [(exchange, hop) for hop in found]
     return Exchanges(evidence, hops, middles)
 
 
+async def _pools(evidence: Evidence, exchange: Exchange, pairs: Sequence[tuple[Token, Token]]) -> list[Hop]:
+    """Both directions of every pool of version 3."""
+    asked = [(*pair, fee) for pair in pairs for fee in exchange.fee_tiers]
+    found = await evidence.read_all(
+        _FACTORY.function("getPool"),
+        [(exchange.factory, one.address, other.address, fee) for one, other, fee in asked],
+    )
+    pools = [(pool, *rest) for pool, rest in zip(found, asked, strict=True) if pool != ZERO_ADDRESS]
+    slots = await evidence.read_all(_POOL.function("slot0"), [(pool,) for pool, *_ in pools])
+    hops: list[Hop] = []
+    for (pool, token0, token1, fee), slot in zip(pools, slots, strict=True):
+        if slot[0]:
+            price, kept = (slot[0] / _Q96) ** 2, 1 - fee / _FEE_UNIT
+            hops.append(Hop(pool, token0, token1, fee, price * kept))
+            hops.append(Hop(pool, token1, token0, fee, kept / price))
+    return hops
+
+
+async def _pairs(evidence: Evidence, exchange: Pairs, pairs: Sequence[tuple[Token, Token]]) -> list[Hop]:
+    """Both directions of every pair of version 2."""
+    found = await evidence.read_all(
+        _PAIRS.function("getPair"), [(exchange.factory, one.address, other.address) for one, other in pairs]
+    )
+    pools = [(pool, *pair) for pool, pair in zip(found, pairs, strict=True) if pool != ZERO_ADDRESS]
+    reserves = await evidence.read_all(_PAIR.function("getReserves"), [(pool,) for pool, *_ in pools])
+    hops: list[Hop] = []
+    for (pool, token0, token1), (reserve0, reserve1, *_) in zip(pools, reserves, strict=True):
+        if reserve0 and reserve1:
+            price, kept = reserve1 / reserve0, 1 - _PAIR_FEE / _FEE_UNIT
+            hops.append(Hop(pool, token0, token1, _PAIR_FEE, price * kept))
+            hops.append(Hop(pool, token1, token0, _PAIR_FEE, kept / price))
+    return hops
+
+
 def _question(order: Order) -> Step:
+    route, exchange = order.route, order.route.exchange
+    if isinstance(exchange, Pairs):
+        name = "getAmountsIn" if order.exact_out else "getAmountsOut"
+        data = _PAIR_ROUTER.function(name).encode(order.amount_raw, route.tokens)
+        return Step(ZERO_ADDRESS, exchange.router, data)
     name = "quoteExactOutput" if order.exact_out else "quoteExactInput"
-    path = order.route.packed(backwards=order.exact_out)
-    quoter = order.route.exchange.quoter
-    return Step(ZERO_ADDRESS, quoter, _QUOTER.function(name).encode(path, order.amount_raw))
+    path = route.packed(backwards=order.exact_out)
+    return Step(ZERO_ADDRESS, exchange.quoter, _QUOTER.function(name).encode(path, order.amount_raw))
 
 
 def _trade(order: Order, answer: bytes) -> Trade | None:
+    if isinstance(order.route.exchange, Pairs):
+        name = "getAmountsIn" if order.exact_out else "getAmountsOut"
+        amounts = _PAIR_ROUTER.function(name).one(answer)
+        return (
+            Trade(order, amounts[0], amounts[-1], _PAIR_GAS * len(order.route.hops)) if amounts[-1] else None
+        )
     name = "quoteExactOutput" if order.exact_out else "quoteExactInput"
     other_raw, prices, _, gas = _QUOTER.function(name).decode(answer)
     if not other_raw or any(price in (_LOWEST_PRICE, _HIGHEST_PRICE) for price in prices):

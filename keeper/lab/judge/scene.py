@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from keeper.abi import keccak, load
+from keeper.abi import address, keccak, load
+from keeper.errors import ConfigError
 from keeper.lab.judge.accounts import Loan
 from keeper.lab.judge.evidence import Evidence
 from keeper.lab.judge.routes import Exchanges
@@ -27,6 +28,12 @@ _WEI: Final = 10**18
 _NATIVE_MAX_AGE_S: Final = 25 * 60 * 60
 _LIQUIDATOR: Final = load("Liquidator")
 _FEED: Final = load("ChainlinkFeed")
+_L1_FEE: Final = load("GasPriceOracle").function("getL1Fee")
+_L1_GAS: Final = load("NodeInterface").function("gasEstimateL1Component")
+_GAS_PRICE_ORACLE: Final = address("0x420000000000000000000000000000000000000F")
+_NODE_INTERFACE: Final = address("0x00000000000000000000000000000000000000C8")
+# As long as most liquidations are, and as hard to compress: half of it zeros.
+_BYTES: Final = b"".join(keccak(bytes([number])) + bytes(32) for number in range(22))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,26 @@ async def read_prices(evidence: Evidence, terms: Terms, tokens: Sequence[Address
     return Prices(unit, answer * 10**8 // 10**decimals if usable else None)
 
 
+async def read_data_wei(evidence: Evidence, terms: Terms) -> int:
+    """About what the bytes of a liquidation cost on this chain. Raises `ConfigError` where its contracts do not say."""
+    if terms.data_fee == "none":
+        return 0
+    oracle = terms.data_fee == "op-stack"
+    call = (
+        _L1_FEE.call(_GAS_PRICE_ORACLE, _BYTES)
+        if oracle
+        else _L1_GAS.call(_NODE_INTERFACE, terms.liquidator, False, _BYTES)
+    )
+    [answer] = await evidence.calls([call])
+    if not answer:
+        raise ConfigError(
+            f'chain.data_fee is "{terms.data_fee}", but the chain does not tell what bytes cost.'
+        )
+    if oracle:
+        return int(_L1_FEE.one(answer))
+    return int(_L1_GAS.decode(answer)[0]) * evidence.head.gas_price_wei
+
+
 async def _answers(evidence: Evidence, feeds: Sequence[Address]) -> list[tuple[int, int]]:
     """Each feed's answer and its age in seconds; (0, 0) where it refuses."""
     latest = _FEED.function("latestRoundData")
@@ -78,6 +105,7 @@ class Scene:
     prices: Prices
     native_usd_e8: int
     gas_price_wei: int
+    data_wei: int
     max_slippage_bps: int
     loans: Mapping[Address, Sequence[Loan]]
     exchanges: Exchanges
@@ -97,6 +125,10 @@ class Scene:
     def gas_usd_e8(self, gas: int) -> int:
         """What gas costs in dollars with 8 decimals, rounded up."""
         return -(-gas * self.gas_price_wei * self.native_usd_e8 // _WEI)
+
+    def cost_usd_e8(self, gas: int) -> int:
+        """What a liquidation that takes so much gas costs with its bytes; rounded up."""
+        return -(-(gas * self.gas_price_wei + self.data_wei) * self.native_usd_e8 // _WEI)
 
     def raw_worth(self, token: Token, usd_e8: int) -> int:
         """How much of a token that many dollars are, rounded down."""

@@ -186,7 +186,7 @@ def best_of(scene: Scene, attempt: Attempt) -> Best:
         flash_source=None if point.loan is None else point.loan.pool,
         flash_premium_bps=0 if point.loan is None else point.loan.premium_bps,
         gas=attempt.gas,
-        gas_cost_usd_e8=scene.gas_usd_e8(attempt.gas),
+        gas_cost_usd_e8=scene.cost_usd_e8(attempt.gas),
         net_profit_usd_e8=attempt.net_usd_e8,
         over_slippage=attempt.over_slippage,
     )
@@ -221,8 +221,12 @@ def _amount_raw(each: _Underway, leg: Leg) -> int:
 
 def _orders(scene: Scene, each: _Underway, leg: Leg) -> list[Order]:
     amount_raw = _amount_raw(each, leg)
+    loan = each.point.loan
+    locked = {loan.pool} if loan is not None and loan.locks else set()
     return [
-        Order(route, amount_raw, leg.buy) for route in scene.exchanges.routes(leg.token_in, leg.token_out)
+        Order(route, amount_raw, leg.buy)
+        for route in scene.exchanges.routes(leg.token_in, leg.token_out)
+        if locked.isdisjoint(hop.pool for hop in route.hops)
     ]
 
 
@@ -263,5 +267,5 @@ def _judged(
     required = gained - paid - gained * scene.max_slippage_bps // BPS
     arrived = sum(scene.value(token, raw) for token, raw in held.items())
     gross_raw = held[scene.profit]
-    net_usd_e8 = scene.usd_e8(scene.profit, gross_raw) - scene.gas_usd_e8(gas)
+    net_usd_e8 = scene.usd_e8(scene.profit, gross_raw) - scene.cost_usd_e8(gas)
     return Attempt(point, trades, gross_raw, gas, net_usd_e8, arrived < required, ran)

@@ -40,7 +40,10 @@ class Pair:
 
 async def take(scene: Scene, asked: Sequence[tuple[Pair, int]]) -> list[Point | str]:
     """What each pair gives for each amount offered; where the market refuses, its reason."""
-    loans = [cheapest(scene, pair.debt.reserve.token, offered_raw) for pair, offered_raw in asked]
+    loans = [
+        cheapest(scene, pair.debt.reserve.token, offered_raw, pair.collateral.reserve.token)
+        for pair, offered_raw in asked
+    ]
     points = [
         None if loan is None else _opening(pair, loan, offered_raw)
         for (pair, offered_raw), loan in zip(asked, loans, strict=True)

@@ -28,13 +28,15 @@ class Listed:
     """One configured market: its name, which is its pause scope, and the address it is known by.
 
     That is an Aave market's addresses provider, a Perp Curie exchange's clearing house, a Synthetix market's proxy, a
-    reference exchange itself.
+    reference exchange itself, and Morpho Blue itself, of which `parts` are the listed markets: all where there are
+    none.
     `max_price_age_s` is how old a price may be that no feed of the Liquidator tells.
     """
 
     name: str
     address: Address
     max_price_age_s: int = 0
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,21 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """One configured Uniswap V2 deployment."""
+
+    factory: Address
+    router: Address
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What a liquidation had to earn and was allowed to cost, and where everything is; USD with 8 decimals."""
 
     chain_id: int
     rpc_urls: tuple[str, ...]
     wrapped_native: Address
+    data_fee: str
     liquidator: Address
     pause_guard: Address
     treasury: Address
@@ -68,13 +79,16 @@ class Terms:
     curies: tuple[Listed, ...]
     synthetix: tuple[Listed, ...]
     references: tuple[Listed, ...]
-    exchanges: tuple[Exchange, ...]
+    morphos: tuple[Listed, ...]
+    exchanges: tuple[Exchange | Pairs, ...]
+    flash_morphos: tuple[Address, ...]
+    flash_pools: tuple[Address, ...]
     record: Path
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all markets."""
-        every = (*self.markets, *self.curies, *self.synthetix, *self.references)
+        every = (*self.markets, *self.curies, *self.synthetix, *self.references, *self.morphos)
         return tuple(listed.name for listed in every)
 
 
@@ -88,11 +102,23 @@ def read_terms(path: Path) -> Terms:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
     top = _Table(path, "", document)
     chain, contracts, profit = top.table("chain"), top.table("contracts"), top.table("profit")
+    flash = top.table("flash", optional=True)
     limits, store = top.table("limits", optional=True), top.table("store", optional=True)
+    morphos = tuple(
+        Listed(
+            table.text("name"),
+            table.address("morpho"),
+            parts=frozenset(str(item).lower() for item in table.items("markets", ())),
+        )
+        for table in top.tables("protocols", "morpho-blue")
+    )
+    lending = [listed.address for listed in morphos]
+    lending += [flash.address("morpho")] if "morpho" in flash.values else []
     return Terms(
         chain_id=chain.integer("id"),
         rpc_urls=tuple(_beside(path, str(url)) for url in chain.items("rpc_urls")),
         wrapped_native=chain.address("wrapped_native"),
+        data_fee=chain.text("data_fee", "none"),
         liquidator=contracts.address("liquidator"),
         pause_guard=contracts.address("pause_guard"),
         treasury=contracts.address("treasury"),
@@ -124,6 +150,7 @@ def read_terms(path: Path) -> Terms:
             Listed(table.text("name"), table.address("exchange"))
             for table in top.tables("protocols", "reference-perp")
         ),
+        morphos=morphos,
         exchanges=tuple(
             Exchange(
                 table.address("factory"),
@@ -132,6 +159,14 @@ def read_terms(path: Path) -> Terms:
                 tuple(table.items("fee_tiers", (100, 500, 3000, 10_000))),
             )
             for table in top.tables("venues", "uniswap-v3")
+        )
+        + tuple(
+            Pairs(table.address("factory"), table.address("router"))
+            for table in top.tables("venues", "uniswap-v2")
+        ),
+        flash_morphos=tuple(dict.fromkeys(lending)),
+        flash_pools=tuple(
+            flash.as_address("uniswap_v3_pools", item) for item in flash.items("uniswap_v3_pools", ())
         ),
         record=path.parent / store.file("url", "sqlite:///keeper.db"),
     )

@@ -44,7 +44,7 @@ class Best:
     """The best liquidation found for an account, as it ran on the fork; `profit` is before gas.
 
     `position` is what it takes over or closes of a perp, short below zero; for a takeover `repay` is the margin and
-    `seize` what comes back of it. `route` is readable: each trade's tokens with the fee tiers between them.
+    `seize` what comes back of it. `route` is readable: each trade's tokens with the fee tiers between them, or v2.
     `over_slippage` means that the Liquidator's end check would have refused it.
     """
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from keeper import abi
 from keeper.errors import AdapterError
+from keeper.fixed import mul_div_up
 from keeper.protocols.aave_v3.health import judge, liquidation_price
 from keeper.protocols.aave_v3.market import (
     ATOKEN,
@@ -30,8 +31,10 @@ from keeper.protocols.aave_v3.options import (
 from keeper.protocols.aave_v3.positions import read_positions, rows_of
 from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just
 from keeper.types import (
+    USD_E8,
     ZERO_ADDRESS,
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -95,6 +98,7 @@ _RELOADING: Final = {
 }
 _TOUCHING_TOPICS: Final = {POOL.event(name).topic: places for name, places in _TOUCHING.items()}
 _LIQUIDATED_TOPIC: Final = POOL.event("LiquidationCall").topic
+_DEFICIT: Final = POOL.event("DeficitCreated")
 _TRANSFER_TOPIC: Final = ATOKEN.event("Transfer").topic
 _RELOADING_TOPICS: Final = frozenset(
     interface.event(name).topic for interface, names in _RELOADING.items() for name in names
@@ -203,21 +207,37 @@ class AaveV3:
             elif topic in _RELOADING_TOPICS and log.address in governing:
                 reload = True
         accounts.discard(ZERO_ADDRESS)
-        keys = (PositionKey(self.name, self.market, Address(account)) for account in accounts)
-        return Touched(frozenset(keys), reload)
+        return Touched(frozenset(self._key(Address(account)) for account in accounts), reload)
 
     def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
         """The pool's LiquidationCall events: the account is their third indexed value."""
         return [
-            (PositionKey(self.name, self.market, Address(log.topics[3][12:])), log.transaction_hash)
+            (self._key(Address(log.topics[3][12:])), log.transaction_hash)
             for log in logs
             if log.address == self.loaded.pool and log.topics[:1] == (_LIQUIDATED_TOPIC,)
         ]
+
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """The pool's DeficitCreated (3.3+): what an account still owed when its last collateral was seized."""
+        market = self.loaded
+        if log.address != market.pool or log.topics[:1] != (_DEFICIT.topic,):
+            return None
+        event = _DEFICIT.decode(log)
+        owed = next((each for each in market.listed() if each.token.address == event["debtAsset"]), None)
+        if owed is None:
+            raise AdapterError(f"{self.name} wrote off {hex_of(event['debtAsset'])}, which it does not list.")
+        price = marks.exact.state(owed.id).price if marks else 0
+        worth = mul_div_up(event["amountCreated"] * price, USD_E8, owed.unit * 10**market.base_decimals)
+        return self._key(event["user"]), BadDebt(owed.token, event["amountCreated"], worth if price else None)
 
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Aave lists no accounts on chain."""
         nobody: set[PositionKey] = set()
         return just(nobody)
+
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
 
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read bitmaps and e-modes, then only the balances the bitmaps name."""
@@ -268,6 +288,10 @@ class AaveV3:
         """Pool.liquidationCall for the underlying token; at the maximum it offers a basis point more than is owed."""
         return calls_of(option, repay_raw)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose liquidation this Pool.liquidationCall is; None for anything else."""
-        return account_of(calldata)
+        account = account_of(calldata)
+        return None if account is None else self._key(account)
+
+    def _key(self, account: Address) -> PositionKey:
+        return PositionKey(self.name, self.market, account)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keeper.fixed import BPS, WAD
+from keeper.fixed import BPS, WAD, mul_div_up
+from keeper.protocols.aave_v3.market import Market
 from keeper.protocols.aave_v3.marks import AaveMarks
 from keeper.protocols.aave_v3.positions import has_stable_debt, holdings
 from keeper.protocols.aave_v3.rules import (
@@ -14,7 +15,7 @@ from keeper.protocols.aave_v3.rules import (
     debt_raw,
     health_factor_wad,
 )
-from keeper.types import Health, Position, Refusal
+from keeper.types import USD_E8, BadDebt, Health, Position, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,23 @@ def judge(position: Position, marks: AaveMarks) -> Health | Refusal:
         base_decimals=market.base_decimals,
         liquidatable=health is not None and health < WAD,
         detail=Account(group, tuple(collateral), tuple(debt), tuple(uncounted), weighted),
+        bad_debt=_uncovered(market, debt, total_debt, total_debt - total_collateral),
+    )
+
+
+def _uncovered(market: Market, debts: list[Side], owed_base: int, short_base: int) -> tuple[BadDebt, ...]:
+    """What is short of collateral, laid on every debt by its value; each part is rounded up."""
+    if short_base <= 0:
+        return ()
+    unit = owed_base * 10**market.base_decimals
+    return tuple(
+        BadDebt(
+            market.reserve(debt.reserve_id).token,
+            mul_div_up(debt.amount_raw, short_base, owed_base),
+            mul_div_up(debt.value_base * short_base, USD_E8, unit),
+        )
+        for debt in debts
+        if debt.amount_raw
     )
 
 

@@ -34,6 +34,7 @@ from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just, re
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -232,24 +233,32 @@ class PerpCurie:
             elif topic in _RELOADING_TOPICS and log.address in governing:
                 reload = True
         accounts -= {ZERO_ADDRESS, system.fund}
-        keys = (PositionKey(self.name, self.market, Address(account)) for account in accounts)
+        keys = (self._key(Address(account)) for account in accounts)
         return Touched(frozenset(keys), reload or bool(self._heard))
 
     def liquidations(self, logs: Sequence[Log]) -> Sequence[tuple[PositionKey, Hash]]:
         """PositionLiquidated and CollateralLiquidated: the account is their first indexed value."""
         system = self.loaded
         return [
-            (PositionKey(self.name, self.market, Address(log.topics[1][12:])), log.transaction_hash)
+            (self._key(Address(log.topics[1][12:])), log.transaction_hash)
             for log in logs
             if log.address in (system.house, system.vault)
             and log.topics
             and log.topics[0] in _LIQUIDATED_TOPICS
         ]
 
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: the insurance fund bears it, and no event says whose it was."""
+        return None
+
     def enumerate(self) -> Reads[set[PositionKey]]:
         """The exchange lists no accounts on chain."""
         nobody: set[PositionKey] = set()
         return just(nobody)
+
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
 
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read what accounts use, learn what was not known, then their positions exactly."""
@@ -339,12 +348,15 @@ class PerpCurie:
             return collateral.calls_of(choice, option.key.account, repay_raw)
         return takeover.calls_of(choice, repay_raw, self._taker)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose position or collateral such a call takes; None for anything else."""
         for function in (takeover.LIQUIDATE, collateral.LIQUIDATE_COLLATERAL):
             if calldata[:4] == function.selector:
-                return Address(function.decode_input(calldata)[0])
+                return self._key(Address(function.decode_input(calldata)[0]))
         return None
+
+    def _key(self, account: Address) -> PositionKey:
+        return PositionKey(self.name, self.market, account)
 
     @property
     def _taker(self) -> Address:

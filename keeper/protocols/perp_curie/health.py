@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keeper.fixed import WAD
+from keeper.fixed import WAD, mul_div_up
 from keeper.protocols.perp_curie.marks import CurieMarks
 from keeper.protocols.perp_curie.positions import Holdings, holdings, words_of
 from keeper.protocols.perp_curie.rules import (
@@ -16,8 +16,8 @@ from keeper.protocols.perp_curie.rules import (
     position_value_wad,
     without_dust,
 )
-from keeper.protocols.perp_curie.system import Collateral, Market
-from keeper.types import Address, Health, Position, Refusal
+from keeper.protocols.perp_curie.system import Collateral, Market, System
+from keeper.types import USD_E8, Address, BadDebt, Health, Position, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,16 @@ def judge(position: Position, marks: CurieMarks) -> Health | Refusal:
         base_decimals=18,
         liquidatable=judged.takeover or judged.sellable is not None,
         detail=judged,
+        bad_debt=_deficit(judged, marks.system),
     )
+
+
+def _deficit(judged: Account, system: System) -> tuple[BadDebt, ...]:
+    """By how much the account is below zero, other collateral counted whole."""
+    short_wad = -judged.settlement_wad - sum(stock.value_wad for stock in judged.stocks)
+    if short_wad <= 0:
+        return ()
+    return (BadDebt(system.settlement, -(-short_wad // system.unit_wad), mul_div_up(short_wad, USD_E8, WAD)),)
 
 
 def _unpriced(found: Holdings, marks: CurieMarks) -> Refusal | None:

@@ -24,6 +24,7 @@ from keeper.protocols.reference_perp.positions import read_positions, rows_of
 from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched, just
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -160,6 +161,10 @@ class ReferencePerp:
             if log.address == self._address and log.topics[:1] == (_LIQUIDATED,)
         ]
 
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: the fund bears it, or other traders do, as its own events tell in sums."""
+        return None
+
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Every holder of every market."""
         found: set[PositionKey] = set()
@@ -174,6 +179,10 @@ class ReferencePerp:
             ]
             first += _PAGE
         return found
+
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
 
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read accounts with their positions in every market."""
@@ -221,9 +230,10 @@ class ReferencePerp:
         """Liquidate; or pay a margin in, inherit, close and withdraw everything."""
         return ways.calls_of(option, repay_raw)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose liquidation such a call is; None for anything else."""
-        return ways.account_of(calldata)
+        account = ways.account_of(calldata)
+        return None if account is None else self._key(account)
 
     def _key(self, account: Address) -> PositionKey:
         return PositionKey(self.name, self.market, account)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from keeper.fixed import WAD
+from keeper.fixed import WAD, mul_div_up
 from keeper.protocols.reference_perp.marks import ExchangeMarks
 from keeper.protocols.reference_perp.positions import holding_of
 from keeper.protocols.reference_perp.rules import Assessment, Holding, assess, margins_of, value_of
-from keeper.types import Health, Position, Refusal
+from keeper.types import USD_E8, BadDebt, Health, Position, Refusal
 
 DECIMALS: Final = 18
 
@@ -41,6 +41,17 @@ def judge(position: Position, marks: ExchangeMarks) -> Health | Refusal:
         base_decimals=DECIMALS,
         liquidatable=judged.equity < judged.required,
         detail=Account(holding, judged),
+        bad_debt=_deficit(marks, -judged.equity),
+    )
+
+
+def _deficit(marks: ExchangeMarks, short_wad: int) -> tuple[BadDebt, ...]:
+    """By how much the equity is below zero."""
+    if short_wad <= 0:
+        return ()
+    exchange = marks.exchange
+    return (
+        BadDebt(exchange.token, -(-short_wad // exchange.scale), mul_div_up(short_wad, USD_E8, 10**DECIMALS)),
     )
 
 

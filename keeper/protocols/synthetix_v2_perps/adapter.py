@@ -32,6 +32,7 @@ from keeper.protocols.synthetix_v2_perps.positions import read_positions, rows_o
 from keeper.seams import UPGRADE_TOPICS, ConfigAddress, Reads, Touched
 from keeper.types import (
     Address,
+    BadDebt,
     BlockTime,
     Filters,
     Hash,
@@ -185,12 +186,20 @@ class SynthetixV2Perps:
             if log.address == self._proxy and log.topics[:1] in ((_FLAGGED.topic,), (_LIQUIDATED.topic,))
         ]
 
+    def written_off(self, log: Log, marks: Marks | None) -> tuple[PositionKey, BadDebt] | None:
+        """None: the debt pool bears it, and no event says how much."""
+        return None
+
     def enumerate(self) -> Reads[set[PositionKey]]:
         """Flagged accounts; of all others the chain tells only the market's own contracts, so logs must."""
         state = self.loaded.state
         [count] = yield from ask([(_FLAGGED_COUNT, state, ())])
         [accounts] = yield from ask([(_FLAGGED_PAGE, state, (0, count))])
         return {self._key(Address(account)) for account in accounts}
+
+    def keys_of(self, account: Address) -> Sequence[PositionKey]:
+        """The account's one position."""
+        return [self._key(account)]
 
     def refresh(self, keys: Sequence[PositionKey]) -> Reads[Positions]:
         """Read positions, who flagged them, and the funding entries they name."""
@@ -233,9 +242,10 @@ class SynthetixV2Perps:
         """flagPosition, liquidatePosition, or both."""
         return calls_of(option)
 
-    def account_of(self, calldata: bytes) -> Address | None:
+    def position_of(self, calldata: bytes) -> PositionKey | None:
         """Whose position such a step is about; None for anything else."""
-        return account_of(calldata)
+        account = account_of(calldata)
+        return None if account is None else self._key(account)
 
     def _key(self, account: Address) -> PositionKey:
         return PositionKey(self.name, self.market, account)

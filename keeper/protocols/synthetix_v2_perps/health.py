@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keeper.fixed import WAD
+from keeper.fixed import WAD, mul_div_up
 from keeper.protocols.synthetix_v2_perps.marks import PerpsMarks
 from keeper.protocols.synthetix_v2_perps.positions import flagger_of, holding_of
 from keeper.protocols.synthetix_v2_perps.rules import (
@@ -15,7 +15,7 @@ from keeper.protocols.synthetix_v2_perps.rules import (
     margin_left,
 )
 from keeper.protocols.synthetix_v2_perps.rules import liquidation_price as price_of
-from keeper.types import Address, Health, Position
+from keeper.types import USD_E8, Address, BadDebt, Health, Position
 
 SUSD_DECIMALS = 18
 
@@ -39,9 +39,10 @@ def judge(position: Position, marks: PerpsMarks) -> Health:
     """
     holding, flagger = holding_of(position.words), flagger_of(position)
     parameters, price = marks.parameters, marks.price
+    left_raw = margin_left(holding, price, marks.entry)
     account = Account(
         holding=holding,
-        remaining_raw=max(margin_left(holding, price, marks.entry), 0),
+        remaining_raw=max(left_raw, 0),
         liquidation_margin_raw=liquidation_margin(parameters, holding.size, price),
         premium_raw=liquidation_premium(parameters, holding.size, price),
         flagger=flagger,
@@ -55,6 +56,9 @@ def judge(position: Position, marks: PerpsMarks) -> Health:
         base_decimals=SUSD_DECIMALS,
         liquidatable=flagger is not None or can_liquidate(parameters, holding, price, marks.entry),
         detail=account,
+        bad_debt=(BadDebt(marks.market.susd, -left_raw, mul_div_up(-left_raw, USD_E8, WAD)),)
+        if left_raw < 0
+        else (),
     )
 
 

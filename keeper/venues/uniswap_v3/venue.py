@@ -1,15 +1,16 @@
-"""Uniswap V3: routes over its pools, quotes from its QuoterV2, legs for its SwapRouter (v3-periphery 1.4.4).
+"""Uniswap V3: routes over its pools, quotes reckoned from their state, legs for its SwapRouter (v3-periphery 1.4.4).
 
-A quote equals what the router does at the same state, with one trap: for an exact input the pool stops at the price
-limit when liquidity runs out and QuoterV2 still answers with the partial output. The router would then leave what it
-could not sell: the first hop's input with its caller, a later hop's input inside the router, where anybody may take
-it. Such a quote is recognised by a price at the limit (QuoterV2's `sqrtPriceX96AfterList`) and refused. For an exact
-output both contracts revert by themselves.
+A quote equals what the router does at the same state. Where liquidity runs out a pool stops, and for an exact input
+the router would then leave what it could not sell: the first hop's input with its caller, a later hop's input inside
+the router, where anybody may take it. Such a quote is refused, as is one that leads further from the price than
+`swapping.REACH_WORDS`.
+
+No quoter is asked. `UniswapV3Config.quoter` stays what the checks before a start and the upgrade watch look at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Annotated, Final, Literal
 
@@ -22,29 +23,25 @@ from keeper.seams import ConfigAddress, Reads, VenueKind
 from keeper.types import (
     ZERO_ADDRESS,
     Address,
+    BlockTime,
     Path,
     Quote,
     Refusal,
-    Result,
     Reverted,
     SwapLeg,
     hex_of,
 )
+from keeper.venues.snapshot import Snapshot
+from keeper.venues.uniswap_v3.state import PoolState, first_questions, first_state, gone
 
-_FACTORY: Final = abi.load("UniswapV3Factory")
-_POOL: Final = abi.load("UniswapV3Pool")
-_QUOTER: Final = abi.load("QuoterV2")
-
-# v3-core TickMath.MIN_SQRT_RATIO + 1 and MAX_SQRT_RATIO - 1: where a swap ends when liquidity runs out.
-_PRICE_LIMITS: Final = (4295128740, 1461446703485210103287273052203988822378723970341)
+_GET_POOL: Final = abi.load("UniswapV3Factory").function("getPool")
 
 # Of a two-hop route's tiers only the deepest are worth a quote.
 _TIERS_PER_HOP: Final = 2
 
-_GET_POOL: Final = _FACTORY.function("getPool")
-_LIQUIDITY: Final = _POOL.function("liquidity")
-_QUOTE_IN: Final = _QUOTER.function("quoteExactInput")
-_QUOTE_OUT: Final = _QUOTER.function("quoteExactOutput")
+# What a swap takes at the router for each of its pools, besides the stops on its way: rounded up from 84 000, but for
+# what a pool writes for the first time (26 000), which a leg's own margin covers.
+_HOP_GAS: Final = 105_000
 
 _Pool = tuple[Address, Address, int]  # token0 < token1, fee
 _FeeTier = Annotated[int, Field(gt=0, lt=1_000_000)]
@@ -65,8 +62,8 @@ class UniswapV3Config(BaseModel):
 class UniswapV3:
     """One deployment of Uniswap V3 (or an unchanged copy); `intermediates` are tokens two-hop routes may pass.
 
-    Which pools exist and how deep they are is learnt with the quotes, in the same round, and only narrows `paths`
-    that are not thorough.
+    Which pools exist and how deep they are is learnt when they are read, and only narrows `paths` that are not
+    thorough.
     """
 
     kind = VenueKind.UNISWAP_V3
@@ -78,7 +75,8 @@ class UniswapV3:
         self._fees = config.fee_tiers
         self._intermediates = tuple(dict.fromkeys(intermediates))
         self._addresses: dict[_Pool, Address] = {}  # ZERO_ADDRESS: the factory knows no such pool
-        self._depths: dict[_Pool, int] = {}  # liquidity in range when last seen
+        self._seen: dict[_Pool, PoolState] = {}  # as last read, at whichever block
+        self._states = Snapshot(self._read)
 
     def contracts(self) -> Mapping[str, Address]:
         """Router, quoter and factory; pools are the factory's own code."""
@@ -106,37 +104,44 @@ class UniswapV3:
         ]
         return (*direct, *through)
 
+    def sync(self, paths: Iterable[Path], at: BlockTime) -> Reads[None]:
+        """Read every pool of these routes as of `at`, so that quotes there take no round but for very large amounts.
+
+        One round for pools that were read before, unless their price moved far; up to four for others. Raises
+        `AdapterError` when factory or pools answer what they never would (a wrong address).
+        """
+        yield from self._states.sync((pool for path in paths for pool in _pools(path)), at)
+
     def quote(self, path: Path, amount_raw: int, *, exact_out: bool = False) -> Reads[Quote | Refusal]:
         """What the router would give for exactly `amount_raw` in, or take for exactly that out.
 
-        One round. Refuses with `no_pool` or `no_liquidity`; raises `AdapterError` when factory or quoter answer
-        what they never would (a wrong address).
+        As of the block last synced; a route with a pool that was not synced is read at whichever block this is asked
+        at, and not kept. Refuses with `no_amount`, `no_pool` or `no_liquidity`.
         """
-        pools = [_pool(*hop) for hop in zip(path.tokens, path.tokens[1:], path.fees, strict=False)]
-        about = {"path": path_text(path), "amount_raw": amount_raw, "exact_out": exact_out}
         if amount_raw <= 0:
-            return Refusal("plan", "no_amount", about)
-        located = [self._addresses.get(pool) for pool in pools]
-        if ZERO_ADDRESS in located:
-            return Refusal("plan", "no_pool", about)
-        ask = _QUOTE_OUT if exact_out else _QUOTE_IN
-        surveys = [
-            _GET_POOL.call(self._factory, *pool) if address is None else _LIQUIDITY.call(address)
-            for pool, address in zip(pools, located, strict=True)
-        ]
-        *surveyed, answer = yield [
-            *surveys,
-            ask.call(self._quoter, pack(path, reverse=exact_out), amount_raw),
-        ]
-        # what was asked is settled by `located`: another quote of the same round may have learnt the pool meanwhile
-        found = [self._learn(*seen) for seen in zip(pools, located, surveyed, strict=True)]
-        if not all(found):
-            return Refusal("plan", "no_pool", about)
-        if isinstance(answer, Reverted):
-            return Refusal("plan", "no_liquidity", {**about, "revert": hex_of(answer.data)})
-        other_raw, prices_after, _, gas = ask.decode(answer)
-        if other_raw == 0 or any(price in _PRICE_LIMITS for price in prices_after):
-            return Refusal("plan", "no_liquidity", {**about, "partial_raw": other_raw})
+            return _refused("no_amount", path, amount_raw, exact_out)
+        pools = _pools(path)
+        if any(self._addresses.get(pool) == ZERO_ADDRESS for pool in pools):
+            return _refused("no_pool", path, amount_raw, exact_out)
+        states = yield from self._states.of(pools)
+        if not all(pool in states for pool in pools):
+            return _refused("no_pool", path, amount_raw, exact_out)
+        gas = _HOP_GAS * len(pools)
+        other_raw = amount_raw
+        hops = list(zip(path.tokens, pools, strict=False))
+        for token_in, pool in reversed(hops) if exact_out else hops:
+            state = states[pool]
+            lane = state.lane(down=token_in == pool[0])
+            swapped = None
+            while state.sqrt_price_x96 and not (swapped := lane.swap(other_raw, exact_out=exact_out)):
+                yield from state.learn(*lane.wanted())
+            if swapped is None or not swapped.complete:
+                partial_raw = swapped.taken_raw if swapped else 0
+                return _refused("no_liquidity", path, amount_raw, exact_out, partial_raw=partial_raw)
+            other_raw = swapped.given_raw if exact_out else swapped.taken_raw
+            if not other_raw:
+                return _refused("no_liquidity", path, amount_raw, exact_out, partial_raw=0)
+            gas += swapped.gas
         amount_in_raw, amount_out_raw = (other_raw, amount_raw) if exact_out else (amount_raw, other_raw)
         return Quote(path, exact_out, amount_in_raw, amount_out_raw, gas)
 
@@ -151,32 +156,39 @@ class UniswapV3:
             limit_raw=limit_raw,
         )
 
-    def _learn(self, pool: _Pool, address: Address | None, answer: Result) -> bool:
-        """Note what the factory (asked where `address` was unknown) or the pool answered: whether there is a pool."""
+    def _read(self, pool: _Pool, states: dict[_Pool, PoolState]) -> Reads[None]:
+        """Read a pool into `states`, if the factory knows it."""
+        address = self._addresses.get(pool)
         if address is None:
+            (answer,) = yield [_GET_POOL.call(self._factory, *pool)]
             if isinstance(answer, Reverted):
                 asked = hex_of(self._factory)
                 raise AdapterError(
                     f"{asked} is no Uniswap V3 factory: getPool reverted; check venues.factory."
                 )
-            self._addresses[pool] = _GET_POOL.one(answer)
-            return self._addresses[pool] != ZERO_ADDRESS
-        if isinstance(answer, Reverted) or not answer:
+            address = self._addresses[pool] = _GET_POOL.one(answer)
+        if address == ZERO_ADDRESS:
+            return
+        known = self._seen.get(pool)
+        answers = yield known.questions() if known else first_questions(address)
+        if gone(answers):
             # its creation was undone by a reorganisation
             self._addresses.pop(pool, None)
-            self._depths.pop(pool, None)
-            return False
-        self._depths[pool] = _LIQUIDITY.one(answer)
-        return True
+            self._seen.pop(pool, None)
+            return
+        state = known.renewed(answers) if known else first_state(address, pool[2], answers)
+        self._seen[pool] = state
+        yield from state.settle()
+        states[pool] = state
 
     def _tiers(self, one: Address, other: Address, *, deepest: bool = False) -> list[int]:
         """Fee tiers whose pool may exist, deepest for its fee first; only the deepest of those seen, if asked so."""
         pools = [_pool(one, other, fee) for fee in self._fees]
         unseen = [
-            pool for pool in pools if pool not in self._depths and self._addresses.get(pool) != ZERO_ADDRESS
+            pool for pool in pools if pool not in self._seen and self._addresses.get(pool) != ZERO_ADDRESS
         ]
-        seen = [pool for pool in pools if pool in self._depths]
-        seen.sort(key=lambda pool: self._depths[pool] // pool[2], reverse=True)
+        seen = [pool for pool in pools if pool in self._seen]
+        seen.sort(key=lambda pool: self._seen[pool].liquidity // pool[2], reverse=True)
         return [fee for _, _, fee in (*unseen, *(seen[:_TIERS_PER_HOP] if deepest else seen))]
 
     def _forget(self, tokens: set[Address]) -> None:
@@ -196,6 +208,15 @@ def path_text(path: Path) -> str:
     """A route for people: `0xaa… 500 0xbb… 3000 0xcc…`."""
     hops = (f" {fee} {hex_of(token)}" for fee, token in zip(path.fees, path.tokens[1:], strict=True))
     return hex_of(path.tokens[0]) + "".join(hops)
+
+
+def _refused(reason: str, path: Path, amount_raw: int, exact_out: bool, **numbers: int) -> Refusal:
+    about = {"path": path_text(path), "amount_raw": amount_raw, "exact_out": exact_out}
+    return Refusal("plan", reason, {**about, **numbers})
+
+
+def _pools(path: Path) -> list[_Pool]:
+    return [_pool(*hop) for hop in zip(path.tokens, path.tokens[1:], path.fees, strict=False)]
 
 
 def _pool(one: Address, other: Address, fee: int) -> _Pool:

@@ -1,0 +1,241 @@
+"""The ways of one account against each other: what was priced, and which is the best so far.
+
+A way is an option of the protocol's, who lends for it, and a recipe of swaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+from keeper.planner.dividing import Divide, alike, divided, single
+from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, routes_of, synced
+from keeper.planner.search import Rank, halves, peak
+from keeper.planner.sizing import BORROWED, PRICED, DeadEnd, Funded, PlanContext, Size, size_of
+from keeper.seams import Reads, together
+from keeper.types import ZERO_ADDRESS, FlashQuote, Weighed
+
+# A quote of pools that are known takes some 20 µs with all that is done for it.
+_MAX_QUOTES: Final = 192
+_MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # more routes must not mean fewer ways
+_SHARED_OUT: Final = 3  # of the best by single routes
+_SPARE_RAW: Final = 8  # for roundings of what is borrowed
+_NO_BETTER_IF_LESS: Final = ("unprofitable", "bad_debt_budget", "nothing_seizable")
+_ROUNDS: Final = 4  # of sharing out an amount and looking for a better one
+_GAINED: Final = 1 << 13  # part of the net profit for which another such round is worth it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """How an account may be liquidated, and the best that was made of each amount."""
+
+    funded: Funded
+    recipe: Recipe
+    results: dict[int, Candidate | DeadEnd] = field(default_factory=dict)
+
+    def rank(self, amount_raw: int) -> Rank:
+        """How good an amount that was priced is."""
+        return _rank(self.results[amount_raw], amount_raw)
+
+    def told(self, amount_raw: int) -> Weighed:
+        """What was made of an amount."""
+        option, loan, result = self.funded.terms.option, self.funded.loan, self.results[amount_raw]
+        tokens = (option.repay_token, option.seize_token, self.funded.terms.ctx.profit_token)
+        symbols = {token.address: token.symbol for token in tokens}
+        end = result.dead_end() if isinstance(result, Candidate) else result
+        return Weighed(
+            repay_token=option.repay_token,
+            seize_token=option.seize_token,
+            profit_token=self.funded.terms.ctx.profit_token,
+            lender=result.size.flash.source
+            if isinstance(result, Candidate)
+            else loan.source
+            if loan
+            else ZERO_ADDRESS,
+            swaps=", ".join(
+                f"buy {symbols[step.token_out]} with {symbols[step.token_in]}"
+                if step.buy
+                else f"sell {symbols[step.token_in]} for {symbols[step.token_out]}"
+                for step in self.recipe
+            ),
+            repay_raw=result.size.outcome.repay_raw if isinstance(result, Candidate) else amount_raw,
+            calls=len(result.size.calls) if isinstance(result, Candidate) else 0,
+            legs=len(result.legs) if isinstance(result, Candidate) else 0,
+            net_raw=end.net_raw,
+            reason=None if isinstance(result, Candidate) and result.acceptable else end.refusal.reason,
+        )
+
+
+class Weighing:
+    """Prices ways within a number of quotes."""
+
+    def __init__(self, ctx: PlanContext) -> None:
+        """Nothing is weighed yet."""
+        self.best: Candidate | None = None
+        self.ways: list[Way] = []
+        self._ctx = ctx
+        self._routes = routes_of(ctx)
+        self._budget = self._room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
+        self._sizes: dict[tuple[int, FlashQuote | None, int], Size | DeadEnd] = {}
+
+    def weigh(self, options: Sequence[Funded]) -> Reads[None]:
+        """Price what these options allow: `best` is what nets most of it."""
+        yield from self._open(options)
+        self._room = self._budget
+        by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
+        for way in dict.fromkeys(way for way, _, _ in by_rank):
+            most_raw = way.funded.most_raw
+            if most_raw and (yield from self._is_hopeful(way, most_raw)):
+                ranking, hopeful = partial(self._measure, way), partial(self._is_hopeful, way)
+                yield from halves(way.funded.least_raw, most_raw, ranking, hopeful)
+        by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
+        for way, amount_raw, rank in by_rank[:_SHARED_OUT]:
+            if rank.tier >= PRICED:
+                yield from self._share_out(way, amount_raw)
+
+    def dead_ends(self) -> list[DeadEnd]:
+        """Why what was priced is not acceptable, and why the rest was not priced."""
+        results = [result for way in self.ways for result in way.results.values()]
+        ends = [each.dead_end() if isinstance(each, Candidate) else each for each in results]
+        return ends + [size for size in self._sizes.values() if isinstance(size, DeadEnd)]
+
+    def weighed(self) -> tuple[Weighed, ...]:
+        """Every way that was priced, at the amount that ranks highest; best first."""
+        best = [
+            (way, max(way.results, key=lambda raw: (way.rank(raw), -raw))) for way in self.ways if way.results
+        ]
+        best.sort(key=lambda found: found[0].rank(found[1]), reverse=True)
+        return tuple(way.told(raw) for way, raw in best)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many amounts were sized, and how many of them priced by any way."""
+        return {"amounts": len(self._sizes), "priced": sum(len(way.results) for way in self.ways)}
+
+    def _open(self, options: Sequence[Funded]) -> Reads[None]:
+        """Price the largest amounts, of the options first that promise most; where quotes run out others are left."""
+        found = yield from together([self._largest(option) for option in options])
+        sizes = [each for largest in found for each in largest]
+        sizes.sort(key=lambda each: each[1].most_net_raw(self._ctx.max_slippage_bps), reverse=True)
+        yield from synced(
+            list({id(size.terms): size.terms for _, size in sizes}.values()), self._routes, self._ctx
+        )
+        ways: dict[tuple[int, FlashQuote, Recipe], Way] = {}
+        asked: list[Reads[Rank]] = []
+        for option, size in sizes:
+            for recipe in recipes_of(option.terms):
+                # of several lenders none is asked where nothing is borrowed
+                way = ways.setdefault((id(option.terms), size.flash, recipe), Way(option, recipe))
+                if way.funded is option and (self._room > 0 or not asked):
+                    asked.append(self._measure(way, size.amount_raw))
+                    self._room -= self._quotes(recipe)
+        self.ways = list(ways.values())
+        yield from together(asked)
+
+    def _quotes(self, recipe: Recipe) -> int:
+        return sum(len(self._routes(step.token_in, step.token_out)) for step in recipe[:1])
+
+    def _largest(self, option: Funded) -> Reads[list[tuple[Funded, Size]]]:
+        """The amounts to begin with; less than the largest part where that is refused or more than there is to lend."""
+        found: list[tuple[Funded, Size]] = []
+        whole_raw, most_raw = option.whole_raw, option.most_raw
+        while option.most_raw:
+            size = yield from self._size(option, option.most_raw)
+            if isinstance(size, Size):
+                found.append((option, size))
+                break
+            numbers, fewer_raw = size.refusal.numbers, option.most_raw // 2
+            if size.reached == BORROWED and numbers["available_raw"]:
+                # a little more is borrowed than is repaid
+                fewer_raw = option.most_raw * numbers["available_raw"] // numbers["needed_raw"] - _SPARE_RAW
+            if (
+                size.refusal.reason in _NO_BETTER_IF_LESS
+                or not option.least_raw <= fewer_raw < option.most_raw
+            ):
+                option = replace(option, most_raw=0)
+            else:
+                option = replace(option, most_raw=fewer_raw)
+        if whole_raw is not None and (whole_raw != most_raw or not most_raw):
+            size = yield from self._size(option, whole_raw)
+            found += [(option, size)] if isinstance(size, Size) else []
+        return found
+
+    def _priced(self) -> list[tuple[Way, int, Rank]]:
+        """Of each way the best of its whole amount, and of the others."""
+        found: list[tuple[Way, int, Rank]] = []
+        for way in self.ways:
+            whole_raw = way.funded.whole_raw
+            parts = [raw for raw in way.results if raw != whole_raw]
+            amounts = [whole_raw] if whole_raw is not None and whole_raw in way.results else []
+            amounts += [max(parts, key=lambda raw: (way.rank(raw), -raw))] if parts else []
+            found += [(way, raw, way.rank(raw)) for raw in amounts]
+        return found
+
+    def _share_out(self, way: Way, amount_raw: int) -> Reads[None]:
+        """Share an amount out among routes, and look for a better amount shared out alike, until that gains nothing."""
+        option = way.funded
+        for _ in range(_ROUNDS):
+            before = way.rank(amount_raw)
+            yield from self._measure(way, amount_raw, divided)
+            model = way.results[amount_raw]
+            if not isinstance(model, Candidate) or not option.least_raw <= amount_raw <= option.most_raw:
+                return
+            low_raw, high_raw = max(option.least_raw, amount_raw // 2), min(option.most_raw, 2 * amount_raw)
+            ranking = partial(self._measure, way, divide=alike(model.parts))
+            yield from peak(low_raw, amount_raw, high_raw, ranking)
+            amount_raw = max(
+                (raw for raw in way.results if low_raw <= raw <= high_raw),
+                key=lambda raw: (way.rank(raw), -raw),
+            )
+            rank = way.rank(amount_raw)
+            if rank.tier == before.tier and rank.value - before.value <= abs(before.value) // _GAINED:
+                return
+            if way.results[amount_raw] is not self.best:
+                return  # another way is ahead
+
+    def _measure(self, way: Way, amount_raw: int, divide: Divide = single) -> Reads[Rank]:
+        """Price an amount of a way; what it makes is kept if it is the best of that amount."""
+        known = way.results.get(amount_raw)
+        if known is not None and divide is single:
+            return _rank(known, amount_raw)
+        size = yield from self._size(way.funded, amount_raw)
+        result = (
+            size
+            if isinstance(size, DeadEnd)
+            else (yield from attempt(size, way.recipe, self._routes, divide))
+        )
+        if known is None or _rank(result, amount_raw) > _rank(known, amount_raw):
+            way.results[amount_raw] = result
+        if isinstance(result, Candidate) and (self.best is None or result.rank() > self.best.rank()):
+            self.best = result
+        return _rank(result, amount_raw)
+
+    def _is_hopeful(self, way: Way, amount_raw: int) -> Reads[bool]:
+        """Whether this amount or a smaller one could net more than the best: they move the market less.
+
+        They may fetch what the best fetched and the slippage it bore.
+        """
+        size = yield from self._size(way.funded, amount_raw)
+        if isinstance(size, DeadEnd) or self._room <= 0:
+            return False
+        best = self.best
+        self._room -= self._quotes(way.recipe)
+        if best is None or not best.acceptable or best is way.results.get(amount_raw):
+            return True
+        return size.most_net_raw(best.premium_bps + self._ctx.max_slippage_bps) > best.net_raw
+
+    def _size(self, option: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
+        key = (id(option.terms), option.loan, amount_raw)
+        if key not in self._sizes:
+            self._sizes[key] = yield from size_of(option, amount_raw)
+        return self._sizes[key]
+
+
+def _rank(result: Candidate | DeadEnd, amount_raw: int) -> Rank:
+    """What is not worth a loan grows with the amount; what has no loan or no route shrinks with it."""
+    if isinstance(result, Candidate):
+        return result.rank()
+    grows = result.reached not in range(BORROWED, PRICED)
+    return Rank(result.reached, result.net_raw if grows else -amount_raw)
