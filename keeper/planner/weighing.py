@@ -12,7 +12,7 @@ from typing import Final
 
 from keeper.planner.dividing import Divide, alike, divided, single
 from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, routes_of, synced
-from keeper.planner.search import Rank, halves, peak
+from keeper.planner.search import PASSES, Rank, halves, peak
 from keeper.planner.sizing import BORROWED, PRICED, DeadEnd, Funded, PlanContext, Size, size_of
 from keeper.seams import Reads, together
 from keeper.types import ZERO_ADDRESS, FlashQuote, Weighed
@@ -84,15 +84,15 @@ class Weighing:
         """Price what these options allow: `best` is what nets most of it."""
         yield from self._open(options)
         self._room = self._budget
-        by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
-        for way in dict.fromkeys(way for way, _, _ in by_rank):
+        by_promise = sorted(self._priced(), key=_promise, reverse=True)
+        for way in dict.fromkeys(way for way, _, _ in by_promise):
             most_raw = way.funded.most_raw
             if most_raw and (yield from self._is_hopeful(way, most_raw)):
                 ranking, hopeful = partial(self._measure, way), partial(self._is_hopeful, way)
                 yield from halves(way.funded.least_raw, most_raw, ranking, hopeful)
         by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
-        for way, amount_raw, rank in by_rank[:_SHARED_OUT]:
-            if rank.tier >= PRICED:
+        for place, (way, amount_raw, rank) in enumerate(by_rank):
+            if rank.tier >= PRICED and (place < _SHARED_OUT or self._is_cut_short(way, amount_raw)):
                 yield from self._share_out(way, amount_raw)
 
     def dead_ends(self) -> list[DeadEnd]:
@@ -195,6 +195,14 @@ class Weighing:
             if way.results[amount_raw] is not self.best:
                 return  # another way is ahead
 
+    def _is_cut_short(self, way: Way, amount_raw: int) -> bool:
+        """Whether a way nets more than the best at the next larger amount, which only the end check forbids."""
+        larger_raw = min((raw for raw in way.results if raw > amount_raw), default=amount_raw)
+        result, best = way.results[larger_raw], self.best
+        if not isinstance(result, Candidate) or result.rank().tier == PASSES or best is None:
+            return False
+        return result.net_raw > best.net_raw
+
     def _measure(self, way: Way, amount_raw: int, divide: Divide = single) -> Reads[Rank]:
         """Price an amount of a way; what it makes is kept if it is the best of that amount."""
         known = way.results.get(amount_raw)
@@ -231,6 +239,13 @@ class Weighing:
         if key not in self._sizes:
             self._sizes[key] = yield from size_of(option, amount_raw)
         return self._sizes[key]
+
+
+def _promise(found: tuple[Way, int, Rank]) -> tuple[bool, int, Rank]:
+    """What an amount nets, whether or not it passes: a smaller one may pass."""
+    way, amount_raw, rank = found
+    result = way.results[amount_raw]
+    return isinstance(result, Candidate), result.net_raw, rank
 
 
 def _rank(result: Candidate | DeadEnd, amount_raw: int) -> Rank:

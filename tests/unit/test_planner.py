@@ -880,6 +880,20 @@ def test_the_end_check_bounds_the_amount() -> None:
     assert execute(answer, venue, ctx) == answer.expected_profit_raw
 
 
+def test_what_the_end_check_cuts_short_is_looked_at_beside_what_passes() -> None:
+    """Where the largest amount of one pair costs a little too much slippage, the most of it that passes is found, also
+    if its half nets less than three other ways do.
+    """
+    venue = _Venue(dict([pool(WETH, USDC, 500, 10**9), pool(DAI, USDC, 500, 11_000_000)]))
+    cut_short = _option(USDC, DAI, 100_000)
+    options = [*(_option(USDC, WETH, usd) for usd in (50_000, 49_000, 48_000)), cut_short]
+    ctx = _context(venue)
+    answer, _ = drive(plan(HEALTH, options, ctx))
+    assert isinstance(answer, Plan) and answer.option == cut_short
+    assert cut_short.max_repay_raw * 8 // 10 < answer.outcome.repay_raw < cut_short.max_repay_raw
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+
+
 def test_a_deep_market_is_priced_once() -> None:
     """Where no smaller amount can net more, the largest is quoted by each route, a part of it, and one beside it."""
     venue = _Venue(_everywhere(10**10))
