@@ -188,13 +188,13 @@ async def test_bad_debt_is_on_record_once(lab: Lab, tmp_path: Path) -> None:
         assert len(report.settled) == len(ACCOUNTS)
         event = load("AavePool").event("DeficitCreated")
         logs = await line.parts.chain.logs([Filters((market.pool,), (event.topic,))], 0, report.head.number)
-        told = {each["user"]: each["amountCreated"] for each in map(event.decode, logs)}
+        created: dict[Any, int] = {each["user"]: each["amountCreated"] for each in map(event.decode, logs)}
         for whose in ACCOUNTS:
             states = dict(_states(line, whose))
-            assert int(states["written_off"]["raw"]) == told[whose] > 0
+            assert int(states["written_off"]["raw"]) == created[whose] > 0
             assert states["over"]["since_block"] == first
             [intent] = [each for each in line.booked("intent") if _address(each.account) == whose]
-            assert abs(int(intent.body["bad_debt_raw"]) - told[whose]) <= 1
+            assert abs(int(intent.body["bad_debt_raw"]) - created[whose]) <= 1
         booked = len(_states(line))
     async with open_again(lab, rig) as line:
         await line.step()

@@ -238,6 +238,18 @@ async def test_a_stuck_nonce_is_freed(fresh_lab: OpenLab, tmp_path: Path) -> Non
     assert not (tmp_path / "keeper.halt").exists()
 
 
+async def test_bad_debt_is_found(fresh_lab: OpenLab, tmp_path: Path) -> None:
+    """Who owes more than he holds is listed, and since when that is so is on record."""
+    case = await _case(fresh_lab, tmp_path)
+    await set_price(case.lab.node, case.lab.world.feeds["WETH"], 1_400 * _E8)
+    assert (await keeper(tmp_path, "run", "--once", "--dry-run")).code == 0
+    await case.follow("Bad debt")
+    assert case.codes() == {0}
+    who = checksum(account(1))
+    for words in ("scan --liquidatable --limit 50", "ledger list --kind bad_debt --limit 20"):
+        assert who in case.ran[f"keeper {words}"].out
+
+
 async def test_nodes_are_exchanged(fresh_lab: OpenLab, tmp_path: Path) -> None:
     """With other nodes and a quorum the record verifies, and what would be done is shown before it is done."""
     case = await _case(fresh_lab, tmp_path)

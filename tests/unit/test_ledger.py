@@ -82,7 +82,7 @@ def _refuse(
     return ledger.book_refusal(refusal, protocol="aave", account=account, head=head, at_s=at_s, market=market)
 
 
-def _settle(ledger: Ledger, plan: Hash, at_s: int, token: Address = USDC, **amounts: int) -> Booked:
+def _settle(ledger: Ledger, plan: Hash, at_s: int, token: Address = USDC, **amounts: int | str) -> Booked:
     body = COST | {"profit_token": token, "profit_raw": 500} | amounts
     return ledger.book("settled", plan, "aave", ALICE, body, at_s)
 
