@@ -156,6 +156,7 @@ class Engine:
             view = view.without(self._watch.unread)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
+        self._turns.only(unsafe)
         wanted = self._wanted(unsafe, view, head, report)
         orders = await self._planning.orders(wanted, view, self._market(head), self._block_time_s, report)
         await self._execute(orders, view, head, report)

@@ -174,13 +174,23 @@ async def test_who_fails_in_the_trial_goes_alone_afterwards(
         await fall(lab)
         await lab.node.set_base_fee(DEAR_WEI)
         await lab.node.mine()
+        await lab.node.mine_on_demand()
         report = await line.step()
         assert (len(report.sent), line.refusals(report, SMALL)) == (1, [("trial", "skipped")])
+        for _ in range(2):  # heads at which all of them are in flight
+            await lab.node.drop_pending()
+            await lab.node.mine()
+            report = await line.step()
+            assert not (report.sent or report.settled)
+        await lab.node.mine()
         report = await line.step()
         assert told(line, "liquidated").keys() == named(*ACCOUNTS[:2])
         assert told(line, "skipped").keys() == named(SMALL)
+        await lab.node.mine_each_transaction()
         assert line.refusals(report, SMALL) == [("plan", "unprofitable")]
         assert len(line.booked("intent")) == 1
+        [small] = [key for key in line.watch.book if key.account == SMALL]
+        assert not line.engine._turns.may_join(small), "not even with others"
     assert (await judge(line.rig.config)).differences == ()
 
 
