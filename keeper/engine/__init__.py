@@ -39,7 +39,6 @@ from keeper.types import (
     BlockNumber,
     Head,
     Health,
-    Log,
     Plan,
     Refusal,
     Trial,
@@ -117,7 +116,7 @@ class Engine:
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
-        self._booking.bad_debts.missed = await self._watch.start(head)
+        self._booking.bad_debts.heard = await self._watch.start(head)
         self.breakers.at(head)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
@@ -141,7 +140,9 @@ class Engine:
         if self._sender and self._watch.orphaned:
             self._sender.doubt(self._watch.common)
         self.breakers.reorganised(self._watch.depth)
-        if reloaded := await self._watch.absorb(logs, head):
+        reloaded = await self._watch.absorb(logs, head)
+        self._booking.bad_debts.heard += logs  # nobody is told them again, should this head be lost
+        if reloaded:
             view = await self.look(head)
             self._booking.warn()
         view = view.without(self._watch.unread)
@@ -166,7 +167,7 @@ class Engine:
         if self._sender:
             await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         await self.reflexes.carry()
-        self._book(report, unsafe, view, logs)
+        self._book(report, unsafe, view)
         self._watch.save()
         await self._housekeep()
         await self._upgrades.patrol(head)
@@ -397,12 +398,12 @@ class Engine:
             plan, trial, clearance, self.describe(plan, trial, view)
         )
 
-    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
+    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View) -> None:
         in_flight = self._sender.in_flight_plans() if self._sender else {}
         self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
             self.breakers.book()
-            self._booking.head(report, unsafe, view, logs)
+            self._booking.head(report, unsafe, view)
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it; nor for how large it may be
