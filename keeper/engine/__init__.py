@@ -345,7 +345,8 @@ class Engine:
                 self._turns.sent(one)
                 report.take(one.keys)
                 cleared.append(answer)
-                spent = besides.with_in_flight(answer.clearance.fees, budgeted=one.budgeted)
+                fees, replaced_wei = answer.clearance.fees, old.worst_case_wei if old else 0
+                spent = besides.with_in_flight(fees, replaced_wei, budgeted=one.budgeted)
             if isinstance(trial, Trial):
                 self._part(one, trial, report)
         if self._sender:

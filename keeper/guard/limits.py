@@ -66,9 +66,9 @@ class Spent:
     budget_usd_e8_last_day: int = 0
     budgeted_wei: int = 0
 
-    def with_in_flight(self, fees: Fees, *, budgeted: bool = False) -> Spent:
-        """The same with one more transaction in flight."""
-        return self._moved(fees.worst_case_wei, budgeted=budgeted)
+    def with_in_flight(self, fees: Fees, replaced_wei: int = 0, *, budgeted: bool = False) -> Spent:
+        """The same with one more transaction in flight, or with what may cost so much and is replaced by it."""
+        return self._moved(max(fees.worst_case_wei, replaced_wei), budgeted=budgeted)
 
     def without(self, replaced_wei: int, *, budgeted: bool = False) -> Spent:
         """The same without one that may cost so much and is to be replaced: only one of the two can be mined."""

@@ -221,6 +221,9 @@ def test_a_plan_that_may_lose_may_use_up_what_is_left() -> None:
     flying = NOTHING_SPENT.with_in_flight(FEES, budgeted=True)
     assert (flying.in_flight_wei, flying.budgeted_wei) == (FEES.worst_case_wei, FEES.worst_case_wei)
     assert flying.without(FEES.worst_case_wei, budgeted=True) == NOTHING_SPENT
+    cheaper = replace(FEES, gas_limit=Gas(FEES.gas_limit // 2))
+    both = NOTHING_SPENT.with_in_flight(cheaper, FEES.worst_case_wei, budgeted=True)
+    assert both == flying, "the replaced one may be mined all the same"
     assert guard(LIMITS).budget_usd_e8(NOTHING_SPENT, 2_000 * 10**8) is None
     assert guard(BUDGET).budget_usd_e8(flying, 2_000 * 10**8) == 20 * 10**8 - 540_000_000
 
