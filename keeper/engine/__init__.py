@@ -242,7 +242,8 @@ class Engine:
         affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
         worth = worth_wei(plan, trial, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth)
+        room_wei = self._guard.room_wei(plan, spent, native_usd_e8)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth, room_wei)
         if isinstance(fees, Refusal):
             return fees
         now_s = self._wall_clock()

@@ -7,7 +7,7 @@ leaves the configured minimum of the profit its own trial measured.
 
 A share of the profit, where `send.priority_share_bps` asks for one, is paid on top of that tip: of what would be left
 of the trial's profit at the price above, after gas and bytes, that part per unit of the trial's gas. Both limits hold
-for it too.
+for it too, and so do those of all gas: of what they leave no more is asked than there is.
 """
 
 from __future__ import annotations
@@ -75,19 +75,28 @@ class Market:
         replaced: Offered | None = None,
         urgency: int = 0,
         worth_wei: Wei = NO_WEI,
+        room_wei: int = MAX_UINT256,
     ) -> Fees | Refusal:
         """Fees for what was tried, or for replacing what offers `replaced`.
 
-        A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit.
+        A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit. A share is no
+        more than fits into `room_wei`, which is what all of it may cost.
 
         The gas limit carries a margin because a block that already touched the market makes the trial skip storage
         writes (interest accrual) that inclusion a block later pays for. What a call that may fail must find left is on
         top of that.
         """
-        least_wei = self.price(urgency)
-        share_wei = max(0, worth_wei - least_wei) * self.share_bps // BPS
-        room_wei = max(0, min(affordable_wei, self.most_fee_wei) - least_wei)
-        tip_wei = Wei(self.tip(urgency) + min(share_wei, room_wei))
+        gas_limit = Gas(
+            trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT + trial.spare_gas
+        )
+        data_fee_wei = DataFee(trial.data_fee_wei).worst_wei
+        least_wei, tip_wei = self.price(urgency), self.tip(urgency)
+        share_wei = min(
+            max(0, worth_wei - least_wei) * self.share_bps // BPS,
+            min(affordable_wei, self.most_fee_wei) - least_wei,
+            (room_wei - data_fee_wei) // gas_limit - 2 * self.base_fee_wei - tip_wei,
+        )
+        tip_wei = Wei(tip_wei + max(0, share_wei))
         if replaced is not None:
             tip_wei = max(tip_wei, _raised(replaced.tip_wei))
             least_wei = max(least_wei, _raised(replaced.max_fee_wei))
@@ -106,10 +115,8 @@ class Market:
         return Fees(
             max_fee_wei=ceiling_wei,
             tip_wei=min(ceiling_wei, tip_wei),
-            gas_limit=Gas(
-                trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT + trial.spare_gas
-            ),
-            max_data_fee_wei=DataFee(trial.data_fee_wei).worst_wei,
+            gas_limit=gas_limit,
+            max_data_fee_wei=data_fee_wei,
         )
 
     def cancellation(self, replaced: Offered, plan_fee_wei: Wei) -> Offered:

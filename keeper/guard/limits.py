@@ -28,10 +28,9 @@ class Limits:
     max_head_age_s: int
     bad_debt_budget_usd_e8_per_day: int = 0
 
-    def room_gas(self, spent: Spent, fee_wei: int) -> int:
-        """How much gas more may be bought at a fee per gas within the hour; ≥ 0."""
-        left_wei = self.max_gas_spend_wei_per_hour - spent.gas_wei_last_hour - spent.in_flight_wei
-        return max(0, left_wei // max(1, fee_wei))
+    def room_wei(self, spent: Spent) -> int:
+        """How much more may be spent on gas within the hour; ≥ 0."""
+        return max(0, self.max_gas_spend_wei_per_hour - spent.gas_wei_last_hour - spent.in_flight_wei)
 
 
 @dataclass(frozen=True, slots=True)

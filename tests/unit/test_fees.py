@@ -150,6 +150,21 @@ def test_a_share_of_the_profit_is_added_to_the_tip(
     assert rule_wei <= paid <= fees.max_fee_wei <= most
 
 
+@given(st.integers(0, 10**18), st.integers(0, 10**15))
+def test_a_share_never_stands_in_the_way(room_wei: int, data_wei: int) -> None:
+    """No more is offered than all limits leave: what passes them without a share does so with one."""
+    tried = replace(TRIAL, data_fee_wei=Wei(data_wei))
+    market = replace(MARKET, share_bps=10_000)
+    plain, most = MARKET.bid(tried, PLENTY), market.bid(tried, PLENTY, worth_wei=PLENTY)
+    fees = market.bid(tried, PLENTY, worth_wei=PLENTY, room_wei=room_wei)
+    assert isinstance(plain, Fees) and isinstance(most, Fees) and isinstance(fees, Fees)
+    if plain.worst_case_wei > room_wei:
+        assert fees == plain
+    else:
+        assert fees.worst_case_wei <= room_wei
+        assert fees == most or fees.worst_case_wei + fees.gas_limit > room_wei
+
+
 def test_a_budget_pays_no_share() -> None:
     """What a budget pays the gas of bids by the rule alone: it has no profit that a part could be given of."""
     plan, tried = replace(PLAN, budgeted=True), replace(TRIAL, profit_raw=1)

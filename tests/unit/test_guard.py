@@ -178,6 +178,14 @@ def test_room_for_gas_is_what_the_hour_leaves() -> None:
     assert guard(limits).room_gas(replace(spent, in_flight_wei=10**17), 10**10) == (0, 0)
 
 
+def test_what_a_transaction_may_cost_is_what_all_limits_leave() -> None:
+    """Of the hour's gas, and of the budget where that pays."""
+    spent = replace(NOTHING_SPENT, gas_wei_last_hour=10**16, in_flight_wei=2 * 10**16, budgeted_wei=10**15)
+    assert guard(BUDGET).room_wei(PLAN, spent, 2_000 * 10**8) == 7 * 10**16
+    assert guard(BUDGET).room_wei(LOSING, spent, 2_000 * 10**8) == 9 * 10**15, "eighteen dollars"
+    assert guard(LIMITS).room_wei(LOSING, spent, 2_000 * 10**8) == 0
+
+
 def test_at_the_limits_it_clears() -> None:
     """One unit less than each refusal passes, so the limits mean what they say."""
     spent = Spent(10**17 - FEES.worst_case_wei, 0, 50 * 10**8, 2)
