@@ -23,7 +23,7 @@ from keeper.engine.head import Policy, StepReport, View, read_view
 from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
-from keeper.execution.fees import Market, affordable_wei, worth_wei
+from keeper.execution.fees import Market, affordable_wei, assured_wei, worth_wei
 from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
@@ -239,11 +239,13 @@ class Engine:
         if isinstance(view.native, Refusal):
             return view.native
         native_usd_e8 = view.native.usd_e8_up
-        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        least_usd_e8 = self._policy.min_profit_usd_e8
+        affordable = affordable_wei(plan, trial, least_usd_e8, native_usd_e8)
         worth = worth_wei(plan, trial, native_usd_e8)
+        assured = assured_wei(plan, trial, least_usd_e8, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
         room_wei = self._guard.room_wei(plan, spent, native_usd_e8)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth, room_wei)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth, assured, room_wei)
         if isinstance(fees, Refusal):
             return fees
         now_s = self._wall_clock()

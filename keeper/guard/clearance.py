@@ -108,7 +108,7 @@ class Guard:
         return min(room, self._limits.max_gas_limit), room
 
     def room_wei(self, plan: Plan, spent: Spent, native_usd_e8: int) -> int:
-        """The most a plan's transaction may cost by what is left of the hour's gas and, where it pays, of the budget."""
+        """The most a plan's transaction may cost: what is left of the hour's gas and, where it pays, of the budget."""
         room_wei = self._limits.room_wei(spent)
         if not plan.budgeted:
             return room_wei
