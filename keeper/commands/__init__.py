@@ -123,7 +123,7 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
                 | {"auctioned_feeds": [_auctioned(each) for each in auctioned[key.protocol]]}
                 for key in keys
             ]
-            history = [entry_of(entry) for entry in Ledger(store).entries(50, account=account)]
+            history = [entry_of(entry) for entry in Ledger(store).history(account, 50)]
     return {
         "schema": SCHEMA,
         "account": abi.checksum(account),

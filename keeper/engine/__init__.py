@@ -23,7 +23,7 @@ from keeper.engine.head import Policy, StepReport, View, read_view
 from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.errors import AdapterError
-from keeper.execution.fees import Market, affordable_wei, worth_wei
+from keeper.execution.fees import Market, affordable_wei, assured_wei, worth_wei
 from keeper.execution.flights import Stuck
 from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
@@ -39,7 +39,6 @@ from keeper.types import (
     BlockNumber,
     Head,
     Health,
-    Log,
     Plan,
     Refusal,
     Trial,
@@ -117,7 +116,7 @@ class Engine:
     async def start(self, head: Head) -> None:
         """Bring fees, book and in-flight transactions up to `head`."""
         await self.prepare(head)
-        self._booking.bad_debts.missed = await self._watch.start(head)
+        self._booking.bad_debts.heard = await self._watch.start(head)
         self.breakers.at(head)
         await self._upgrades.start(head, self._watch.common + 1)
         self.breakers.book()
@@ -141,7 +140,9 @@ class Engine:
         if self._sender and self._watch.orphaned:
             self._sender.doubt(self._watch.common)
         self.breakers.reorganised(self._watch.depth)
-        if reloaded := await self._watch.absorb(logs, head):
+        reloaded = await self._watch.absorb(logs, head)
+        self._booking.bad_debts.heard += logs  # nobody is told them again, should this head be lost
+        if reloaded:
             view = await self.look(head)
             self._booking.warn()
         view = view.without(self._watch.unread)
@@ -156,6 +157,7 @@ class Engine:
             view = view.without(self._watch.unread)
         unsafe = self._assess(view, report)
         report.liquidatable = len(unsafe)
+        self._turns.only(unsafe)
         wanted = self._wanted(unsafe, view, head, report)
         orders = await self._planning.orders(wanted, view, self._market(head), self._block_time_s, report)
         await self._execute(orders, view, head, report)
@@ -165,7 +167,7 @@ class Engine:
         if self._sender:
             await self._sender.tend(head, self._market(head), partial(self.standing, view, head, new=False))
         await self.reflexes.carry()
-        self._book(report, unsafe, view, logs)
+        self._book(report, unsafe, view)
         self._watch.save()
         await self._housekeep()
         await self._upgrades.patrol(head)
@@ -237,10 +239,13 @@ class Engine:
         if isinstance(view.native, Refusal):
             return view.native
         native_usd_e8 = view.native.usd_e8_up
-        affordable = affordable_wei(plan, trial, self._policy.min_profit_usd_e8, native_usd_e8)
+        least_usd_e8 = self._policy.min_profit_usd_e8
+        affordable = affordable_wei(plan, trial, least_usd_e8, native_usd_e8)
         worth = worth_wei(plan, trial, native_usd_e8)
+        assured = assured_wei(plan, trial, least_usd_e8, native_usd_e8)
         replaced, urgency = (stuck.offered, stuck.urgency) if stuck else (None, 0)
-        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth)
+        room_wei = self._guard.room_wei(plan, spent, native_usd_e8)
+        fees = self._market(head).bid(trial, affordable, replaced, urgency, worth, assured, room_wei)
         if isinstance(fees, Refusal):
             return fees
         now_s = self._wall_clock()
@@ -343,7 +348,8 @@ class Engine:
                 self._turns.sent(one)
                 report.take(one.keys)
                 cleared.append(answer)
-                spent = besides.with_in_flight(answer.clearance.fees, budgeted=one.budgeted)
+                fees, replaced_wei = answer.clearance.fees, old.worst_case_wei if old else 0
+                spent = besides.with_in_flight(fees, replaced_wei, budgeted=one.budgeted)
             if isinstance(trial, Trial):
                 self._part(one, trial, report)
         if self._sender:
@@ -396,12 +402,12 @@ class Engine:
             plan, trial, clearance, self.describe(plan, trial, view)
         )
 
-    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
+    def _book(self, report: StepReport, unsafe: Sequence[Health], view: View) -> None:
         in_flight = self._sender.in_flight_plans() if self._sender else {}
         self.breakers.closed(self._spent(), [refusal for _, _, refusal in report.refused], in_flight)
         with self._ledger.batch():
             self.breakers.book()
-            self._booking.head(report, unsafe, view, logs)
+            self._booking.head(report, unsafe, view)
 
     async def _housekeep(self) -> None:
         self._spent()  # asked here, so that no liquidation waits for it; nor for how large it may be

@@ -38,13 +38,14 @@ class _Standing:
 class BadDebts:
     """Which accounts have bad debt according to the ledger, and what is to be added to it.
 
-    `missed` are logs of when nobody ran; the next head books what they say was written off.
+    `heard` are logs, also of when nobody ran and of heads that were lost, of which the next one that is done books what
+    they say was written off.
     """
 
     def __init__(
         self, ledger: Ledger, adapters: Mapping[str, Adapter], wall_clock: Callable[[], float]
     ) -> None:
-        self.missed: list[Log] = []
+        self.heard: list[Log] = []
         self._ledger = ledger
         self._adapters = adapters
         self._wall_clock = wall_clock
@@ -54,8 +55,8 @@ class BadDebts:
             self._remember(entry)
         self._log = structlog.get_logger("keeper")
 
-    def book(self, unsafe: Sequence[Health], view: View, report: StepReport, logs: Sequence[Log]) -> None:
-        """Book whose bad debt is new, has doubled or is over at a head, and what its logs say was written off.
+    def book(self, unsafe: Sequence[Health], view: View, report: StepReport) -> None:
+        """Book whose bad debt is new, has doubled or is over at a head, and what the logs say was written off.
 
         `unsafe` is everybody who may be liquidated; who could not be judged at this head keeps what is on record.
         """
@@ -67,7 +68,7 @@ class BadDebts:
             return covered and (key.protocol, key.account) not in untold
 
         self._saw(unsafe, known, report.head)
-        for log in (*self.missed, *logs):
+        for log in self.heard:
             for name, adapter in self._adapters.items():
                 try:
                     lost = adapter.written_off(log, _marks(view, name))
@@ -77,7 +78,7 @@ class BadDebts:
                     )
                 else:
                     self._wrote_off(log, lost)
-        self.missed = []
+        self.heard = []
 
     def _saw(self, unsafe: Sequence[Health], known: Callable[[PositionKey], bool], head: Head) -> None:
         found = {health.key: health.bad_debt for health in unsafe if health.bad_debt}

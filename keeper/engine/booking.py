@@ -10,7 +10,7 @@ from keeper.engine.bad_debt import BadDebts
 from keeper.engine.head import StepReport, View
 from keeper.ledger import Ledger
 from keeper.seams import Adapter
-from keeper.types import Health, Log
+from keeper.types import Health
 
 
 class Booking:
@@ -26,9 +26,9 @@ class Booking:
         self._warned: set[tuple[str, str]] = set()
         self._log = structlog.get_logger("keeper")
 
-    def head(self, report: StepReport, unsafe: Sequence[Health], view: View, logs: Sequence[Log]) -> None:
-        """Book what is new of `unsafe` accounts, of the head's logs, and of what was refused at it."""
-        self.bad_debts.book(unsafe, view, report, logs)
+    def head(self, report: StepReport, unsafe: Sequence[Health], view: View) -> None:
+        """Book what is new of `unsafe` accounts, of the logs that were heard, and of what was refused at a head."""
+        self.bad_debts.book(unsafe, view, report)
         head, at_s = report.head.number, int(self._wall_clock())
         for protocol, account, refusal in report.refused:
             entry = self._ledger.book_refusal(

@@ -7,13 +7,14 @@ leaves the configured minimum of the profit its own trial measured.
 
 A share of the profit, where `send.priority_share_bps` asks for one, is paid on top of that tip: of what would be left
 of the trial's profit at the price above, after gas and bytes, that part per unit of the trial's gas. Both limits hold
-for it too.
+for it too, and two more. It leaves the configured minimum of the profit that the contract enforces, so that no market
+and no account that fails makes it a loss; of what the limits of all gas leave no more is asked than there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from keeper.charges import next_base_fee
@@ -75,19 +76,29 @@ class Market:
         replaced: Offered | None = None,
         urgency: int = 0,
         worth_wei: Wei = NO_WEI,
+        assured_wei: int = MAX_UINT256,
+        room_wei: int = MAX_UINT256,
     ) -> Fees | Refusal:
         """Fees for what was tried, or for replacing what offers `replaced`.
 
-        A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit.
+        A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit. A share makes
+        that unit no dearer than `assured_wei`, and the whole no dearer than `room_wei`.
 
         The gas limit carries a margin because a block that already touched the market makes the trial skip storage
         writes (interest accrual) that inclusion a block later pays for. What a call that may fail must find left is on
         top of that.
         """
-        least_wei = self.price(urgency)
-        share_wei = max(0, worth_wei - least_wei) * self.share_bps // BPS
-        room_wei = max(0, min(affordable_wei, self.most_fee_wei) - least_wei)
-        tip_wei = Wei(self.tip(urgency) + min(share_wei, room_wei))
+        gas_limit = Gas(
+            trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT + trial.spare_gas
+        )
+        data_fee_wei = DataFee(trial.data_fee_wei).worst_wei
+        least_wei, tip_wei = self.price(urgency), self.tip(urgency)
+        share_wei = min(
+            max(0, worth_wei - least_wei) * self.share_bps // BPS,
+            min(affordable_wei, assured_wei, self.most_fee_wei) - least_wei,
+            (room_wei - data_fee_wei) // gas_limit - 2 * self.base_fee_wei - tip_wei,
+        )
+        tip_wei = Wei(tip_wei + max(0, share_wei))
         if replaced is not None:
             tip_wei = max(tip_wei, _raised(replaced.tip_wei))
             least_wei = max(least_wei, _raised(replaced.max_fee_wei))
@@ -106,10 +117,8 @@ class Market:
         return Fees(
             max_fee_wei=ceiling_wei,
             tip_wei=min(ceiling_wei, tip_wei),
-            gas_limit=Gas(
-                trial.gas_used * (100 + _GAS_MARGIN_PERCENT) // 100 + _GAS_MARGIN_FLAT + trial.spare_gas
-            ),
-            max_data_fee_wei=DataFee(trial.data_fee_wei).worst_wei,
+            gas_limit=gas_limit,
+            max_data_fee_wei=data_fee_wei,
         )
 
     def cancellation(self, replaced: Offered, plan_fee_wei: Wei) -> Offered:
@@ -135,6 +144,11 @@ def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_
 def worth_wei(plan: Plan, trial: Trial, native_usd_e8: int) -> Wei:
     """What a unit of gas costs where nothing is left of what the trial earned and what comes later."""
     return _left_wei(plan, trial, 0, native_usd_e8)
+
+
+def assured_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
+    """What a unit of gas may cost if the minimum is to be left even of the least that the contract lets pass."""
+    return _left_wei(plan, replace(trial, profit_raw=plan.min_profit_raw), min_profit_usd_e8, native_usd_e8)
 
 
 def _left_wei(plan: Plan, trial: Trial, least_usd_e8: int, native_usd_e8: int) -> Wei:

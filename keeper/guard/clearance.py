@@ -104,8 +104,15 @@ class Guard:
 
     def room_gas(self, spent: Spent, fee_wei: int) -> tuple[int, int]:
         """How much gas one transaction may have, and all that may be sent now, at a fee per gas."""
-        room = self._limits.room_gas(spent, fee_wei)
+        room = self._limits.room_wei(spent) // max(1, fee_wei)
         return min(room, self._limits.max_gas_limit), room
+
+    def room_wei(self, plan: Plan, spent: Spent, native_usd_e8: int) -> int:
+        """The most a plan's transaction may cost: what is left of the hour's gas and, where it pays, of the budget."""
+        room_wei = self._limits.room_wei(spent)
+        if not plan.budgeted:
+            return room_wei
+        return min(room_wei, (self.budget_usd_e8(spent, native_usd_e8) or 0) * WAD // native_usd_e8)
 
     def denies(self, account: Address) -> bool:
         """Whether the operator forbids to liquidate an account."""

@@ -28,10 +28,9 @@ class Limits:
     max_head_age_s: int
     bad_debt_budget_usd_e8_per_day: int = 0
 
-    def room_gas(self, spent: Spent, fee_wei: int) -> int:
-        """How much gas more may be bought at a fee per gas within the hour; ≥ 0."""
-        left_wei = self.max_gas_spend_wei_per_hour - spent.gas_wei_last_hour - spent.in_flight_wei
-        return max(0, left_wei // max(1, fee_wei))
+    def room_wei(self, spent: Spent) -> int:
+        """How much more may be spent on gas within the hour; ≥ 0."""
+        return max(0, self.max_gas_spend_wei_per_hour - spent.gas_wei_last_hour - spent.in_flight_wei)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +65,9 @@ class Spent:
     budget_usd_e8_last_day: int = 0
     budgeted_wei: int = 0
 
-    def with_in_flight(self, fees: Fees, *, budgeted: bool = False) -> Spent:
-        """The same with one more transaction in flight."""
-        return self._moved(fees.worst_case_wei, budgeted=budgeted)
+    def with_in_flight(self, fees: Fees, replaced_wei: int = 0, *, budgeted: bool = False) -> Spent:
+        """The same with one more transaction in flight, or with what may cost so much and is replaced by it."""
+        return self._moved(max(fees.worst_case_wei, replaced_wei), budgeted=budgeted)
 
     def without(self, replaced_wei: int, *, budgeted: bool = False) -> Spent:
         """The same without one that may cost so much and is to be replaced: only one of the two can be mined."""

@@ -63,6 +63,7 @@ KINDS: Final = frozenset(
 
 _TIP: Final = "tip of the ledger"
 _HEADED: Final = "entries under a head"
+_OF_ONE: Final = ("joined", "liquidated", "skipped", "refusal")  # said of one account of a plan
 _DECISIVE: Final = frozenset({*outcomes.OUTCOMES, "correction", "reorged", "cleared", "resume"})
 
 
@@ -207,6 +208,13 @@ class Ledger:
         """One entry by its number."""
         found = self._booked(select(entries).where(entries.c.seq == seq))
         return found[0] if found else None
+
+    def history(self, account: Address, limit: int | None = 100) -> list[Booked]:
+        """All that is on record of an account, newest first: also of the plans of others that it joined."""
+        mine = entries.c.account == abi.checksum(account)
+        plans = select(entries.c.plan_id).where(mine, entries.c.kind == "joined")
+        shared = entries.c.plan_id.in_(plans) & entries.c.kind.not_in(_OF_ONE)
+        return self._booked(select(entries).where(mine | shared).order_by(desc(entries.c.seq)).limit(limit))
 
     def refusals(self, account: Address, limit: int | None = 100) -> list[Booked]:
         """Why an account was not liquidated, newest first."""

@@ -24,7 +24,10 @@ _Way = tuple[Address, Address, int]
 
 
 class Turns:
-    """What is remembered of unsafe positions from head to head; forgotten once they are safe or in flight."""
+    """What is remembered of unsafe positions from head to head; forgotten once they are safe or in flight.
+
+    Who goes alone is remembered also while it is in flight.
+    """
 
     def __init__(self) -> None:
         self._planned_at: dict[PositionKey, int] = {}
@@ -38,7 +41,6 @@ class Turns:
         wanted = sorted(unsafe, key=lambda health: self._planned_at.get(health.key, _NEVER))
         self._planned_at = {health.key: self._planned_at.get(health.key, _NEVER) for health in wanted}
         self._turned_down &= self._planned_at.keys()
-        self._alone &= self._planned_at.keys()
         self._futile = {key: ways for key, ways in self._futile.items() if key in self._planned_at}
         self._offered.clear()
         return wanted
@@ -85,6 +87,10 @@ class Turns:
     def part(self, keys: Iterable[PositionKey]) -> None:
         """These do not share a transaction any more: theirs was refused, or they failed in it."""
         self._alone.update(keys)
+
+    def only(self, unsafe: Iterable[Health]) -> None:
+        """All there are, also those in flight: who goes alone does so again should that come to nothing."""
+        self._alone &= {health.key for health in unsafe}
 
     def may_join(self, key: PositionKey) -> bool:
         """Whether a position may share a transaction with others."""

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from keeper import commands
 from keeper.abi import checksum, load
+from keeper.errors import ChainError
 from keeper.fixed import WAD
 from keeper.lab.actors import account
 from keeper.lab.chainlink import latest, set_price, set_prices
@@ -207,6 +210,28 @@ async def test_bad_debt_is_on_record_once(lab: Lab, tmp_path: Path) -> None:
         verdict = await judge(tampered(rig, folder, lie, rehash=True))
         assert [each.check for each in verdict.differences] == ["written_off"], str(verdict)
         (folder / "copy.db").unlink()
+
+
+async def test_a_lost_head_loses_no_write_off(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pool wrote off in a block whose handling a node broke off is booked with the next head."""
+    rig = await make_rig(lab, tmp_path, Terms())
+    await _in_trouble(lab)
+    _allow(rig, "100.0")
+    async with open_again(lab, rig) as line:
+        assert len((await line.step()).sent) == len(ACCOUNTS)
+        await _tick(lab)
+
+        async def fail(*_: Any) -> None:
+            raise ChainError("the node went away")
+
+        with monkeypatch.context() as broken, pytest.raises(ChainError):
+            broken.setattr(line.engine, "_execute", fail)
+            await line.step()
+        await _tick(lab)
+        await line.step()
+        assert [state for state, _ in _states(line)].count("written_off") == len(ACCOUNTS)
 
 
 def _written_off(**figures: Any) -> Change:

@@ -137,6 +137,31 @@ async def test_who_was_liquidated_by_another_does_not_sink_the_rest(lab: Lab, tm
     assert verdict.ok, str(verdict)
 
 
+async def test_a_share_is_of_what_cannot_fail(lab: Lab, tmp_path: Path) -> None:
+    """A part of the profit for inclusion is none of what accounts bring whose calls may fail: when a rival takes two of
+    three, what comes of the third still leaves the minimum.
+    """
+    await fallen(lab, ACCOUNTS[:2])
+    third = PositionSpec(ACCOUNTS[2], {"WETH": 3 * ETHER}, {"USDC": 1}, 110 * WAD // 100)
+    await open_positions(lab.node, lab.world.cast, lab.world.aave[MARKET], [third])
+    await ready_rival(lab)
+    async with open_line(lab, tmp_path, Terms(max_accounts=8, priority_share_bps=10_000)) as line:
+        await fall(lab)
+        await lab.node.mine_on_demand()
+        [sent] = (await line.step()).sent
+        await lab.node.drop_pending()
+        for who in ACCOUNTS[:2]:
+            await rival(line, who)
+        await lab.node.mine()
+        await lab.node.rpc.request("eth_sendRawTransaction", "0x" + sent.raw.hex())
+        await lab.node.mine()
+        await line.step()
+        [settled] = line.booked("settled")
+        assert told(line, "liquidated").keys() == named(ACCOUNTS[2])
+        net_usd_e8 = int(settled.body["profit_usd_e8"]) - int(settled.body["gas_cost_usd_e8"])
+        assert net_usd_e8 >= 10**8
+
+
 async def test_who_does_not_pay_alone_pays_with_others(lab: Lab, tmp_path: Path) -> None:
     """Where gas is dear a small account is refused alone, and liquidated together with larger ones."""
     await fallen(lab, [*ACCOUNTS[:2], SMALL])
@@ -174,13 +199,23 @@ async def test_who_fails_in_the_trial_goes_alone_afterwards(
         await fall(lab)
         await lab.node.set_base_fee(DEAR_WEI)
         await lab.node.mine()
+        await lab.node.mine_on_demand()
         report = await line.step()
         assert (len(report.sent), line.refusals(report, SMALL)) == (1, [("trial", "skipped")])
+        for _ in range(2):  # heads at which all of them are in flight
+            await lab.node.drop_pending()
+            await lab.node.mine()
+            report = await line.step()
+            assert not (report.sent or report.settled)
+        await lab.node.mine()
         report = await line.step()
         assert told(line, "liquidated").keys() == named(*ACCOUNTS[:2])
         assert told(line, "skipped").keys() == named(SMALL)
+        await lab.node.mine_each_transaction()
         assert line.refusals(report, SMALL) == [("plan", "unprofitable")]
         assert len(line.booked("intent")) == 1
+        [small] = [key for key in line.watch.book if key.account == SMALL]
+        assert not line.engine._turns.may_join(small), "not even with others"
     assert (await judge(line.rig.config)).differences == ()
 
 

@@ -78,7 +78,8 @@ def _at(
     report = StepReport(head)
     if refused is not None:
         report.refuse(WHO, refused)
-    debts.book(unsafe, view, report, logs)
+    debts.heard += logs
+    debts.book(unsafe, view, report)
 
 
 def _owing(usd_e8: int) -> Health:
@@ -136,7 +137,7 @@ def test_a_write_off_is_booked_once(ledger: Ledger) -> None:
     while nobody ran comes with the first head, without marks it has no worth, and a log nobody can read holds up none.
     """
     debts = _debts(ledger)
-    debts.missed = [LOG]
+    debts.heard = [LOG]
     _at(debts, 6, logs=(BROKEN, LOG, OTHERS), marks={})
     _at(debts, 7, logs=(LOG,))
     _at(_debts(ledger), 8, logs=(LOG,))

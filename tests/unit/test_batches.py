@@ -235,7 +235,8 @@ def test_who_was_refused_together_goes_alone() -> None:
     turns.turned_down(answer, futile=False)
     assert not any(turns.may_join(key_of(place)) for place in (1, 2))
     turns.planned(key_of(1), UNPROFITABLE, BlockNumber(1))
-    turns.ordered(healths[:1])
+    turns.ordered([])  # as all of them are in flight
+    turns.only(healths[:1])
     assert not turns.may_join(key_of(1)) and turns.may_join(key_of(2))
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keeper.charges import next_base_fee
-from keeper.execution.fees import Market, Offered, affordable_wei, worth_wei
+from keeper.execution.fees import Market, Offered, affordable_wei, assured_wei, worth_wei
 from keeper.guard import Fees
 from keeper.types import Gas, Refusal, Wei
 from tests.unit.test_guard import HEAD, PLAN, TRIAL
@@ -148,6 +148,38 @@ def test_a_share_of_the_profit_is_added_to_the_tip(
     assert fees.tip_wei >= plain.tip_wei and fees.gas_limit == plain.gas_limit
     paid = min(fees.max_fee_wei, BASE + fees.tip_wei)
     assert rule_wei <= paid <= fees.max_fee_wei <= most
+
+
+@given(st.integers(0, 10**18), st.integers(0, 10**15))
+def test_a_share_never_stands_in_the_way(room_wei: int, data_wei: int) -> None:
+    """No more is offered than all limits leave: what passes them without a share does so with one."""
+    tried = replace(TRIAL, data_fee_wei=Wei(data_wei))
+    market = replace(MARKET, share_bps=10_000)
+    plain, most = MARKET.bid(tried, PLENTY), market.bid(tried, PLENTY, worth_wei=PLENTY)
+    fees = market.bid(tried, PLENTY, worth_wei=PLENTY, room_wei=room_wei)
+    assert isinstance(plain, Fees) and isinstance(most, Fees) and isinstance(fees, Fees)
+    if plain.worst_case_wei > room_wei:
+        assert fees == plain
+    else:
+        assert fees.worst_case_wei <= room_wei
+        assert fees == most or fees.worst_case_wei + fees.gas_limit > room_wei
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**8), st.integers(0, 10**15))
+def test_a_share_is_of_what_the_contract_enforces(enforced: int, minimum: int, data_wei: int) -> None:
+    """At the price that is paid with a share, the least profit that passes on chain leaves the configured minimum."""
+    plan, tried = (
+        replace(PLAN, min_profit_raw=enforced),
+        replace(TRIAL, profit_raw=10**9, data_fee_wei=Wei(data_wei)),
+    )
+    prices = minimum * 10**8 // 10**PLAN.profit_token.decimals, 2_000 * 10**8
+    affordable, assured = affordable_wei(plan, tried, *prices), assured_wei(plan, tried, *prices)
+    market = replace(MARKET, share_bps=10_000)
+    plain = MARKET.bid(tried, affordable)
+    fees = market.bid(tried, affordable, worth_wei=worth_wei(plan, tried, prices[1]), assured_wei=assured)
+    assert isinstance(plain, Fees) and isinstance(fees, Fees)
+    paid = min(fees.max_fee_wei, BASE + fees.tip_wei)
+    assert fees == plain if assured <= MARKET.price() else paid == min(assured, MARKET.most_fee_wei)
 
 
 def test_a_budget_pays_no_share() -> None:

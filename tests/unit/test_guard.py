@@ -178,6 +178,14 @@ def test_room_for_gas_is_what_the_hour_leaves() -> None:
     assert guard(limits).room_gas(replace(spent, in_flight_wei=10**17), 10**10) == (0, 0)
 
 
+def test_what_a_transaction_may_cost_is_what_all_limits_leave() -> None:
+    """Of the hour's gas, and of the budget where that pays."""
+    spent = replace(NOTHING_SPENT, gas_wei_last_hour=10**16, in_flight_wei=2 * 10**16, budgeted_wei=10**15)
+    assert guard(BUDGET).room_wei(PLAN, spent, 2_000 * 10**8) == 7 * 10**16
+    assert guard(BUDGET).room_wei(LOSING, spent, 2_000 * 10**8) == 9 * 10**15, "eighteen dollars"
+    assert guard(LIMITS).room_wei(LOSING, spent, 2_000 * 10**8) == 0
+
+
 def test_at_the_limits_it_clears() -> None:
     """One unit less than each refusal passes, so the limits mean what they say."""
     spent = Spent(10**17 - FEES.worst_case_wei, 0, 50 * 10**8, 2)
@@ -221,6 +229,9 @@ def test_a_plan_that_may_lose_may_use_up_what_is_left() -> None:
     flying = NOTHING_SPENT.with_in_flight(FEES, budgeted=True)
     assert (flying.in_flight_wei, flying.budgeted_wei) == (FEES.worst_case_wei, FEES.worst_case_wei)
     assert flying.without(FEES.worst_case_wei, budgeted=True) == NOTHING_SPENT
+    cheaper = replace(FEES, gas_limit=Gas(FEES.gas_limit // 2))
+    both = NOTHING_SPENT.with_in_flight(cheaper, FEES.worst_case_wei, budgeted=True)
+    assert both == flying, "the replaced one may be mined all the same"
     assert guard(LIMITS).budget_usd_e8(NOTHING_SPENT, 2_000 * 10**8) is None
     assert guard(BUDGET).budget_usd_e8(flying, 2_000 * 10**8) == 20 * 10**8 - 540_000_000
 

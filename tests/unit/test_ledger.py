@@ -694,3 +694,20 @@ def test_every_kind_can_be_booked(ledger: Ledger) -> None:
     ledger.correct(1, "a slip", {}, 2)
     assert ledger.tip()[0] == len(KINDS)
     assert all(re.fullmatch(r"[a-z_]+", kind) for kind in KINDS)
+
+
+def test_an_account_shares_the_story_of_a_plan_it_joined(ledger: Ledger) -> None:
+    """What came of the transaction that it is in is part of its history; what is said of the others only is not."""
+    ledger.book("intent", PLAN, "aave", ALICE, {}, 1)
+    ledger.book("joined", PLAN, "aave", BOB, {"with": ALICE}, 1)
+    ledger.book("signed", PLAN, "aave", ALICE, {}, 1)
+    ledger.book("settled", PLAN, "aave", ALICE, {**COST, "profit_token": USDC, "profit_raw": 1}, 2)
+    ledger.book("liquidated", PLAN, "aave", ALICE, {}, 2)
+    ledger.book("liquidated", PLAN, "aave", BOB, {}, 2)
+    ledger.book("reorged", PLAN, "aave", ALICE, {}, 3)
+    ledger.book("intent", OTHER_PLAN, "aave", ALICE, {}, 4)
+    _refuse(ledger, 5)
+    kinds = [entry.kind for entry in ledger.history(BOB)]
+    assert kinds == ["reorged", "liquidated", "settled", "signed", "joined", "intent"]
+    assert [entry.kind for entry in ledger.history(BOB, 2)] == kinds[:2]
+    assert [entry.seq for entry in ledger.history(ALICE)] == [9, 8, 7, 5, 4, 3, 1]
