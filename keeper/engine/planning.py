@@ -67,6 +67,8 @@ class Planning:
         budget_usd_e8 = self.budget_usd_e8(view) if health.bad_debt else None
         context = replace(context, thorough=thorough, budget_usd_e8=budget_usd_e8)
         planned = plan(health, self._turns.untried(health.key, options), context)
+        if not all(option.chosen for option in options if isinstance(option, Option)):
+            return (yield from planned)  # what it says of a token's price must not stop others
         return (yield from self._weighing(planned, protocol))
 
     async def orders(
