@@ -448,3 +448,23 @@ async def test_a_strangers_oracle_speaks_for_its_own_market_alone(lab: Lab, tmp_
         assert line.refusals(report, WHO) == []
         assert not line.booked("tripped")
         await lab.node.mine_each_transaction()
+
+
+async def test_no_budget_pays_for_debts_that_a_stranger_makes_up(lab: Lab, tmp_path: Path) -> None:
+    """Whoever makes a market can owe in it what nobody ever lent: what nets a loss there is left, whatever the budget
+    and nothing of it is put down as bad debt.
+    """
+    async with scene_on(lab, tmp_path, listed=False) as scene:
+        lines = scene.rig.config.read_text().splitlines()
+        lines.insert(lines.index("[limits]") + 1, "bad_debt_budget_usd_per_day = 100")
+        scene.rig.config.write_text("\n".join(lines) + "\n")
+        thief = account(666)
+        market = await _market_of_a_thief(scene, thief, 3 * 10**15, 1_000 * 10**6)
+    async with open_again(lab, scene.rig) as line:
+        await line.step()
+        await set_oracle(lab.node, lab.world, market, 2_000 * _USDC_FOR_ETHER)
+        report = await line.step()
+        assert report.liquidatable == 1 and not report.sent
+        [(stage, told)] = line.refusals(report, thief)
+        assert (stage, told) == ("plan", "unprofitable")
+        assert not line.booked("bad_debt")

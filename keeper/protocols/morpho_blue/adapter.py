@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -267,12 +268,16 @@ class MorphoBlue:
         """The account's health as `_isHealthy` would find it at the marks' timestamp and price.
 
         Refused where these marks know nothing of its market: it has no dollar feed, or was not known before this head.
+        Bad debt is told only where somebody chose the market: in their own, strangers owe whatever they like.
         """
         state = marks.exact.states.get(position.group)
         if state is None:
             reason = "new_market" if self._valued(self.markets[position.group]) else "no_usd_feed"
             return Refusal("assess", reason, {"market": position.key.market})
-        return judge(position, state)
+        health = judge(position, state)
+        if isinstance(health, Refusal) or self._listed:
+            return health
+        return replace(health, bad_debt=())
 
     def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
         """The collateral's price in dollars, by the market's oracle, at which the account may owe just what it owes."""
