@@ -468,3 +468,28 @@ async def test_no_budget_pays_for_debts_that_a_stranger_makes_up(lab: Lab, tmp_p
         [(stage, told)] = line.refusals(report, thief)
         assert (stage, told) == ("plan", "unprofitable")
         assert not line.booked("bad_debt")
+
+
+async def test_a_strangers_market_makes_one_transaction_revert(lab: Lab, tmp_path: Path) -> None:
+    """Its oracle tells who only tries another price than a transaction: the market is left for a while, also after a
+    restart, and that says nothing of how well the keeper works.
+    """
+    bad, good = (f"7f{price:064x}60005260206000f3" for price in (1_000 * _USDC_FOR_ETHER, 10**36))
+    two_faced = bytes.fromhex(f"3a602d57{bad}5b{good}")  # by GASPRICE
+    async with scene_on(lab, tmp_path, listed=False) as scene:
+        thief, line = account(666), scene.line
+        market = await _market_of_a_thief(scene, thief, ETHER, 1_500 * 10**6)
+        await line.step()
+        await lab.node.set_code({market.oracle: two_faced})
+        await lab.node.mine_on_demand()
+        await lab.node.mine()
+        assert len((await line.step()).sent) == 1
+        await lab.node.mine()
+        report = await line.step()
+        assert line.refusals(report, thief) == [("plan", "strangers_market")] and not report.sent
+        assert len(line.booked("reverted")) == 1
+        assert line.ledger.consecutive_reverts() == 0
+    async with open_again(lab, scene.rig) as line:
+        report = await line.step()
+        assert line.refusals(report, thief) == [("plan", "strangers_market")] and not report.sent
+        await lab.node.mine_each_transaction()
