@@ -51,7 +51,7 @@ async def test_a_strangers_oracle_that_goes_on_failing_is_asked_less_and_less(la
     ids = [market.id for market in deployed.markets] if listed else []
     async with following(lab, deployed, ids) as follower:
         await follower.open(POSITION, BorrowSpec(OTHER, WBTC_WETH, 10**8, 9_500))
-        await follower.follow()
+        head = await follower.follow()
         oracle = deployed.markets[WETH_USDC].oracle
         code = await lab.node.code(oracle)
         failing, honest = (follower.position(*of).group for of in ((BORROWER, WETH_USDC), (OTHER, WBTC_WETH)))
