@@ -60,6 +60,7 @@ UPGRADE_TOPICS: Final = tuple(
 )
 
 _SYMBOL: Final = abi.load("Erc20").function("symbol")
+_LONGEST_SYMBOL: Final = 64
 
 
 class VenueKind(IntEnum):
@@ -273,14 +274,14 @@ def unreadable(stage: str, error: AdapterError) -> Refusal:
 
 
 def symbol_of(result: Result, token: Address) -> str:
-    """A token's symbol, whether it answers a string or (as MKR does) bytes32; its address where it has none."""
+    """A token's symbol, whether it answers a string or (as MKR does) bytes32; its address where it has none to show."""
     if isinstance(result, Reverted):
         return hex_of(token)
     if len(result) == 32:
         text = result.rstrip(b"\0").decode("utf-8", "replace")
     else:
         text = _SYMBOL.one(result) if result else ""
-    return text if text and text.isprintable() else hex_of(token)
+    return text if 0 < len(text) <= _LONGEST_SYMBOL and text.isprintable() else hex_of(token)
 
 
 def together(reads: Sequence[Reads[T]]) -> Reads[list[T]]:

@@ -216,6 +216,7 @@ def describe(
     ]
     return {
         **({"accounts": parts} if parts else {}),
+        **({} if option.chosen else {"strangers_market": plan.key.market}),
         "policy": policy,
         "block": plan.at.number,
         "block_hash": plan.at.hash,

@@ -229,7 +229,8 @@ class Option:
     Amounts to consider are `max_repay_raw`, anything from `min_repay_raw` to `partial_max_repay_raw`, and nothing
     between (dust rules forbid leaving too little); `detail` is the adapter's own. Rounds are those of the prices'
     feeds, None where nobody tells them. `call_gas` is what each further call of its kind takes in one transaction: of
-    its own second step, or of another account's; 0 where it goes alone.
+    its own second step, or of another account's; 0 where it goes alone. Not `chosen`: a stranger
+    tells the prices, and what they say of a token concerns no other position.
     """
 
     key: PositionKey
@@ -244,6 +245,7 @@ class Option:
     repay_round: int | None = None
     seize_round: int | None = None
     call_gas: int = 0
+    chosen: bool = True
 
 
 class Part(NamedTuple):

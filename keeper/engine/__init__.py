@@ -29,7 +29,8 @@ from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
-from keeper.ledger import Ledger
+from keeper.ledger import Booked, Ledger
+from keeper.ledger.outcomes import STRANGERS_MARKET
 from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
 from keeper.seams import FlashSource, Reads, Venue, unreadable
@@ -124,6 +125,8 @@ class Engine:
         if self._sender:
             self._sender.doubt(self._watch.common)
             await self._sender.recover(head)
+        for entry in reversed(self._ledger.entries(kind="reverted")):
+            self._learn(entry)
 
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
@@ -152,6 +155,11 @@ class Engine:
         self.reflexes.book()  # before anything is planned: how large it may be follows from the record
         if self._sender:
             report.settled = await self._sender.settle(head, view.native)
+            for each in report.settled:
+                if each.status == 0 or each.profit_raw:
+                    kind = "intent" if each.status else "reverted"
+                    for entry in self._ledger.entries(1, kind=kind, plan=each.plan_id):
+                        self._learn(entry)
         if self._chain.quorum > 1:
             await self._watch.confirm(view.marks, head)
             view = view.without(self._watch.unread)
@@ -251,6 +259,14 @@ class Engine:
         now_s = self._wall_clock()
         refusal = self.breakers.admits(plan, new=stuck is None)
         return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s, native_usd_e8)
+
+    def _learn(self, entry: Booked) -> None:
+        """Leave a stranger's market that made a transaction revert; forgive it by the intent of one that succeeded."""
+        market = entry.body.get(STRANGERS_MARKET)
+        if market and entry.kind == "reverted":
+            self._turns.shun(entry.protocol, market, int(entry.body["block"]))
+        elif market:
+            self._turns.forgive(entry.protocol, market)
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""

@@ -61,12 +61,17 @@ class Planning:
         if isinstance(marks, Refusal):
             return marks
         options = self._options(health, view, marks)
+        strangers = not all(option.chosen for option in options if isinstance(option, Option))
+        if strangers and self._turns.shuns(health.key, market.head.number):
+            return Refusal("plan", "strangers_market", {"market": health.key.market})
         context = self._context(protocol, options, view, market)
         if isinstance(context, Refusal):
             return context
         budget_usd_e8 = self.budget_usd_e8(view) if health.bad_debt else None
         context = replace(context, thorough=thorough, budget_usd_e8=budget_usd_e8)
         planned = plan(health, self._turns.untried(health.key, options), context)
+        if strangers:
+            return (yield from planned)  # what it says of a token's price must not stop others
         return (yield from self._weighing(planned, protocol))
 
     async def orders(

@@ -18,7 +18,7 @@ from keeper.chain.simulation import SimCall
 from keeper.errors import AdapterError, ChainError, ExecutionError, NoQuorum, RpcError
 from keeper.execution.flights import Flight, Flights
 from keeper.fixed import WAD, mul_div_up
-from keeper.ledger.outcomes import BAD_DEBT
+from keeper.ledger.outcomes import BAD_DEBT, STRANGERS_MARKET
 from keeper.prices import Price
 from keeper.store import Attempt
 from keeper.trial import explain_revert, skipped
@@ -208,7 +208,9 @@ class Settling:
             # the loss is certain without knowing to whom, and must not wait for nodes that forget
             return "reverted", {"error": error, "rival_unknown": str(failure)}
         if rival is None:
-            return "reverted", {"error": error}
+            terms = self._terms(flight, attempt)
+            strangers = {STRANGERS_MARKET: terms[STRANGERS_MARKET]} if STRANGERS_MARKET in terms else {}
+            return "reverted", {"error": error, **strangers}
         return "lost_race", {"error": error, "rival_tx": rival}
 
     async def _rival(self, flight: Flight, attempt: Attempt, receipt: Receipt) -> Hash | None:

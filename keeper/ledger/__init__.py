@@ -245,7 +245,8 @@ class Ledger:
     def consecutive_reverts(self) -> int:
         """Reverted transactions since the last settled one.
 
-        Lost races neither count nor reset. That a person cleared the breaker of this name resets: somebody looked.
+        Lost races neither count nor reset, and reverts that a stranger's market is at fault for do not count. That a
+        person cleared the breaker of this name resets: somebody looked.
         """
         reverts = 0
         query = select(entries).where(entries.c.kind.in_(("settled", "reverted", "cleared", "reorged")))
@@ -263,7 +264,7 @@ class Ledger:
                     orphaned.discard(row.plan_id)
                 elif row.kind == "settled":
                     break
-                else:
+                elif outcomes.STRANGERS_MARKET not in read(row).body:
                     reverts += 1
         return reverts
 

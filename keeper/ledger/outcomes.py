@@ -31,6 +31,9 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 OUTCOMES: Final = tuple(_REQUIRED)
 BAD_DEBT: Final = "bad_debt"  # `budget` of an outcome whose plan was allowed to lose
+STRANGERS_MARKET: Final = (
+    "strangers_market"  # of an intent, the market nobody chose; of a revert, whose fault it is
+)
 
 
 def check(kind: str, body: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ from tests.protocols.morpho_blue_lab import USDC_WETH, WBTC_USDC, WBTC_WETH, WET
 WHO, OTHER = account(1), account(2)
 ETHER = 10**18
 _E8 = 10**8
+_USDC_FOR_ETHER = 10**24  # an oracle's price of a WETH at one USDC
 _LONG_AGO_S = 121  # so that nothing that was signed before can be mined any more
 
 
@@ -412,3 +413,83 @@ async def test_a_restored_record_finds_the_position_again(lab: Lab, tmp_path: Pa
     with sqlite3.connect(record) as rows:
         [(market,)] = rows.execute("SELECT market FROM intents").fetchall()
     assert market == hex_of(scene.morpho.markets[WETH_USDC].id)
+
+
+async def _market_of_a_thief(
+    scene: Scene, thief: Address, collateral_raw: int, owed_raw: int
+) -> MorphoMarket:
+    """A market on real tokens by an oracle that does what its maker wants, where the thief owes so much."""
+    node, world = scene.lab.node, scene.lab.world
+    spec = MarketSpec("WETH", "USDC", 86 * WAD // 100, irm="none", oracle="mock")
+    deployed = await open_market(node, world, scene.morpho, spec)
+    market = deployed.markets[-1]
+    await set_oracle(node, world, market, 10**36)
+    await borrow(node, world, deployed, [BorrowSpec(thief, len(MARKETS), collateral_raw, 0)])
+    blue = morpho_of(node, scene.morpho)
+    await blue.send(thief, "borrow", market.params, owed_raw, 0, thief, thief)
+    return market
+
+
+async def test_a_strangers_oracle_speaks_for_its_own_market_alone(lab: Lab, tmp_path: Path) -> None:
+    """It says half of what WETH costs everywhere: that stops no liquidation of WETH in another market."""
+    async with scene_on(lab, tmp_path, listed=False) as scene:
+        text = scene.rig.config.read_text()
+        assert "max_deviation_bps = 100000" in text
+        scene.rig.config.write_text(text.replace("max_deviation_bps = 100000", "max_deviation_bps = 500"))
+        thief = account(666)
+        market = await _market_of_a_thief(scene, thief, ETHER, 1_500 * 10**6)
+        await scene.open(BorrowSpec(WHO, WETH_USDC, 10 * ETHER, 9_800))
+        await set_oracle(lab.node, lab.world, market, 1_000 * _USDC_FOR_ETHER)
+        await scene.move({"WETH": 0.96})
+    async with open_again(lab, scene.rig) as line:
+        await lab.node.mine_on_demand()
+        report = await line.step()
+        assert report.liquidatable == 2
+        assert line.refusals(report, WHO) == []
+        assert not line.booked("tripped")
+        await lab.node.mine_each_transaction()
+
+
+async def test_no_budget_pays_for_debts_that_a_stranger_makes_up(lab: Lab, tmp_path: Path) -> None:
+    """Whoever makes a market can owe in it what nobody ever lent: what nets a loss there is left, whatever the budget
+    and nothing of it is put down as bad debt.
+    """
+    async with scene_on(lab, tmp_path, listed=False) as scene:
+        lines = scene.rig.config.read_text().splitlines()
+        lines.insert(lines.index("[limits]") + 1, "bad_debt_budget_usd_per_day = 100")
+        scene.rig.config.write_text("\n".join(lines) + "\n")
+        thief = account(666)
+        market = await _market_of_a_thief(scene, thief, 3 * 10**15, 1_000 * 10**6)
+    async with open_again(lab, scene.rig) as line:
+        await line.step()
+        await set_oracle(lab.node, lab.world, market, 2_000 * _USDC_FOR_ETHER)
+        report = await line.step()
+        assert report.liquidatable == 1 and not report.sent
+        [(stage, told)] = line.refusals(report, thief)
+        assert (stage, told) == ("plan", "unprofitable")
+        assert not line.booked("bad_debt")
+
+
+async def test_a_strangers_market_makes_one_transaction_revert(lab: Lab, tmp_path: Path) -> None:
+    """Its oracle tells who only tries another price than a transaction: the market is left for a while, also after a
+    restart, and that says nothing of how well the keeper works.
+    """
+    bad, good = (f"7f{price:064x}60005260206000f3" for price in (1_000 * _USDC_FOR_ETHER, 10**36))
+    two_faced = bytes.fromhex(f"3a602d57{bad}5b{good}")  # by GASPRICE
+    async with scene_on(lab, tmp_path, listed=False) as scene:
+        thief, line = account(666), scene.line
+        market = await _market_of_a_thief(scene, thief, ETHER, 1_500 * 10**6)
+        await line.step()
+        await lab.node.set_code({market.oracle: two_faced})
+        await lab.node.mine_on_demand()
+        await lab.node.mine()
+        assert len((await line.step()).sent) == 1
+        await lab.node.mine()
+        report = await line.step()
+        assert line.refusals(report, thief) == [("plan", "strangers_market")] and not report.sent
+        assert len(line.booked("reverted")) == 1
+        assert line.ledger.consecutive_reverts() == 0
+    async with open_again(lab, scene.rig) as line:
+        report = await line.step()
+        assert line.refusals(report, thief) == [("plan", "strangers_market")] and not report.sent
+        await lab.node.mine_each_transaction()

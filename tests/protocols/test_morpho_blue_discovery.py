@@ -27,7 +27,7 @@ from keeper.lab.tokens import approve_txs, mint_txs
 from keeper.lab.world import Lab, add_token
 from keeper.protocols.morpho_blue import MorphoBlue, MorphoBlueConfig
 from keeper.protocols.morpho_blue.market import LIQUIDATE
-from keeper.seams import Adapter
+from keeper.seams import Adapter, symbol_of
 from keeper.types import Address, Hash, Refusal, hex_of
 from tests.protocols.morpho_blue_lab import (
     BORROWER,
@@ -246,6 +246,14 @@ async def test_oracles_of_listed_markets_name_the_feeds(lab: Lab) -> None:
         assert deployed.markets[USDC_WETH].oracle not in relied
         found = await loaded()
         assert found.feeds() == {} and set(found.contracts().values()) == {deployed.address}
+
+
+@pytest.mark.parametrize("symbol", ["", "A\n", "A" * 65, "\u202eHTEW"])
+def test_a_strangers_token_is_named_by_its_address_where_its_symbol_is_none(symbol: str) -> None:
+    """Whoever makes a market may name its tokens by a megabyte, and each is remembered."""
+    token, text = Address(b"\7" * 20), symbol.encode()
+    answer = (32).to_bytes(32) + len(text).to_bytes(32) + text + bytes(-len(text) % 32)
+    assert symbol_of(answer, token) == hex_of(token)
 
 
 async def test_markets_of_strangers_tokens_are_left_alone(lab: Lab) -> None:

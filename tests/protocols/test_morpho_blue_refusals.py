@@ -44,6 +44,34 @@ async def test_an_oracle_that_fails_stops_its_market_alone(lab: Lab, code: bytes
         assert not follower.health(OTHER, WBTC_WETH, marks).liquidatable
 
 
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_strangers_oracle_that_goes_on_failing_is_asked_less_and_less(lab: Lab, listed: bool) -> None:
+    """It may burn all gas there is at every look; once it answers it is asked at every head. A listed one always is."""
+    deployed = await deploy_morpho(lab.node, lab.world)
+    ids = [market.id for market in deployed.markets] if listed else []
+    async with following(lab, deployed, ids) as follower:
+        await follower.open(POSITION, BorrowSpec(OTHER, WBTC_WETH, 10**8, 9_500))
+        head = await follower.follow()
+        oracle = deployed.markets[WETH_USDC].oracle
+        code = await lab.node.code(oracle)
+        failing, honest = (follower.position(*of).group for of in ((BORROWER, WETH_USDC), (OTHER, WBTC_WETH)))
+        await lab.node.set_code({oracle: _BURNS})
+        asked = []
+        for place in range(13):
+            if place == 9:
+                await lab.node.set_code({oracle: code})
+            await lab.node.mine()
+            head = await follower.follow()
+            for _ in range(2):
+                states = (await follower.marks(head)).exact.states
+                assert honest in states
+                asked.append(place * (failing in states))
+        often = range(1, 13) if listed else (2, 5, 10, 11, 12)
+        assert [place for place in asked if place] == [place for place in often for _ in range(2)]
+        told = follower.judged(BORROWER, WETH_USDC, await follower.marks(head))
+        assert not isinstance(told, Refusal)
+
+
 async def test_a_price_of_nothing_is_no_price(lab: Lab) -> None:
     """At 0 Morpho would hand over all collateral for nothing and write the debt off: that is refused."""
     deployed = await deploy_morpho(lab.node, lab.world)

@@ -487,6 +487,15 @@ def test_reverts_in_a_row_end_with_a_success_or_an_operator(ledger: Ledger) -> N
     assert ledger.consecutive_reverts() == 1
 
 
+def test_a_strangers_market_stops_nothing_by_its_reverts(ledger: Ledger) -> None:
+    """What somebody else's oracle did says nothing of the keeper; its gas is counted all the same."""
+    ledger.book("reverted", PLAN, "morpho", ALICE, {**COST, "strangers_market": "0x01"}, 1)
+    assert ledger.consecutive_reverts() == 0
+    _revert(ledger, OTHER_PLAN, 2)
+    assert ledger.consecutive_reverts() == 1
+    assert ledger.gas_spent_wei(0) == 2 * COST["gas_cost_wei"]
+
+
 def test_an_orphaned_success_does_not_end_a_row_of_reverts(ledger: Ledger) -> None:
     """A settled entry that was reorged away no longer resets the count, and an orphaned revert no longer counts."""
     _revert(ledger, PLAN, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -68,6 +69,7 @@ _TOUCHING: Final = {
 }
 _LIQUIDATE: Final = MORPHO.event("Liquidate")
 _LIQUIDATED: Final = _LIQUIDATE.topic
+_LONGEST_PAUSE: Final = 64  # heads
 
 
 def _market_id(value: object) -> object:
@@ -123,6 +125,9 @@ class MorphoBlue:
         self._max_price_age_s = config.max_price_age_s
         self._markets: dict[Hash, Market] = {}
         self._owing: set[Hash] = set()  # markets in which somebody owed when last read
+        self._silent: dict[
+            Hash, tuple[int, int]
+        ] = {}  # head at which an oracle failed, and heads it is left then
         self._feeds: Mapping[Address, UsdFeed] | None = None
 
     @property
@@ -240,12 +245,24 @@ class MorphoBlue:
         return positions
 
     def marks(self, at: BlockTime) -> Reads[Marks | Refusal]:
-        """Totals with interest, oracle prices and dollars as a block at `at.timestamp_s` would find them."""
-        asked = [each for each in self.markets if each.id in self._owing and self._valued(each)]
+        """Totals with interest, oracle prices and dollars as a block at `at.timestamp_s` would find them.
+
+        A stranger's oracle that fails may burn all gas there is each time, so it is asked less and less.
+        """
+        asked = [
+            each
+            for each in self.markets
+            if each.id in self._owing and self._valued(each) and not self._pauses(each, at)
+        ]
         exact = yield from read_marks(self.morpho, asked, self._known_feeds(), self._max_price_age_s, at)
         for market in asked:
-            if not exact.states[market.number].totals.borrow_shares:
+            state = exact.states[market.number]
+            if not state.totals.borrow_shares:
                 self._owing.discard(market.id)
+            if state.why_not is None or state.why_not.reason != "oracle_reverts" or self._listed:
+                self._silent.pop(market.id, None)
+            elif (silent := self._silent.get(market.id, (-1, 0)))[0] != at.number:
+                self._silent[market.id] = (at.number, min(max(1, 2 * silent[1]), _LONGEST_PAUSE))
         return Marks(
             at,
             self.market,
@@ -267,12 +284,18 @@ class MorphoBlue:
         """The account's health as `_isHealthy` would find it at the marks' timestamp and price.
 
         Refused where these marks know nothing of its market: it has no dollar feed, or was not known before this head.
+        Bad debt is told only where somebody chose the market: in their own, strangers owe whatever they like.
         """
         state = marks.exact.states.get(position.group)
         if state is None:
-            reason = "new_market" if self._valued(self.markets[position.group]) else "no_usd_feed"
+            market = self.markets[position.group]
+            reason = "oracle_reverts" if market.id in self._silent else "new_market"
+            reason = reason if self._valued(market) else "no_usd_feed"
             return Refusal("assess", reason, {"market": position.key.market})
-        return judge(position, state)
+        health = judge(position, state)
+        if isinstance(health, Refusal) or self._listed:
+            return health
+        return replace(health, bad_debt=())
 
     def liquidation_price(self, position: Position, health: Health, marks: Marks) -> int | None:
         """The collateral's price in dollars, by the market's oracle, at which the account may owe just what it owes."""
@@ -315,6 +338,11 @@ class MorphoBlue:
     def _valued(self, market: Market) -> bool:
         """Whether both tokens have a dollar feed: what has none can neither be judged nor be sold."""
         return {market.loan.address, market.collateral.address} <= self._known_feeds().keys()
+
+    def _pauses(self, market: Market, at: BlockTime) -> bool:
+        """Whether a market's oracle, which failed, is left at a head; at the one where it failed it is asked again."""
+        failed_at, pause = self._silent.get(market.id, (at.number, 0))
+        return failed_at < at.number <= failed_at + pause
 
     def _key(self, market_id: bytes, account: Address) -> PositionKey:
         return PositionKey(self.name, hex_of(market_id), account)

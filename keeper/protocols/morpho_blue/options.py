@@ -137,6 +137,7 @@ def find_options(health: Health, morpho: Address, *, chosen: bool) -> Sequence[O
             detail=most,
             repay_round=state.loan.round_id,
             call_gas=_CALL_GAS if chosen else 0,
+            chosen=chosen,
         )
     ]
 
