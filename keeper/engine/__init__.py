@@ -22,6 +22,7 @@ from keeper.engine.booking import Booking
 from keeper.engine.head import Policy, StepReport, View, read_view
 from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
+from keeper.engine.strangers import Strangers
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei, assured_wei, worth_wei
 from keeper.execution.flights import Stuck
@@ -29,8 +30,7 @@ from keeper.execution.sender import Sender
 from keeper.execution.signing import Cleared
 from keeper.fixed import WAD
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
-from keeper.ledger import Booked, Ledger
-from keeper.ledger.outcomes import STRANGERS_MARKET
+from keeper.ledger import Ledger
 from keeper.planner import encode_execute
 from keeper.planner.turns import Turns
 from keeper.seams import FlashSource, Reads, Venue, unreadable
@@ -98,6 +98,7 @@ class Engine:
         self._tolls = Tolls(chain, policy.liquidator)
         self._spending = Spending(ledger, wall_clock)
         self._booking = Booking(ledger, watch.adapters, wall_clock)
+        self._strangers = Strangers(ledger, self._turns)
         self._log = structlog.get_logger("keeper")
 
     @property
@@ -125,8 +126,7 @@ class Engine:
         if self._sender:
             self._sender.doubt(self._watch.common)
             await self._sender.recover(head)
-        for entry in reversed(self._ledger.entries(kind="reverted")):
-            self._learn(entry)
+        self._strangers.recall()
 
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
@@ -155,11 +155,7 @@ class Engine:
         self.reflexes.book()  # before anything is planned: how large it may be follows from the record
         if self._sender:
             report.settled = await self._sender.settle(head, view.native)
-            for each in report.settled:
-                if each.status == 0 or each.profit_raw:
-                    kind = "intent" if each.status else "reverted"
-                    for entry in self._ledger.entries(1, kind=kind, plan=each.plan_id):
-                        self._learn(entry)
+            self._strangers.settled(report.settled)
         if self._chain.quorum > 1:
             await self._watch.confirm(view.marks, head)
             view = view.without(self._watch.unread)
@@ -259,14 +255,6 @@ class Engine:
         now_s = self._wall_clock()
         refusal = self.breakers.admits(plan, new=stuck is None)
         return refusal or self._guard.clear(plan, trial, fees, view.pause, spent, head, now_s, native_usd_e8)
-
-    def _learn(self, entry: Booked) -> None:
-        """Leave a stranger's market that made a transaction revert; forgive it by the intent of one that succeeded."""
-        market = entry.body.get(STRANGERS_MARKET)
-        if market and entry.kind == "reverted":
-            self._turns.shun(entry.protocol, market, int(entry.body["block"]))
-        elif market:
-            self._turns.forgive(entry.protocol, market)
 
     def _prices(self, view: View) -> dict[str, Mapping[Address, int]]:
         """Every protocol's prices, where they could be read."""
