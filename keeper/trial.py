@@ -47,6 +47,7 @@ _ALL_BUT: Final = 8
 # Over a call's own limit: what its callers keep back on the way, and what the Liquidator wants to see beyond it.
 _SPARE_PERCENT: Final = 125
 _SPARE_FLAT: Final = 30_000
+_TENTHS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,25 @@ def _refused(result: SimResult) -> Refusal:
     if result.gas_used < _TRIAL_GAS - _TRIAL_GAS // _ALL_BUT:
         return Refusal("trial", "reverts", numbers)
     return Refusal("trial", "out_of_gas", numbers | {"gas_used": result.gas_used, "gas_limit": _TRIAL_GAS})
+
+
+def nets_usd_e8(way: Sequence[tuple[Plan, Trial | Refusal]]) -> int:
+    """What plans that were tried in this order net together, of what would be sent; each at the gas of its trial."""
+    nets = [
+        (one, trial.profit_raw + one.later_raw - one.gas_cost_raw * trial.gas_used // one.gas_estimate)
+        for place, (one, trial) in enumerate(way)
+        if isinstance(trial, Trial) and not (place and market_moved(one, trial))
+    ]
+    return sum(max(0, raw) * one.profit_price_usd_e8 // 10**one.profit_token.decimals for one, raw in nets)
+
+
+def market_moved(plan: Plan, trial: Trial | Refusal) -> Refusal | None:
+    """Whether those before it moved its market so far that it had better be planned anew on what they leave."""
+    earned = trial.profit_raw if isinstance(trial, Trial) else plan.expected_profit_raw
+    if earned * _TENTHS >= plan.expected_profit_raw * (_TENTHS - 1):
+        return None
+    numbers = {"profit_raw": earned, "planned_profit_raw": plan.expected_profit_raw}
+    return Refusal("trial", "market_moved", numbers)
 
 
 class Tolls:

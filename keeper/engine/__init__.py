@@ -23,6 +23,7 @@ from keeper.engine.head import Policy, StepReport, View, read_view
 from keeper.engine.planning import Planning
 from keeper.engine.reflexes import Moment, Reflexes
 from keeper.engine.strangers import Strangers
+from keeper.engine.turns import Turns
 from keeper.errors import AdapterError
 from keeper.execution.fees import Market, affordable_wei, assured_wei, worth_wei
 from keeper.execution.flights import Stuck
@@ -32,9 +33,8 @@ from keeper.fixed import WAD
 from keeper.guard import Clearance, Guard, PauseState, Spending, Spent, Stage, scope_of
 from keeper.ledger import Ledger
 from keeper.planner import encode_execute
-from keeper.planner.turns import Turns
 from keeper.seams import FlashSource, Reads, Venue, unreadable
-from keeper.trial import Attempt, Tolls, describe, try_stacked
+from keeper.trial import Attempt, Tolls, describe, market_moved, nets_usd_e8, try_stacked
 from keeper.types import (
     Address,
     BlockNumber,
@@ -54,7 +54,6 @@ _MOST_PER_HEAD: Final = 16  # plans tried and sent at one head; those refused ar
 _MANY_LEGS: Final = 2  # in whose bytes the operator's funds are counted
 _LIFETIME_S: Final = 36  # a transaction not mined by then can never execute; it is built anew
 _TIP_EVERY_HEADS: Final = 50
-_TENTHS: Final = 10
 
 
 class Engine:
@@ -92,13 +91,23 @@ class Engine:
         self._block_time_s = 1
         self._heads = 0
         self._turns = Turns()
+        self._strangers = Strangers(ledger, lambda: sender.in_flight_plans().values() if sender else ())
         self._planning = Planning(
-            chain, watch, venues, flash_sources, guard, breakers, self._turns, policy, wall_clock, self._spent
+            chain,
+            watch,
+            venues,
+            flash_sources,
+            guard,
+            breakers,
+            self._turns,
+            self._strangers,
+            policy,
+            wall_clock,
+            self._spent,
         )
         self._tolls = Tolls(chain, policy.liquidator)
         self._spending = Spending(ledger, wall_clock)
         self._booking = Booking(ledger, watch.adapters, wall_clock)
-        self._strangers = Strangers(ledger, self._turns)
         self._log = structlog.get_logger("keeper")
 
     @property
@@ -109,6 +118,7 @@ class Engine:
     async def prepare(self, head: Head) -> None:
         """Learn what the next block will look like, its tip and how long blocks take, and what was left stopped."""
         self.reflexes.remember()
+        self._strangers.recall()
         self._tips_wei = await self._chain.suggested_tips()
         if head.number > 0:
             parent = await self._chain.block(head.parent_hash)
@@ -126,7 +136,6 @@ class Engine:
         if self._sender:
             self._sender.doubt(self._watch.common)
             await self._sender.recover(head)
-        self._strangers.recall()
 
     async def step(self, head: Head) -> StepReport:
         """Run the line at `head`. Raises `ChainError` when the node fails; the next head then starts afresh."""
@@ -144,12 +153,14 @@ class Engine:
             self._sender.doubt(self._watch.common)
         self.breakers.reorganised(self._watch.depth)
         reloaded = await self._watch.absorb(logs, head)
-        self._booking.bad_debts.heard += logs  # nobody is told them again, should this head be lost
+        # nobody is told them again, should this head be lost
+        self._booking.bad_debts.heard += logs
+        suspects = self._upgrades.suspects(logs, reloaded=reloaded)
         if reloaded:
             view = await self.look(head)
             self._booking.warn()
         view = view.without(self._watch.unread)
-        if self._upgrades.suspects(logs, reloaded=reloaded):
+        if suspects:
             await self._upgrades.settle(head)
         self.breakers.saw(self._prices(view))
         self.reflexes.book()  # before anything is planned: how large it may be follows from the record
@@ -332,10 +343,10 @@ class Engine:
         cleared: list[Cleared] = []
         refused: list[tuple[Plan, Refusal]] = []
         untouched = True
-        for one, trial in max(ways, key=_nets_usd_e8):
+        for one, trial in max(ways, key=nets_usd_e8):
             late, untouched = not untouched, untouched and isinstance(trial, Refusal)
             old = replacing.get(one.plan_id)
-            if late and not old and (behind := _behind(one, trial)):
+            if late and not old and (behind := market_moved(one, trial)):
                 refused.append((one, behind))
                 continue
             besides = spent.without(old.worst_case_wei, budgeted=one.budgeted) if old else spent
@@ -422,22 +433,3 @@ class Engine:
         self._planning.gas.fade()
         if self._heads % _TIP_EVERY_HEADS == 0 or (self._sender and self._sender.in_flight_wei()):
             self._tips_wei = await self._chain.suggested_tips()
-
-
-def _nets_usd_e8(way: Sequence[tuple[Plan, Trial | Refusal]]) -> int:
-    """What plans that were tried in this order net together, of what would be sent; each at the gas of its trial."""
-    nets = [
-        (one, trial.profit_raw + one.later_raw - one.gas_cost_raw * trial.gas_used // one.gas_estimate)
-        for place, (one, trial) in enumerate(way)
-        if isinstance(trial, Trial) and not (place and _behind(one, trial))
-    ]
-    return sum(max(0, raw) * one.profit_price_usd_e8 // 10**one.profit_token.decimals for one, raw in nets)
-
-
-def _behind(plan: Plan, trial: Trial | Refusal) -> Refusal | None:
-    """Whether those before it moved its market so far that it had better be planned anew on what they leave."""
-    earned = trial.profit_raw if isinstance(trial, Trial) else plan.expected_profit_raw
-    if earned * _TENTHS >= plan.expected_profit_raw * (_TENTHS - 1):
-        return None
-    numbers = {"profit_raw": earned, "planned_profit_raw": plan.expected_profit_raw}
-    return Refusal("trial", "market_moved", numbers)

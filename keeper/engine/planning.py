@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -11,17 +11,43 @@ import structlog
 from keeper.breakers import Breakers
 from keeper.chain.client import Chain
 from keeper.engine.head import Policy, StepReport, View, context_of
+from keeper.engine.strangers import Strangers
+from keeper.engine.turns import Turns
 from keeper.execution.fees import Market
 from keeper.guard import Guard, Spent
 from keeper.planner import PlanContext, plan
 from keeper.planner.batches import Found, Room, joined
-from keeper.planner.sizing import PlanGas
-from keeper.planner.turns import Turns
 from keeper.seams import FlashSource, Reads, Venue, readable, together
 from keeper.types import Health, Marks, Option, Plan, PositionKey, Refusal
 from keeper.watch import Watch
 
 _AT_ONCE: Final = 64
+
+
+class PlanGas:
+    """What a plan of each protocol takes besides its swaps, corrected by what is sent: up at once, down slowly.
+
+    Only by what is sent: else an account of many reserves that pays nobody, tried at every head, would make all others
+    look too dear to be tried at all.
+    """
+
+    def __init__(self, least: Mapping[str, int]) -> None:
+        """`least` is what a cheap plan of each protocol takes (`Adapter.plan_gas`)."""
+        self._least = least
+        self._assumed = dict(least)
+
+    def of(self, protocol: str) -> int:
+        """What to assume now."""
+        return self._assumed[protocol]
+
+    def learn(self, protocol: str, too_little: int) -> None:
+        """A plan took so much more than was assumed."""
+        self._assumed[protocol] = max(self.of(protocol), self.of(protocol) + too_little)
+
+    def fade(self) -> None:
+        """A head passed."""
+        for name, gas in self._assumed.items():
+            self._assumed[name] = max(self._least[name], gas - gas // 16)
 
 
 class Planning:
@@ -36,6 +62,7 @@ class Planning:
         guard: Guard,
         breakers: Breakers,
         turns: Turns,
+        strangers: Strangers,
         policy: Policy,
         wall_clock: Callable[[], float],
         spent: Callable[[], Spent],
@@ -48,6 +75,7 @@ class Planning:
         self._guard = guard
         self._breakers = breakers
         self._turns = turns
+        self._strangers = strangers
         self._policy = policy
         self._wall_clock = wall_clock
         self._spent = spent
@@ -62,13 +90,13 @@ class Planning:
             return marks
         options = self._options(health, view, marks)
         strangers = not all(option.chosen for option in options if isinstance(option, Option))
-        if strangers and self._turns.shuns(health.key, market.head.number):
-            return Refusal("plan", "strangers_market", {"market": health.key.market})
+        shunned = self._strangers.shunned(health.key, market.head.number) if strangers else None
+        if shunned is not None:
+            return shunned
         context = self._context(protocol, options, view, market)
         if isinstance(context, Refusal):
             return context
-        budget_usd_e8 = self.budget_usd_e8(view) if health.bad_debt else None
-        context = replace(context, thorough=thorough, budget_usd_e8=budget_usd_e8)
+        context = replace(context, thorough=thorough, budget_usd_e8=self._may_lose_usd_e8(health, view))
         planned = plan(health, self._turns.untried(health.key, options), context)
         if strangers:
             return (yield from planned)  # what it says of a token's price must not stop others
@@ -101,13 +129,20 @@ class Planning:
         plans = [answer for _, answer in found if isinstance(answer, Plan)]
         shared, keys = await self._shared(found, view, market)
         orders = [plans, [*shared, *(one for one in plans if one.key not in keys)]] if shared else [plans]
-        return [self._turns.best_first(order) for order in orders]
+        return [self._strangers.few(self._turns.best_first(order), report) for order in orders]
 
     def budget_usd_e8(self, view: View) -> int | None:
         """What liquidating bad debt may cost now, in USD with 8 decimals; None where it may cost nothing at all."""
         if isinstance(view.native, Refusal):
             return None
         return self._guard.budget_usd_e8(self._spent(), view.native.usd_e8_up)
+
+    def _may_lose_usd_e8(self, health: Health, view: View) -> int | None:
+        """What liquidating a position may lose: no more than its bad debt is worth; None where it may lose nothing."""
+        budget_usd_e8 = self.budget_usd_e8(view) if health.bad_debt else None
+        if budget_usd_e8 is None:
+            return None
+        return min(budget_usd_e8, sum(each.usd_e8 or 0 for each in health.bad_debt))
 
     def _looked_at(self, health: Health, view: View, market: Market) -> Reads[Plan | Refusal]:
         thorough = self._turns.thorough(health.key, market.head.number)

@@ -1,21 +1,35 @@
-"""Which strangers' markets are left alone, by what the record says came of transactions there."""
+"""Markets that nobody chose, and of which anybody may make as many as they like.
+
+A stranger's oracle may tell a trial another price than the transaction, which then reverts. So of each such market one
+transaction is in flight at a time, and few of all. A market that made one revert is left alone, for twice as long each
+time; while a few of them are, the others are too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
+from keeper.engine.head import StepReport
 from keeper.ledger import Booked, Ledger
 from keeper.ledger.outcomes import STRANGERS_MARKET
-from keeper.planner.turns import Turns
-from keeper.types import Settlement
+from keeper.types import BlockNumber, Plan, PositionKey, Refusal, Settlement
+
+_MOST: Final = 3  # in flight, and left alone before all others are
+_SHUNNED_BLOCKS: Final = 32
+_MOST_DOUBLED: Final = 10
+
+_Market = tuple[str, str]
 
 
 class Strangers:
-    """Tells `turns` of a market that made a transaction revert, and that one succeeded there."""
+    """What the record says came of transactions in such markets; `flying` tells the positions in flight."""
 
-    def __init__(self, ledger: Ledger, turns: Turns) -> None:
+    def __init__(self, ledger: Ledger, flying: Callable[[], Iterable[PositionKey]]) -> None:
         self._ledger = ledger
-        self._turns = turns
+        self._flying = flying
+        self._met: set[_Market] = set()
+        self._shunned: dict[_Market, tuple[int, int]] = {}  # how often in a row, and up to which block
 
     def recall(self) -> None:
         """What was learnt before this start."""
@@ -30,10 +44,41 @@ class Strangers:
                 for entry in self._ledger.entries(1, kind=kind, plan=each.plan_id):
                     self._learn(entry)
 
+    def shunned(self, key: PositionKey, head: BlockNumber) -> Refusal | None:
+        """Why a position in such a market is left alone at `head`, or None."""
+        left = {market for market, (_, until) in self._shunned.items() if head < until}
+        of_protocol = sum(protocol == key.protocol for protocol, _ in left)
+        if (key.protocol, key.market) not in left and of_protocol < _MOST:
+            return None
+        return Refusal("plan", "strangers_market", {"market": key.market, "left_alone": of_protocol})
+
+    def few(self, plans: Sequence[Plan], report: StepReport) -> list[Plan]:
+        """The plans without those of such markets that must wait for one in flight or before them; why is noted."""
+        kept: list[Plan] = []
+        flying = {(key.protocol, key.market) for key in self._flying()}
+        for plan in plans:
+            market = plan.key.protocol, plan.key.market
+            if not plan.option.chosen:
+                self._met.add(market)
+                others = flying & self._met
+                if market in others or len(others) >= _MOST:
+                    numbers = {"market": plan.key.market, "in_flight": len(others)}
+                    for key in plan.keys:
+                        report.refuse(key, Refusal("plan", "strangers_market", numbers))
+                    continue
+                flying.add(market)
+            kept.append(plan)
+        return kept
+
     def _learn(self, entry: Booked) -> None:
-        """By the intent of one that succeeded it is forgiven."""
-        market = entry.body.get(STRANGERS_MARKET)
-        if market and entry.kind == "reverted":
-            self._turns.shun(entry.protocol, market, int(entry.body["block"]))
-        elif market:
-            self._turns.forgive(entry.protocol, market)
+        """A success forgives everything: a revert need not be the market's fault, as where the borrower repaid."""
+        if STRANGERS_MARKET not in entry.body:
+            return
+        market = entry.protocol, str(entry.body[STRANGERS_MARKET])
+        self._met.add(market)
+        if entry.kind != "reverted":
+            self._shunned.pop(market, None)
+            return
+        times = self._shunned.get(market, (0, 0))[0]
+        until = int(entry.body["block"]) + (_SHUNNED_BLOCKS << min(times, _MOST_DOUBLED))
+        self._shunned[market] = times + 1, until

@@ -35,32 +35,6 @@ _PREMIUM_BPS: Final = 5_000
 _NATIVE_DECIMALS: Final = 18
 
 
-class PlanGas:
-    """What a plan of each protocol takes besides its swaps, corrected by what is sent: up at once, down slowly.
-
-    Only by what is sent: else an account of many reserves that pays nobody, tried at every head, would make all others
-    look too dear to be tried at all.
-    """
-
-    def __init__(self, least: Mapping[str, int]) -> None:
-        """`least` is what a cheap plan of each protocol takes (`Adapter.plan_gas`)."""
-        self._least = least
-        self._assumed = dict(least)
-
-    def of(self, protocol: str) -> int:
-        """What to assume now."""
-        return self._assumed[protocol]
-
-    def learn(self, protocol: str, too_little: int) -> None:
-        """A plan took so much more than was assumed."""
-        self._assumed[protocol] = max(self.of(protocol), self.of(protocol) + too_little)
-
-    def fade(self) -> None:
-        """A head passed."""
-        for name, gas in self._assumed.items():
-            self._assumed[name] = max(self._least[name], gas - gas // 16)
-
-
 @dataclass(frozen=True, slots=True)
 class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keeper.engine import _nets_usd_e8
+from keeper.engine.turns import Turns
 from keeper.planner import PlanContext, plan
 from keeper.planner.batches import Found, Joint, Room, joined
-from keeper.planner.turns import Turns
+from keeper.trial import nets_usd_e8
 from keeper.types import (
     Address,
     BlockNumber,
@@ -255,11 +255,11 @@ def test_the_order_that_nets_more_is_sent() -> None:
     one = replace(PLAN, expected_profit_raw=100, gas_cost_raw=30, gas_estimate=300, profit_price_usd_e8=10**8)
     one = replace(one, profit_token=replace(one.profit_token, decimals=8))
     earned = replace(TRIAL, profit_raw=100, gas_used=Gas(200))
-    assert _nets_usd_e8([(one, earned)]) == 80
-    assert _nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=90))]) == 150
-    assert _nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=89))]) == 80, "it had better wait"
-    assert _nets_usd_e8([(one, replace(earned, profit_raw=89))]) == 69, "nobody was before it"
-    assert _nets_usd_e8([(one, UNPROFITABLE), (one, replace(earned, gas_used=Gas(2_000)))]) == 0
+    assert nets_usd_e8([(one, earned)]) == 80
+    assert nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=90))]) == 150
+    assert nets_usd_e8([(one, earned), (one, replace(earned, profit_raw=89))]) == 80, "it had better wait"
+    assert nets_usd_e8([(one, replace(earned, profit_raw=89))]) == 69, "nobody was before it"
+    assert nets_usd_e8([(one, UNPROFITABLE), (one, replace(earned, gas_used=Gas(2_000)))]) == 0
 
 
 def test_the_limit_of_a_repayment_is_for_all_together() -> None:

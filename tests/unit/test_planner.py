@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from keeper import abi
 from keeper.data_fee import DataFee, DataRates
+from keeper.engine.planning import PlanGas
+from keeper.engine.turns import Turns
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan, samples
 from keeper.planner.routing import Candidate, attempt, recipes, routes_of
 from keeper.planner.search import PASSES, Rank, halves, peak
-from keeper.planner.sizing import PLAN_GAS, PlanGas, Size, funded, read_loans, size_of, terms_of
-from keeper.planner.turns import Turns
+from keeper.planner.sizing import PLAN_GAS, Size, funded, read_loans, size_of, terms_of
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
 from keeper.types import (
     ZERO_ADDRESS,
@@ -1224,18 +1225,3 @@ def test_of_ways_paid_in_one_token_only_those_that_reverted_are_passed_over() ->
         turns.turned_down(answer, futile=True)
         tried.append(again.index(answer.option))
     assert tried == [0, 1, 2]
-
-
-def test_a_strangers_market_is_left_for_twice_as_long_each_time() -> None:
-    """From the block of the revert on, for others of the market too but in no other one; a success forgives it all."""
-    turns, key = Turns(), PositionKey("p", "m", KEY.account)
-    other = replace(key, market="n")
-    assert not turns.shuns(key, BlockNumber(100))
-    turns.shun("p", "m", 100)
-    assert turns.shuns(key, BlockNumber(131)) and not turns.shuns(key, BlockNumber(132))
-    assert not turns.shuns(other, BlockNumber(101))
-    turns.shun("p", "m", 132)
-    assert turns.shuns(key, BlockNumber(195)) and not turns.shuns(key, BlockNumber(196))
-    turns.forgive("p", "m")
-    turns.shun("p", "m", 200)
-    assert not turns.shuns(key, BlockNumber(232))

@@ -18,8 +18,6 @@ from keeper.types import Address, BlockNumber, Health, Option, Plan, PositionKey
 _THOROUGH_EVERY: Final = 64
 _RETRY_THOROUGHLY_EVERY: Final = 16
 _NEVER: Final = -1
-_SHUNNED_BLOCKS: Final = 32
-_MOST_DOUBLED: Final = 10
 
 # The tokens repaid and seized, and which one of those with both: a perp's sizes and markets are all paid in one token.
 _Way = tuple[Address, Address, int]
@@ -28,8 +26,7 @@ _Way = tuple[Address, Address, int]
 class Turns:
     """What is remembered of unsafe positions from head to head; forgotten once they are safe or in flight.
 
-    Who goes alone is remembered also while it is in flight, and strangers' markets that made transactions revert until
-    one succeeds there.
+    Who goes alone is remembered also while it is in flight.
     """
 
     def __init__(self) -> None:
@@ -38,9 +35,6 @@ class Turns:
         self._alone: set[PositionKey] = set()
         self._futile: dict[PositionKey, set[_Way]] = {}
         self._offered: dict[PositionKey, list[tuple[_Way, Option]]] = {}
-        self._shunned: dict[
-            tuple[str, str], tuple[int, int]
-        ] = {}  # how often in a row, and up to which block
 
     def ordered(self, unsafe: Iterable[Health]) -> list[Health]:
         """Those planned longest ago first, as they come otherwise; whoever is missing is forgotten."""
@@ -101,22 +95,6 @@ class Turns:
     def may_join(self, key: PositionKey) -> bool:
         """Whether a position may share a transaction with others."""
         return key not in self._alone
-
-    def shun(self, protocol: str, market: str, block: int) -> None:
-        """A transaction reverted in a market that nobody chose: its oracle may have told the trial another price.
-
-        It is left for twice as long each time. Not for good: an account that repays just before us looks the same.
-        """
-        times = self._shunned.get((protocol, market), (0, 0))[0]
-        self._shunned[protocol, market] = (times + 1, block + (_SHUNNED_BLOCKS << min(times, _MOST_DOUBLED)))
-
-    def forgive(self, protocol: str, market: str) -> None:
-        """A liquidation in it succeeded."""
-        self._shunned.pop((protocol, market), None)
-
-    def shuns(self, key: PositionKey, head: BlockNumber) -> bool:
-        """Whether a position is in such a market."""
-        return head < self._shunned.get((key.protocol, key.market), (0, 0))[1]
 
     def sent(self, plan: Plan) -> None:
         """A plan is on its way."""
