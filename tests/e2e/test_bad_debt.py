@@ -28,16 +28,17 @@ ETHER = 10**18
 _E8 = 10**8
 _DAY_S = 86_400
 ACCOUNTS = [account(number) for number in (1, 2, 3)]
-# Six dollars of WETH against USDC at 1.1: at $1300 four dollars against four and a half.
-FALLEN = 1_300
-BUDGET_USD = "3.5"  # the gas of one may come to three dollars, and comes to one
+# Six dollars of WETH against USDC at 1.1: at $900 two dollars and seventy cents against four and a half.
+FALLEN = 900
+ALMOST = 1_300  # sixty cents are missing, which is less than the gas
+BUDGET_USD = "2.5"  # the gas of one may come to two dollars, and comes to one
 
 
-async def _in_trouble(lab: Lab) -> None:
+async def _in_trouble(lab: Lab, dollars: int = FALLEN) -> None:
     """Three small accounts, each of which nets less than its gas, as the pools followed the fall."""
     specs = [PositionSpec(who, {"WETH": 3 * 10**15}, {"USDC": 1}, 110 * WAD // 100) for who in ACCOUNTS]
     await open_positions(lab.node, lab.world.cast, lab.world.aave["3.6"], specs)
-    await _fall(lab, FALLEN)
+    await _fall(lab, dollars)
 
 
 async def _fall(lab: Lab, dollars: int) -> None:
@@ -78,13 +79,12 @@ def _address(text: str) -> Address:
     return Address(bytes.fromhex(text[2:]))
 
 
-async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -> None:
-    """Without a budget nothing is sent, and the numbers say what it would cost. With one the first account is
-    liquidated, the treasury loses nothing, what gas cost beyond its gain is booked against the budget, and what is left
-    is too little for the next: also after a restart, before the first is mined and after, until the day is over.
+async def test_no_loss_is_larger_than_the_bad_debt_it_ends(lab: Lab, tmp_path: Path) -> None:
+    """Without a budget nothing is sent, and the numbers say what it would cost; with one neither, where the gas costs
+    more than what is missing.
     """
     rig = await make_rig(lab, tmp_path, Terms())
-    await _in_trouble(lab)
+    await _in_trouble(lab, ALMOST)
     async with open_again(lab, rig) as line:
         report = await line.step()
         assert not report.sent
@@ -92,6 +92,22 @@ async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -
             [refusal] = [each for _, whose, each in report.refused if whose == who]
             assert (refusal.stage, refusal.reason) == ("plan", "unprofitable")
             assert refusal.numbers["net_raw"] < 0 < refusal.numbers["gross_raw"]
+    _allow(rig, BUDGET_USD)
+    async with open_again(lab, rig) as line:
+        report = await line.step()
+        assert not report.sent
+        for _, _, refusal in report.refused:
+            assert (refusal.stage, refusal.reason) == ("plan", "bad_debt_budget")
+            assert -refusal.numbers["net_raw"] * 100 > refusal.numbers["budget_usd_e8"] > 60_000_000
+
+
+async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -> None:
+    """The first account is liquidated, the treasury loses nothing, what gas cost beyond its gain is booked against the
+    budget, and what is left is too little for the next: also after a restart, before the first is mined and after,
+    until the day is over.
+    """
+    rig = await make_rig(lab, tmp_path, Terms())
+    await _in_trouble(lab)
     _allow(rig, BUDGET_USD)
     await lab.node.mine_on_demand()
     async with open_again(lab, rig) as line:
@@ -131,7 +147,7 @@ async def test_a_loss_fits_its_budget_or_is_not_made(lab: Lab, tmp_path: Path) -
         assert not report.sent
         [first, _] = [refusal for _, _, refusal in report.refused]
         assert first.reason == "bad_debt_budget" and first.numbers["spent_usd_e8"] == lost_usd_e8
-        assert first.numbers["left_usd_e8"] == 350_000_000 - lost_usd_e8 < first.numbers["needed_usd_e8"]
+        assert first.numbers["left_usd_e8"] == 250_000_000 - lost_usd_e8 < first.numbers["needed_usd_e8"]
         await lab.node.mine_each_transaction()
         await lab.node.advance(_DAY_S + 1)
         feeds = lab.world.feeds.values()
@@ -149,7 +165,7 @@ async def test_bad_debt_is_on_record_once(lab: Lab, tmp_path: Path) -> None:
     the pool wrote off, to the unit of its own event, and that it is over. Scan and explain show it meanwhile.
     """
     rig = await make_rig(lab, tmp_path, Terms())
-    await _in_trouble(lab)
+    await _in_trouble(lab, ALMOST)
     who, market = ACCOUNTS[0], lab.world.aave["3.6"]
     [data] = await account_data(lab.node, market, [who])
     async with open_again(lab, rig) as line:

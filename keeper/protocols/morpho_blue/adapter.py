@@ -152,7 +152,7 @@ class MorphoBlue:
         if not self._listed:
             told.append(
                 "No markets are listed, so every market with debt whose tokens have a dollar feed is followed, and its "
-                "oracle asked, whoever made it; list the markets to be followed."
+                "oracle asked, whoever made it, but few transactions are sent; list the markets to be followed."
             )
         if unvalued := [each for each in self.markets if each.id in self._listed and not self._valued(each)]:
             pairs = ", ".join(f"{each.collateral.symbol}/{each.loan.symbol}" for each in unvalued)
