@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,22 @@ import structlog
 from keeper import abi, assembly, auctions
 from keeper.assembly import Parts
 from keeper.commands import pause as signers
+from keeper.commands.accounts import auctioned_of, in_flight, position_of, stages_of
 from keeper.commands.breakers import trip_of, tripped
 from keeper.commands.shapes import SCHEMA, account_of, entry_of
 from keeper.config import Settings, write_contracts
 from keeper.daemon import book_notices, run_once
 from keeper.daemon import run as run_daemon
-from keeper.engine import Engine
-from keeper.engine.head import View
 from keeper.errors import ConfigError
-from keeper.guard import PauseState, read_scopes
+from keeper.guard import read_scopes
 from keeper.installation import Build, missing_setup
 from keeper.ledger import Ledger
 from keeper.log import plain
 from keeper.multisig.decode import Pins
 from keeper.preflight import Check, preflight, require
-from keeper.seams import Adapter, readable
+from keeper.seams import readable
 from keeper.store import Store, sqlite_path
-from keeper.types import Address, BlockTime, Head, Health, Marks, PositionKey, Refusal, hex_of
+from keeper.types import Address, BlockTime, Head, Marks, PositionKey, Refusal, hex_of
 from keeper.watch import Watch
 
 Builds = Mapping[str, Build]  # our two contracts by name, as built
@@ -85,7 +83,7 @@ async def scan(config: Path, *, liquidatable: bool, limit: int) -> dict[str, Any
                         {"protocol": name, "account": abi.checksum(key.account), **_refusal(health)}
                     )
                 elif health.health_factor_wad is not None and (health.liquidatable or not liquidatable):
-                    rows.append((health.health_factor_wad, _position(adapter, watch, health, marks)))
+                    rows.append((health.health_factor_wad, position_of(adapter, watch, health, marks)))
     rows.sort(key=lambda row: row[0])
     return {
         "schema": SCHEMA,
@@ -118,9 +116,10 @@ async def explain(config: Path, account_text: str) -> dict[str, Any]:
                 name: await auctions.find(parts.chain, adapter.contracts(), head.hash)
                 for name, adapter in watch.adapters.items()
             }
+            flying = in_flight(store)
             protocols = [
-                await _stages(engine, watch, key, view, head)
-                | {"auctioned_feeds": [_auctioned(each) for each in auctioned[key.protocol]]}
+                await stages_of(engine, watch, key, view, head, flying.get(key))
+                | {"auctioned_feeds": [auctioned_of(each) for each in auctioned[key.protocol]]}
                 for key in keys
             ]
             history = [entry_of(entry) for entry in Ledger(store).history(account, 50)]
@@ -252,72 +251,6 @@ async def pause_status(config: Path) -> dict[str, Any]:
     }
 
 
-async def _stages(engine: Engine, watch: Watch, key: PositionKey, view: View, head: Head) -> dict[str, Any]:
-    adapter = watch.adapters[key.protocol]
-    stages: list[dict[str, Any]] = []
-    answer: dict[str, Any] = {"protocol": key.protocol, "market": key.market, "stages": stages}
-
-    def say(stage: str, answered: str, numbers: Any = None) -> dict[str, Any]:
-        stages.append({"stage": stage, "answer": answered, "numbers": plain(numbers or {})})
-        return answer
-
-    marks = view.marks[adapter.name]
-    if isinstance(marks, Refusal):
-        return say(marks.stage, marks.reason, marks.numbers)
-    if key not in watch.book:
-        return say("discover", "no_debt", {"account": key.account})
-    health = adapter.assess(watch.book.position(key), marks)
-    if isinstance(health, Refusal):
-        return say(health.stage, health.reason, health.numbers)
-    answer["position"] = _position(adapter, watch, health, marks)
-    selected = key in set(watch.book.candidates(marks))
-    say("book", "selected" if selected else "not_selected")
-    say(
-        "assess",
-        "liquidatable" if health.liquidatable else "healthy",
-        {"health_factor_wad": health.health_factor_wad} | _uncovered(health, engine.budget_usd_e8(view)),
-    )
-    if not health.liquidatable:
-        return answer
-    for option in adapter.options(watch.book.position(key), health, marks):
-        if isinstance(option, Refusal):
-            say("options", option.reason, option.numbers)
-        else:
-            pair = {"repay": option.repay_token.symbol, "seize": option.seize_token.symbol}
-            calls = len(adapter.liquidation_calls(option, option.max_repay_raw))
-            say("options", "allowed", pair | {"max_repay_raw": option.max_repay_raw, "calls": calls})
-    standing = engine.standing(view, head, adapter.name)
-    if standing is not None:
-        say(standing.stage, standing.reason, standing.numbers)
-    stage = engine.stage(adapter.name)
-    if stage is not None:
-        say("resume", "canary" if stage.canary else "ramp", {"resume_cap_usd_e8": stage.cap_usd_e8})
-    plan = await engine.ask(engine.plan(health, view, head, thorough=True), head)
-    if isinstance(plan, Refusal):
-        return say(plan.stage, plan.reason, plan.numbers)
-    for way in plan.weighed:
-        pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
-        figures = {"repay_raw": way.repay_raw, "calls": way.calls, "legs": way.legs, "net_raw": way.net_raw}
-        pair["net_token"] = way.profit_token.symbol
-        pays = "within_budget" if plan.budgeted else "pays"
-        say("weigh", way.reason or pays, {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
-    profit = {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw}
-    costs = {"gas_estimate": plan.gas_estimate, "gas_cost_wei": plan.gas_cost_wei}
-    data = {"data_fee_wei": plan.data_fee_wei, "data_gas": plan.data_gas}
-    say("plan", "planned", profit | {"gas_cost_raw": plan.gas_cost_raw} | costs | data)
-    if not isinstance(view.pause, PauseState):
-        return answer
-    [trial] = await engine.attempt([plan], view.pause, head)
-    if isinstance(trial, Refusal):
-        blamed = await engine.blame(plan, trial, head)
-        return say(blamed.stage, blamed.reason, blamed.numbers)
-    say("trial", "pays", engine.describe(plan, trial, view))
-    clearance = engine.clear(plan, trial, view, head)
-    if isinstance(clearance, Refusal):
-        return say(clearance.stage, clearance.reason, clearance.numbers)
-    return say("clear", "would_send")
-
-
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
@@ -355,53 +288,6 @@ def _memory(configured: Settings) -> Iterator[Store]:
         return
     with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/empty.db") as store:
         yield store
-
-
-def _position(adapter: Adapter, watch: Watch, health: Health, marks: Marks) -> dict[str, Any]:
-    price = adapter.liquidation_price(watch.book.position(health.key), health, marks)
-    return {
-        "protocol": health.key.protocol,
-        "market": health.key.market,
-        "account": abi.checksum(health.key.account),
-        "health_factor_wad": str(health.health_factor_wad) if health.health_factor_wad is not None else None,
-        "collateral_usd": _decimal(health.collateral_base, health.base_decimals),
-        "debt_usd": _decimal(health.debt_base, health.base_decimals),
-        "liquidation_price": None if price is None else _decimal(price, health.base_decimals),
-        "liquidatable": health.liquidatable,
-        "bad_debt_usd": _decimal(sum(owed.usd_e8 or 0 for owed in health.bad_debt), 8),
-        "bad_debt": [
-            {
-                "token": abi.checksum(owed.token.address),
-                "symbol": owed.token.symbol,
-                "decimals": owed.token.decimals,
-                "raw": str(owed.raw),
-            }
-            for owed in health.bad_debt
-        ],
-    }
-
-
-def _uncovered(health: Health, budget_usd_e8: int | None) -> dict[str, Any]:
-    """What the collateral does not cover, and what liquidating it may cost, None being nothing."""
-    if not health.bad_debt:
-        return {}
-    usd_e8 = sum(owed.usd_e8 or 0 for owed in health.bad_debt)
-    return {"bad_debt_usd_e8": usd_e8, "budget_usd_e8": budget_usd_e8}
-
-
-def _auctioned(each: auctions.Auctioned) -> dict[str, Any]:
-    return {
-        "of": each.priced,
-        "symbol": each.symbol,
-        "source": abi.checksum(each.source),
-        "feed": abi.checksum(each.feed),
-        "aggregator": abi.checksum(each.aggregator),
-        "version": each.version,
-    }
-
-
-def _decimal(raw: int, decimals: int) -> str:
-    return format(Decimal(raw).scaleb(-decimals), "f")
 
 
 def _block(head: Head) -> dict[str, Any]:

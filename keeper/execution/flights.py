@@ -326,13 +326,21 @@ class Flights:
 
     def _found(self, transaction: OpenTransaction, signed_at: BlockNumber, head: BlockNumber) -> Flight:
         """One of the store, with whom it liquidates besides and who pays for it, as its intent says."""
-        key = transaction.key
-        intents = self.ledger.entries(1, kind="intent", plan=transaction.plan_id)
-        body = intents[0].body if intents else {}
-        accounts = [abi.address(each["account"]) for each in body.get("accounts", ())]
-        others = tuple(replace(key, account=account) for account in accounts if account != key.account)
-        return Flight(transaction, signed_at, head, budgeted=bool(body.get("budgeted")), others=others)
+        intent = intent_of(transaction, self.ledger)
+        others = tuple(key for key in keys_of(transaction, intent) if key != transaction.key)
+        return Flight(transaction, signed_at, head, budgeted=bool(intent.get("budgeted")), others=others)
 
     def now_s(self) -> int:
         """Whole seconds of the wall's clock."""
         return int(self._wall_clock())
+
+
+def intent_of(transaction: OpenTransaction, ledger: Ledger) -> Mapping[str, Any]:
+    """What its intent says; nothing where none was booked."""
+    return next((entry.body for entry in ledger.entries(1, kind="intent", plan=transaction.plan_id)), {})
+
+
+def keys_of(transaction: OpenTransaction, intent: Mapping[str, Any]) -> list[PositionKey]:
+    """Every position it liquidates."""
+    accounts = [abi.address(each["account"]) for each in intent.get("accounts", ())]
+    return [replace(transaction.key, account=account) for account in accounts] or [transaction.key]

@@ -35,7 +35,7 @@ from keeper.lab.uniswap import PoolSpec, drain_pool, move_pool, open_v3_pool
 from keeper.lab.world import BASE_FEE_WEI, Lab, World, add_token, open_lab
 from keeper.multisig.safe import InnerCall
 from keeper.protocols.aave_v3.market import POOL
-from keeper.types import GLOBAL_SCOPE, Address, Hash, PositionKey
+from keeper.types import GLOBAL_SCOPE, Address, Hash, PositionKey, hex_of
 from tests.e2e.line import Line, open_again
 
 ETHER = 10**18
@@ -784,7 +784,11 @@ async def test_a_gas_budget_counts_what_is_in_flight(stage: Stage) -> None:
         assert left is not None
     stage.configure(max_gas_spend_wei_per_hour=str(10**15))
     assert (await stage.explained("3.0", left)).last == ("clear", "gas_budget")
-    assert sent.nonce == nonce
+    [going] = {WHO, OTHER} - {left}
+    explained = await stage.explained("3.0", going)
+    assert explained.last == ("send", "in_flight")
+    assert explained.numbers["transaction"] == hex_of(sent.transaction_hash)
+    assert explained.numbers["nonce"] == sent.nonce == nonce
 
 
 @pytest.mark.parametrize(

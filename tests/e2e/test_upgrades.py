@@ -13,7 +13,8 @@ import pytest
 
 from keeper.abi import checksum, keccak
 from keeper.commands import breakers
-from keeper.errors import LedgerError
+from keeper.engine.head import View
+from keeper.errors import ChainError, LedgerError
 from keeper.fixed import WAD
 from keeper.lab.aave import AaveMarket, configurator_of, oracle_of
 from keeper.lab.actors import account
@@ -24,7 +25,7 @@ from keeper.lab.positions import PositionSpec, open_position
 from keeper.lab.rig import Rig, Terms, make_rig
 from keeper.lab.world import Lab
 from keeper.ledger import Booked
-from keeper.types import ZERO_ADDRESS, Address, hex_of
+from keeper.types import ZERO_ADDRESS, Address, Head, hex_of
 from keeper.upgrades import linked
 from tests.e2e.line import Line, open_again
 
@@ -364,6 +365,33 @@ async def test_what_the_addresses_provider_names_is_watched(stage: Stage, order:
         [entry] = [each for each in line.booked("tripped") if each.body["subject"] == role]
         assert entry.body["numbers"]["transaction"] == hex_of(receipt.transaction_hash)
         assert line.engine.breakers.standing(NEW) is None
+
+
+async def test_an_upgrade_in_a_lost_head_is_found_at_the_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that fails between the two looks at one head, after its logs were taken in, hides nothing."""
+    config = stage.rig.config
+    config.write_text(config.read_text().replace("recheck_code_blocks = 4", "recheck_code_blocks = 1000"))
+    async with stage.line() as line:
+        await line.step()
+        await stage.govern("setPriceOracle", stage.lab.world.aave["3.6"].oracle)
+        look, looks = line.engine.look, 0
+
+        async def fail_the_second(head: Head) -> View:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                raise ChainError("the node went away")
+            return await look(head)
+
+        with monkeypatch.context() as broken, pytest.raises(ChainError):
+            broken.setattr(line.engine, "look", fail_the_second)
+            await line.step()
+        assert looks == 2 and not said(line)
+        await stage.node.mine()
+        await line.step()
+        assert (OLD, "oracle") in said(line)
 
 
 async def test_a_changed_token_stops_its_protocol(stage: Stage) -> None:
