@@ -15,7 +15,7 @@ from keeper.ledger import Ledger
 from keeper.log import plain
 from keeper.seams import Adapter
 from keeper.store import Store
-from keeper.types import Head, Health, Marks, PositionKey, Refusal
+from keeper.types import Head, Health, Marks, Plan, PositionKey, Refusal, Weighed
 from keeper.watch import Watch
 
 Say = Callable[[str, str, Any], object]  # a stage, its answer and its numbers
@@ -94,11 +94,7 @@ async def _weigh(engine: Engine, health: Health, view: View, head: Head, say: Sa
         say(plan.stage, plan.reason, plan.numbers)
         return
     for way in plan.weighed:
-        pair = {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol}
-        figures = {"repay_raw": way.repay_raw, "calls": way.calls, "legs": way.legs, "net_raw": way.net_raw}
-        pair["net_token"] = way.profit_token.symbol
-        pays = "within_budget" if plan.budgeted else "pays"
-        say("weigh", way.reason or pays, {**pair, "lender": way.lender, "swaps": way.swaps, **figures})
+        say("weigh", *_way(way, plan))
     profit = {"expected_profit_raw": plan.expected_profit_raw, "min_profit_raw": plan.min_profit_raw}
     costs = {"gas_estimate": plan.gas_estimate, "gas_cost_wei": plan.gas_cost_wei}
     data = {"data_fee_wei": plan.data_fee_wei, "data_gas": plan.data_gas}
@@ -116,6 +112,19 @@ async def _weigh(engine: Engine, health: Health, view: View, head: Head, say: Sa
         say(clearance.stage, clearance.reason, clearance.numbers)
         return
     say("clear", "would_send", None)
+
+
+def _way(way: Weighed, plan: Plan) -> tuple[str, dict[str, Any]]:
+    """What became of a way, and its figures: `behind` is by how much less it nets than the one that was chosen."""
+    chosen, token = plan.weighed[0], way.profit_token
+    figures: dict[str, Any] = {"nets": _decimal(way.net_raw, token.decimals), "net_token": token.symbol}
+    if way is not chosen and token == chosen.profit_token:
+        figures["behind"] = _decimal(chosen.net_raw - way.net_raw, token.decimals)
+    figures |= {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol, "lender": way.lender}
+    figures |= {"swaps": way.swaps, "calls": way.calls, "legs": way.legs}
+    figures |= {"repay_raw": way.repay_raw, "net_raw": way.net_raw}
+    pays = "within_budget" if plan.budgeted else "pays"
+    return "chosen" if way is chosen else way.reason or pays, figures
 
 
 def position_of(adapter: Adapter, watch: Watch, health: Health, marks: Marks) -> dict[str, Any]:

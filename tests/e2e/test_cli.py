@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ async def test_every_document_is_alone_on_stdout(rigged: tuple[Lab, Rig], tmp_pa
     [aave] = [each for each in explain["protocols"] if each["protocol"] == "aave-3-0"]
     weighed = [each for each in aave["stages"] if each["stage"] == "weigh"]
     nets = [int(each["numbers"]["net_raw"]) for each in weighed]
-    assert weighed[0]["answer"] == "pays" and nets == sorted(nets, reverse=True)
+    assert [each["answer"] for each in weighed].index("chosen") == 0 and nets == sorted(nets, reverse=True)
+    behind = [Decimal(each["numbers"]["behind"]).scaleb(6) for each in weighed[1:]]
+    assert behind == [nets[0] - net for net in nets[1:]]
     await _check_scan(lab, scan)
     assert [row["account"] for row in first["positions"]] == [who]
 
