@@ -232,7 +232,8 @@ class Weighing:
         self._room -= self._quotes(way.recipe)
         if best is None or not best.acceptable or best is way.results.get(amount_raw):
             return True
-        return size.most_net_raw(best.premium_bps + self._ctx.max_slippage_bps) > best.net_raw
+        premium_bps = max(0, best.deviation_bps)
+        return size.most_net_raw(premium_bps + self._ctx.max_slippage_bps) > best.net_raw
 
     def _size(self, option: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
         key = (id(option.terms), option.loan, amount_raw)
