@@ -13,9 +13,8 @@ from typing import Final, NamedTuple
 
 from keeper.seams import Reads
 
-_NEAR: Final = (
-    256  # a peak is flat: so small a part of the amount beside it costs some hundred-thousandth of the net
-)
+# A peak is flat: so small a part of the amount beside it costs some hundred-thousandth of the net.
+_NEAR: Final = 256
 _AT_THE_EDGE: Final = 1 << 14  # of what passes the net is not flat
 _STEPS: Final = 40
 _GOLDEN: Final = (382, 1000)
