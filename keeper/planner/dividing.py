@@ -207,12 +207,7 @@ def _evened(task: Task, taken: dict[Route, int], move_raw: int) -> Reads[dict[Ro
                 gains[route] = task.value(more) - task.value(now)
             if less and less[0] is not None:
                 losses[route] = task.value(now) - task.value(less[0])
-        pairs = [
-            (one, two)
-            for one in gains
-            for two in losses
-            if one is not two and gains[one] > losses[two]
-        ]
+        pairs = [(one, two) for one in gains for two in losses if one is not two and gains[one] > losses[two]]
         if pairs:
             taker, giver = max(pairs, key=lambda pair: gains[pair[0]] - losses[pair[1]])
             taken[taker] += move_raw
