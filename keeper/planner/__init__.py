@@ -36,7 +36,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Final
 
 from keeper import abi
@@ -133,7 +132,6 @@ def encode_execute(plan: Plan, global_epoch: int, protocol_epoch: int, last_bloc
     return _EXECUTE.encode(content)
 
 
-@cache
 def samples() -> tuple[bytes, bytes]:
     """Calldata like that of plans with one leg and with two: bytes are priced by it before a plan's own are known."""
     words = [abi.keccak(bytes([number])) for number in range(8)]
