@@ -163,7 +163,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         flash=size.flash,
         calls=size.calls,
         legs=best.legs,
-        quotes=best.quotes,
+        quotes=tuple(quote for parts in best.parts.values() for _, quote in parts),
         tokens=tuple(dict.fromkeys([*pair, ctx.profit_token.address, *approved])),
         profit_token=ctx.profit_token,
         expected_profit_raw=best.gross_raw,
@@ -180,6 +180,6 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         data_fee_wei=data_fee.wei,
         data_gas=data_fee.gas,
     )
-    who = "\0".join((option.key.protocol, option.key.market)).encode() + option.key.account
+    who = f"{option.key.protocol}\0{option.key.market}".encode() + option.key.account
     content = ctx.at.hash + abi.keccak(who) + encode_execute(draft, 0, 0, 0)
     return replace(draft, plan_id=abi.keccak(content))

@@ -168,8 +168,8 @@ def leg_gas(quote: Quote) -> int:
 def _greedy(task: Task, offers: Sequence[tuple[Route, int]], chunk_raw: int) -> Reads[dict[Route, int]]:
     """Chunks to routes, each to the one that gives most for it; what is left of the amount to the largest."""
     taken: dict[Route, int] = {}
-    values = dict.fromkeys((route for route, _ in offers), 0)
     following = dict(offers)  # what each route's next chunk brings
+    values = dict.fromkeys(following, 0)
     for _ in range(_CHUNKS):
         free = [
             route

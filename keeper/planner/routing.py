@@ -11,7 +11,7 @@ from keeper.planner.dividing import Divide, Parts, Route, Step, Task, leg_gas, s
 from keeper.planner.search import PASSES, Rank
 from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Size, Terms
 from keeper.seams import Reads, together
-from keeper.types import Address, Quote, Refusal, SwapLeg
+from keeper.types import Address, Refusal, SwapLeg
 
 Recipe = tuple[Step, ...]
 Routes = Callable[[Address, Address], Sequence[Route]]
@@ -72,7 +72,6 @@ class Candidate:
     size: Size
     parts: Mapping[Step, Parts]
     legs: tuple[SwapLeg, ...]
-    quotes: tuple[Quote, ...]
     gross_raw: int
     assured_raw: int
     gas: int
@@ -153,7 +152,6 @@ def attempt(
     used: set[object] = set()
     parts: dict[Step, Parts] = {}
     legs: list[SwapLeg] = []
-    quotes: list[Quote] = []
     gas = size.gas
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
@@ -198,7 +196,6 @@ def attempt(
             used |= route.hops
             # the last one takes what is there then, which is not quite what is expected now
             legs.append(route.venue.swap_leg(quote, whole_balance=not left_raw, limit_raw=limit_raw))
-            quotes.append(quote)
             gas += leg_gas(quote)
     gross_raw = held[profit]
     came_raw, went_raw = size.outcome.seize_raw, size.outcome.repay_raw
@@ -211,7 +208,6 @@ def attempt(
         size=size,
         parts=parts,
         legs=tuple(legs),
-        quotes=tuple(quotes),
         gross_raw=gross_raw,
         assured_raw=0 if largest is not None else max(assured[profit], 0),
         gas=gas,
