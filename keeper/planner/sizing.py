@@ -13,6 +13,7 @@ from keeper.data_fee import NO_DATA_RATES, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import FlashSource, Reads, Taking, Venue, readable, together
 from keeper.types import (
+    USD_E8,
     ZERO_ADDRESS,
     Address,
     BlockTime,
@@ -40,10 +41,9 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `base_usd_e8`
-    prices the market's base currency, in which an `Option` states its prices. `thorough` asks venues for every route
-    instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None where nothing may be
-    lost.
+    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `thorough`
+    asks venues for every route instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose,
+    None where nothing may be lost.
     """
 
     at: BlockTime
@@ -59,7 +59,6 @@ class PlanContext:
     max_slippage_bps: int
     max_repay_usd_e8: int
     plan_gas: int = PLAN_GAS
-    base_usd_e8: int = 10**8
     thorough: bool = False
     data: DataRates = NO_DATA_RATES
     kept: Mapping[Address, int] = field(default_factory=dict)
@@ -169,13 +168,13 @@ class Terms:
 
 
 def terms_of(option: Option, health: Health, ctx: PlanContext) -> Terms:
-    """An option's terms at the context's prices."""
+    """An option's terms at the context's prices; a market's base currency is taken for the dollar."""
     scale = 10**health.base_decimals
     # where the profit token is one of the pair, the protocol's price stands for both, so that none is made by mixing
     prices = {
         ctx.profit_token.address: ctx.profit_usd_e8 * scale,
-        option.repay_token.address: option.repay_price_base * ctx.base_usd_e8,
-        option.seize_token.address: option.seize_price_base * ctx.base_usd_e8,
+        option.repay_token.address: option.repay_price_base * USD_E8,
+        option.seize_token.address: option.seize_price_base * USD_E8,
     }
     tokens = (ctx.profit_token, option.repay_token, option.seize_token)
     return Terms(ctx, option, prices, {token.address: scale * 10**token.decimals for token in tokens})
