@@ -96,7 +96,7 @@ def _edge(best: int, right: int, margin: int, beyond: Rank, step: int) -> int:
     Not by much, for which every other step goes twice as far.
     """
     middle = (best + right) // 2
-    if beyond.tier < PASSES - 1 or beyond.margin >= 0:
+    if beyond.tier < PASSES - 1:
         return middle
     forward = max((right - best) * margin // (margin - beyond.margin), 1)
     return min(best + forward, right - 1) if step % 2 == 0 else min(best + 2 * forward, middle)
