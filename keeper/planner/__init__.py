@@ -153,8 +153,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
     pair = (option.repay_token.address, option.seize_token.address)
     budgeted = best.net_raw < ctx.min_profit_raw
     least_raw = 0 if budgeted else best.gas_cost_raw + ctx.min_profit_raw - size.later_raw
-    pieces = size.pieces(len(best.legs))
-    data_fee = ctx.data.of(pieces)
+    data_fee = ctx.data.of(size.pieces(len(best.legs)))
     draft = Plan(
         plan_id=Hash(bytes(32)),
         key=size.outcome.parts[0].key if size.outcome.parts else option.key,
@@ -170,7 +169,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         min_profit_raw=max(least_raw, assured_raw),
         gas_cost_raw=best.gas_cost_raw,
         gas_estimate=best.gas + data_fee.gas,
-        gas_cost_wei=ctx.cost_wei(best.gas, pieces),
+        gas_cost_wei=ctx.cost_wei(best.gas, data_fee),
         profit_price_usd_e8=ctx.profit_usd_e8,
         repay_usd_e8=size.terms.usd_e8_up(option.repay_token.address, size.outcome.repay_raw),
         health_factor_wad=health.health_factor_wad or 0,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from keeper.data_fee import NO_DATA_RATES, DataRates
+from keeper.data_fee import NO_DATA_RATES, DataFee, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import FlashSource, Reads, Taking, Venue, readable, together
 from keeper.types import (
@@ -83,14 +83,13 @@ class PlanContext:
         """The configured minimum in the profit token, rounded up."""
         return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
-    def cost_wei(self, gas: int, legs: int) -> Wei:
-        """What a plan of so many legs costs whose execution takes that gas, with its bytes."""
-        data = self.data.of(legs)
+    def cost_wei(self, gas: int, data: DataFee) -> Wei:
+        """What execution costs that takes that gas, with what its bytes take."""
         return Wei((gas + data.gas) * self.gas_price_wei + data.wei)
 
     def gas_raw(self, gas: int, legs: int = 0) -> int:
-        """The same in the profit token, rounded up."""
-        cost_wei = self.cost_wei(gas, legs)
+        """What a plan of so many legs costs in the profit token, with its bytes; rounded up."""
+        cost_wei = self.cost_wei(gas, self.data.of(legs))
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
@@ -161,8 +160,7 @@ class Terms:
 
     def leg_in(self, token: Address, gas: int) -> int:
         """What a leg that takes that gas costs in units of a token, with its bytes; rounded up."""
-        data = self.ctx.data.leg
-        cost_wei = (gas + data.gas) * self.ctx.gas_price_wei + data.wei
+        cost_wei = self.ctx.cost_wei(gas, self.ctx.data.leg)
         price = self.prices[token] * 10**_NATIVE_DECIMALS
         return mul_div_up(cost_wei * self.ctx.native_usd_e8, self.units[token], price)
 
