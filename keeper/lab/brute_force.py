@@ -17,7 +17,7 @@ from keeper.lab.swaps import V3, Hop, Pools, Swap, Told
 from keeper.lab.unhealthy import Case
 from keeper.planner import plan
 from keeper.seams import together
-from keeper.types import ZERO_ADDRESS, Address, FlashQuote, Option, Outcome, Plan, Refusal
+from keeper.types import USD_E8, ZERO_ADDRESS, Address, FlashQuote, Option, Outcome, Plan, Refusal
 
 AMOUNTS: Final = 200  # of every pair, besides those at which a rule changes
 _EVERY_ROUTE: Final = 8  # one of so many amounts goes on from every first route, the others from the best
@@ -131,8 +131,8 @@ def _terms_of(case: Case, option: Option) -> Terms:
     ctx, unit = case.ctx, 10**case.health.base_decimals
     prices = {
         ctx.profit_token.address: ctx.profit_usd_e8 * unit,
-        option.repay_token.address: option.repay_price_base * ctx.base_usd_e8,
-        option.seize_token.address: option.seize_price_base * ctx.base_usd_e8,
+        option.repay_token.address: option.repay_price_base * USD_E8,
+        option.seize_token.address: option.seize_price_base * USD_E8,
     }
     tokens = (ctx.profit_token, option.repay_token, option.seize_token)
     return Terms(case, option, prices, {token.address: token.decimals for token in tokens})

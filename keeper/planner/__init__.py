@@ -36,7 +36,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Final
 
 from keeper import abi
@@ -133,7 +132,6 @@ def encode_execute(plan: Plan, global_epoch: int, protocol_epoch: int, last_bloc
     return _EXECUTE.encode(content)
 
 
-@cache
 def samples() -> tuple[bytes, bytes]:
     """Calldata like that of plans with one leg and with two: bytes are priced by it before a plan's own are known."""
     words = [abi.keccak(bytes([number])) for number in range(8)]
@@ -155,8 +153,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
     pair = (option.repay_token.address, option.seize_token.address)
     budgeted = best.net_raw < ctx.min_profit_raw
     least_raw = 0 if budgeted else best.gas_cost_raw + ctx.min_profit_raw - size.later_raw
-    pieces = size.pieces(len(best.legs))
-    data_fee = ctx.data.of(pieces)
+    data_fee = ctx.data.of(size.pieces(len(best.legs)))
     draft = Plan(
         plan_id=Hash(bytes(32)),
         key=size.outcome.parts[0].key if size.outcome.parts else option.key,
@@ -165,14 +162,14 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         flash=size.flash,
         calls=size.calls,
         legs=best.legs,
-        quotes=best.quotes,
+        quotes=tuple(quote for parts in best.parts.values() for _, quote in parts),
         tokens=tuple(dict.fromkeys([*pair, ctx.profit_token.address, *approved])),
         profit_token=ctx.profit_token,
         expected_profit_raw=best.gross_raw,
         min_profit_raw=max(least_raw, assured_raw),
         gas_cost_raw=best.gas_cost_raw,
         gas_estimate=best.gas + data_fee.gas,
-        gas_cost_wei=ctx.cost_wei(best.gas, pieces),
+        gas_cost_wei=ctx.cost_wei(best.gas, data_fee),
         profit_price_usd_e8=ctx.profit_usd_e8,
         repay_usd_e8=size.terms.usd_e8_up(option.repay_token.address, size.outcome.repay_raw),
         health_factor_wad=health.health_factor_wad or 0,
@@ -182,6 +179,6 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         data_fee_wei=data_fee.wei,
         data_gas=data_fee.gas,
     )
-    who = "\0".join((option.key.protocol, option.key.market)).encode() + option.key.account
+    who = f"{option.key.protocol}\0{option.key.market}".encode() + option.key.account
     content = ctx.at.hash + abi.keccak(who) + encode_execute(draft, 0, 0, 0)
     return replace(draft, plan_id=abi.keccak(content))

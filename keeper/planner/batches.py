@@ -92,7 +92,7 @@ class Joint:
 
     def _spread(self, repay_raw: int) -> Iterator[tuple[Option, int]]:
         left_raw = repay_raw
-        for option, least_raw in self._members:
+        for _, option, _, least_raw in self._members:
             whole = left_raw >= option.max_repay_raw
             raw = option.max_repay_raw if whole else min(left_raw, option.partial_max_repay_raw)
             if raw >= least_raw:
@@ -101,36 +101,31 @@ class Joint:
 
 
 class _Member(NamedTuple):
-    """An account's option, and the least of it that pays for its own call."""
+    """An account's option, what all of it moves, and the least of it that pays for its own call."""
 
+    health: Health
     option: Option
+    outcome: Outcome
     least_raw: int
 
 
 def joined(found: Sequence[Found], ctx: PlanContext, room: Room) -> Reads[list[Joint]]:
     """Accounts of one protocol that may share transactions, each in one at most."""
     left = room.gas_in_all
-    chosen = [(option, one) for one in found if (option := _choice(one, ctx.adapter)) is not None]
-    chosen.sort(key=lambda each: _kind(each[0]))
+    chosen = [(one.health, option) for one in found if (option := _choice(one, ctx.adapter)) is not None]
+    chosen.sort(key=lambda each: _kind(each[1]))
     joints: list[Joint] = []
-    for _, group in groupby(chosen, key=lambda each: _kind(each[0])):
-        members = list(group)
-        first, one = members[0]
-        terms = terms_of(first, one.health, measured(ctx, first.seize_token))
-        reads = [readable("plan", ctx.adapter.outcome(option, option.max_repay_raw)) for option, _ in members]
-        outcomes = yield from together(reads)
-        by_key = {one.health.key: one.health for _, one in members}
-        offers = [
-            (outcome, member)
-            for (option, _), outcome in zip(members, outcomes, strict=True)
-            if isinstance(outcome, Outcome) and (member := _member(option, outcome, terms))
-        ]
-        offers.sort(key=lambda each: _pays(*each), reverse=True)
-        for some in _batches([member for _, member in offers], room, ctx):
+    for _, group in groupby(chosen, key=lambda each: _kind(each[1])):
+        alike = list(group)
+        health, first = alike[0]
+        terms = terms_of(first, health, measured(ctx, first.seize_token))
+        answers = yield from together([_member(health, option, terms) for health, option in alike])
+        members = sorted([member for member in answers if member], key=_pays, reverse=True)
+        for some in _batches(members, room, ctx):
             left -= _gas_limit(some, ctx)
             if left < 0:
                 return joints
-            joints.append(_joint(some, by_key[some[0].option.key], ctx.adapter))
+            joints.append(_joint(some, ctx.adapter))
     return joints
 
 
@@ -164,8 +159,11 @@ def _debt_base(option: Option) -> int:
     return option.max_repay_raw * option.repay_price_base // unit
 
 
-def _member(option: Option, outcome: Outcome, terms: Terms) -> _Member | None:
-    """None where even all of it would not pay for its call at the protocol's prices."""
+def _member(health: Health, option: Option, terms: Terms) -> Reads[_Member | None]:
+    """None where all of it is refused, or would not even pay for its call at the protocol's prices."""
+    outcome = yield from readable("plan", terms.ctx.adapter.outcome(option, option.max_repay_raw))
+    if isinstance(outcome, Refusal):
+        return None
     came_usd_e8 = terms.usd_e8_down(option.seize_token.address, outcome.seize_raw)
     gained_usd_e8 = came_usd_e8 - terms.usd_e8_up(option.repay_token.address, outcome.repay_raw)
     cost_raw = terms.ctx.gas_raw(option.call_gas)
@@ -173,11 +171,12 @@ def _member(option: Option, outcome: Outcome, terms: Terms) -> _Member | None:
     if gained_raw <= cost_raw:
         return None
     least_raw = mul_div_up(option.max_repay_raw, cost_raw, gained_raw)
-    return _Member(option, max(least_raw, option.min_repay_raw))
+    return _Member(health, option, outcome, max(least_raw, option.min_repay_raw))
 
 
-def _pays(outcome: Outcome, member: _Member) -> tuple[int, int]:
+def _pays(member: _Member) -> tuple[int, int]:
     """How much is seized for what is repaid, and then how much there is."""
+    outcome = member.outcome
     return outcome.seize_raw * BPS**2 // max(outcome.repay_raw, 1), outcome.repay_raw
 
 
@@ -207,9 +206,9 @@ def _gas_limit(members: Sequence[_Member], ctx: PlanContext) -> int:
     return used * _MARGIN_PERCENT // 100 + most * _LIMIT_TIMES * _MARGIN_PERCENT // 100
 
 
-def _joint(members: Sequence[_Member], health: Health, adapter: Taking) -> Joint:
+def _joint(members: Sequence[_Member], adapter: Taking) -> Joint:
     most_raw = sum(member.option.max_repay_raw for member in members)
-    first, least_raw = members[0]
+    health, first, _, least_raw = members[0]
     option = replace(
         first,
         max_repay_raw=most_raw,

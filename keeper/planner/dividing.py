@@ -15,9 +15,8 @@ from keeper.planner.sizing import Terms
 from keeper.seams import Reads, Venue, VenueKind, together
 from keeper.types import Address, Path, PoolId, Quote, Refusal
 
-_LEG_GAS: Final = (
-    90_000  # conservative, for what a quote's own gas leaves out: approvals, router, payment, checks
-)
+# Conservative, for what a quote's own gas leaves out: approvals, router, payment, checks.
+_LEG_GAS: Final = 90_000
 _CHUNKS: Final = 16
 _FINEST: Final = 1 << 9  # of the amount: what is moved between parts in the end
 _MOST_PARTS: Final = 4
@@ -88,17 +87,15 @@ class Task:
         """A quote of each amount by its route, None where there is none."""
         buy = self.step.buy
         new = [(route, raw) for route, raw in asked if (raw, buy) not in route.known]
-        if new:
-            yield from together([route.quote(raw, exact_out=buy) for route, raw in new])
-        quotes: list[Quote | None] = []
-        for route, raw in asked:
-            answer = route.known[raw, buy]
-            if isinstance(answer, Refusal):
-                self.refused[answer.reason] += 1
-                quotes.append(None)
-            else:
-                quotes.append(answer)
-        return quotes
+        yield from together([route.quote(raw, exact_out=buy) for route, raw in new])
+        answers = [route.known[raw, buy] for route, raw in asked]
+        self.refused.update(answer.reason for answer in answers if isinstance(answer, Refusal))
+        return [None if isinstance(answer, Refusal) else answer for answer in answers]
+
+    def offers(self, asked: Sequence[tuple[Route, int]]) -> Reads[list[tuple[Route, Quote]]]:
+        """Those that give a quote, each with it."""
+        quotes = yield from self.quotes(asked)
+        return [(route, quote) for (route, _), quote in zip(asked, quotes, strict=True) if quote]
 
     def value(self, quote: Quote) -> int:
         """What a quote brings; below 0 what it costs."""
@@ -106,8 +103,11 @@ class Task:
 
     def worth(self, quote: Quote) -> int:
         """The same, less its gas: every leg must earn its own."""
-        token = self.step.token_in if self.step.buy else self.step.token_out
-        return self.value(quote) - self.terms.leg_in(token, leg_gas(quote))
+        return self.value(quote) - self.cost(leg_gas(quote))
+
+    def cost(self, gas: int) -> int:
+        """What a leg costs that takes that gas, in what quotes are valued in."""
+        return self.terms.leg_in(self.step.token_in if self.step.buy else self.step.token_out, gas)
 
 
 Divide = Callable[[Task], Reads[Parts]]
@@ -115,8 +115,7 @@ Divide = Callable[[Task], Reads[Parts]]
 
 def single(task: Task) -> Reads[Parts]:
     """All by the best route."""
-    quotes = yield from task.quotes([(route, task.amount_raw) for route in task.routes])
-    offers = [(route, quote) for route, quote in zip(task.routes, quotes, strict=True) if quote]
+    offers = yield from task.offers([(route, task.amount_raw) for route in task.routes])
     return [max(offers, key=lambda offer: task.worth(offer[1]))] if offers else []
 
 
@@ -143,24 +142,19 @@ def divided(task: Task) -> Reads[Parts]:
     chunk_raw = task.amount_raw // _CHUNKS
     if len(task.routes) < 2 or not chunk_raw:
         return best
-    first = yield from task.quotes([(route, chunk_raw) for route in task.routes])
-    offers = [(route, task.value(quote)) for route, quote in zip(task.routes, first, strict=True) if quote]
+    first = yield from task.offers([(route, chunk_raw) for route in task.routes])
+    offers = [(route, task.value(quote)) for route, quote in first]
     offers.sort(key=lambda offer: offer[1], reverse=True)
-    token = task.step.token_in if task.step.buy else task.step.token_out
-    if (
-        best
-        and offers
-        and offers[0][1] * _CHUNKS - task.value(best[0][1]) <= task.terms.leg_in(token, _LEG_GAS)
-    ):
+    if best and offers and offers[0][1] * _CHUNKS - task.value(best[0][1]) <= task.cost(_LEG_GAS):
         return best  # not even at the first chunk's price could a leg more be paid
     taken = yield from _greedy(task, offers[:_MOST_ROUTES], chunk_raw)
     while len(taken) > 1:
         taken = yield from _evened(task, taken, chunk_raw // 2)
         parts = yield from _quoted(task, sorted(taken.items(), key=lambda part: part[1]))
-        if parts and best and _total(task, parts) <= _total(task, best) and len(best) > 1:
-            break  # one more part paid for itself
         if parts and (not best or _total(task, parts) > _total(task, best)):
             best = parts
+        elif parts and len(best) > 1:
+            break  # one more part paid for itself
         spare_raw = taken.pop(min(taken, key=lambda route: taken[route]))
         taken[max(taken, key=lambda route: taken[route])] += spare_raw
     return best
@@ -174,25 +168,25 @@ def leg_gas(quote: Quote) -> int:
 def _greedy(task: Task, offers: Sequence[tuple[Route, int]], chunk_raw: int) -> Reads[dict[Route, int]]:
     """Chunks to routes, each to the one that gives most for it; what is left of the amount to the largest."""
     taken: dict[Route, int] = {}
-    worth = dict.fromkeys((route for route, _ in offers), 0)
-    following: dict[Route, int | None] = dict(offers)
+    following = dict(offers)  # what each route's next chunk brings
+    values = dict.fromkeys(following, 0)
     for _ in range(_CHUNKS):
-        best: Route | None = None
-        most = 0
-        for route, value in following.items():
-            if value is None or (
-                route not in taken
-                and (len(taken) == _MOST_PARTS or any(route.hops & other.hops for other in taken))
-            ):
-                continue
-            if best is None or value - worth[route] > most:
-                best, most = route, value - worth[route]
-        if best is None:
+        free = [
+            route
+            for route in following
+            if route in taken
+            or (len(taken) < _MOST_PARTS and all(route.hops.isdisjoint(other.hops) for other in taken))
+        ]
+        if not free:
             return {}
+        best = max(free, key=lambda route: following[route])
         taken[best] = taken.get(best, 0) + chunk_raw
-        worth[best] += most
+        values[best] += following[best]
         [quote] = yield from task.quotes([(best, taken[best] + chunk_raw)])
-        following[best] = task.value(quote) if quote else None
+        if quote:
+            following[best] = task.value(quote) - values[best]
+        else:
+            del following[best]
     largest = max(taken, key=lambda route: taken[route])
     taken[largest] += task.amount_raw - chunk_raw * _CHUNKS
     return taken
@@ -201,7 +195,7 @@ def _greedy(task: Task, offers: Sequence[tuple[Route, int]], chunk_raw: int) -> 
 def _evened(task: Task, taken: dict[Route, int], move_raw: int) -> Reads[dict[Route, int]]:
     """Smaller and smaller amounts moved from one route to another wherever that brings more."""
     taken = dict(taken)
-    while move_raw and move_raw * _FINEST >= task.amount_raw:
+    while move_raw * _FINEST >= task.amount_raw:
         gains: dict[Route, int] = {}
         losses: dict[Route, int] = {}
         for route, raw in taken.items():
@@ -213,9 +207,9 @@ def _evened(task: Task, taken: dict[Route, int], move_raw: int) -> Reads[dict[Ro
                 gains[route] = task.value(more) - task.value(now)
             if less and less[0] is not None:
                 losses[route] = task.value(now) - task.value(less[0])
-        pairs = [(gains[one] - losses[two], one, two) for one in gains for two in losses if one is not two]
-        gain, taker, giver = max(pairs, key=lambda pair: pair[0], default=(0, None, None))
-        if gain > 0 and taker is not None and giver is not None:
+        pairs = [(one, two) for one in gains for two in losses if one is not two and gains[one] > losses[two]]
+        if pairs:
+            taker, giver = max(pairs, key=lambda pair: gains[pair[0]] - losses[pair[1]])
             taken[taker] += move_raw
             taken[giver] -= move_raw
         else:
@@ -228,8 +222,7 @@ def _quoted(task: Task, amounts: Sequence[tuple[Route, int]]) -> Reads[Parts]:
     explicit_raw = sum(raw for _, raw in amounts[:-1])
     if explicit_raw and explicit_raw > task.assured_raw:
         return []
-    quotes = yield from task.quotes(amounts)
-    parts = [(route, quote) for (route, _), quote in zip(amounts, quotes, strict=True) if quote]
+    parts = yield from task.offers(amounts)
     return parts if len(parts) == len(amounts) else []
 
 

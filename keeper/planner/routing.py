@@ -11,14 +11,16 @@ from keeper.planner.dividing import Divide, Parts, Route, Step, Task, leg_gas, s
 from keeper.planner.search import PASSES, Rank
 from keeper.planner.sizing import PRICED, ROUTED, DeadEnd, PlanContext, Size, Terms
 from keeper.seams import Reads, together
-from keeper.types import Address, Quote, Refusal, SwapLeg
+from keeper.types import Address, Refusal, SwapLeg
 
 Recipe = tuple[Step, ...]
 Routes = Callable[[Address, Address], Sequence[Route]]
 
 
-def recipes(seize: Address, repay: Address, profit: Address) -> tuple[Recipe, ...]:
+def recipes_of(terms: Terms) -> tuple[Recipe, ...]:
     """Ways to turn what was seized into the loan and the profit token."""
+    repay, seize = terms.option.repay_token.address, terms.option.seize_token.address
+    profit = terms.ctx.profit_token.address
 
     def sell(token_in: Address, token_out: Address) -> Step:
         return Step(False, token_in, token_out)
@@ -37,12 +39,6 @@ def recipes(seize: Address, repay: Address, profit: Address) -> tuple[Recipe, ..
         (buy(seize), sell(seize, profit)),
         (sell(seize, profit), buy(profit)),
     )
-
-
-def recipes_of(terms: Terms) -> tuple[Recipe, ...]:
-    """The recipes of an option."""
-    option = terms.option
-    return recipes(option.seize_token.address, option.repay_token.address, terms.ctx.profit_token.address)
 
 
 def routes_of(ctx: PlanContext) -> Routes:
@@ -74,10 +70,8 @@ class Candidate:
     """A size with its swaps, priced; `assured_raw` is the profit when every leg ends at its limit."""
 
     size: Size
-    recipe: Recipe
     parts: Mapping[Step, Parts]
     legs: tuple[SwapLeg, ...]
-    quotes: tuple[Quote, ...]
     gross_raw: int
     assured_raw: int
     gas: int
@@ -90,11 +84,6 @@ class Candidate:
         return self.gross_raw + self.size.later_raw - self.gas_cost_raw
 
     @property
-    def premium_bps(self) -> int:
-        """By how much the market paid more for the collateral than the oracle says; 0 if it paid less."""
-        return max(0, self.deviation_bps)
-
-    @property
     def deviation_bps(self) -> int:
         """How far the market's price of the collateral is from the oracle's, rounded up; below 0 where it pays less."""
         terms, option = self.size.terms, self.size.terms.option
@@ -104,10 +93,14 @@ class Candidate:
         return mul_div_up(paid_usd_e8, BPS, max(seized_usd_e8, 1)) - BPS
 
     @property
+    def worth_it(self) -> bool:
+        """Whether it is worth its gas, or the budget pays for that."""
+        return self.gross_raw >= 0 and self.net_raw >= self.size.terms.ctx.least_net_raw
+
+    @property
     def acceptable(self) -> bool:
-        """Whether it is worth its gas, or the budget pays for that, and it would pass the Liquidator's end check."""
-        worth_it = self.gross_raw >= 0 and self.net_raw >= self.size.terms.ctx.least_net_raw
-        return self.excess_usd_e8 <= 0 and worth_it
+        """Whether it is worth it, and would pass the Liquidator's end check."""
+        return self.worth_it and self.excess_usd_e8 <= 0
 
     def rank(self) -> Rank:
         """What the end check passes, then what nets more; of what it does not pass, what comes closer to passing."""
@@ -130,7 +123,7 @@ class Candidate:
             numbers["deviation_bps"] = self.deviation_bps
         reason, budget = ctx.too_little if self.gross_raw >= 0 else ("unprofitable", {})
         numbers |= budget
-        if self.gross_raw >= 0 and self.net_raw >= ctx.least_net_raw:
+        if self.worth_it:
             reason = "over_slippage"
             numbers |= {"excess_usd_e8": self.excess_usd_e8, "max_slippage_bps": ctx.max_slippage_bps}
         return DeadEnd(PRICED, self.net_raw, Refusal("plan", reason, numbers))
@@ -159,7 +152,6 @@ def attempt(
     used: set[object] = set()
     parts: dict[Step, Parts] = {}
     legs: list[SwapLeg] = []
-    quotes: list[Quote] = []
     gas = size.gas
     for step in recipe:
         token_in, token_out = step.token_in, step.token_out
@@ -204,7 +196,6 @@ def attempt(
             used |= route.hops
             # the last one takes what is there then, which is not quite what is expected now
             legs.append(route.venue.swap_leg(quote, whole_balance=not left_raw, limit_raw=limit_raw))
-            quotes.append(quote)
             gas += leg_gas(quote)
     gross_raw = held[profit]
     came_raw, went_raw = size.outcome.seize_raw, size.outcome.repay_raw
@@ -215,10 +206,8 @@ def attempt(
     required_usd_e8 = terms.usd_e8_up(seize, came_raw) - terms.usd_e8_down(repay, went_raw) - excused_usd_e8
     return Candidate(
         size=size,
-        recipe=recipe,
         parts=parts,
         legs=tuple(legs),
-        quotes=tuple(quotes),
         gross_raw=gross_raw,
         assured_raw=0 if largest is not None else max(assured[profit], 0),
         gas=gas,

@@ -13,9 +13,8 @@ from typing import Final, NamedTuple
 
 from keeper.seams import Reads
 
-_NEAR: Final = (
-    256  # a peak is flat: so small a part of the amount beside it costs some hundred-thousandth of the net
-)
+# A peak is flat: so small a part of the amount beside it costs some hundred-thousandth of the net.
+_NEAR: Final = 256
 _AT_THE_EDGE: Final = 1 << 14  # of what passes the net is not flat
 _STEPS: Final = 40
 _GOLDEN: Final = (382, 1000)
@@ -97,7 +96,7 @@ def _edge(best: int, right: int, margin: int, beyond: Rank, step: int) -> int:
     Not by much, for which every other step goes twice as far.
     """
     middle = (best + right) // 2
-    if beyond.tier < PASSES - 1 or beyond.margin >= 0:
+    if beyond.tier < PASSES - 1:
         return middle
     forward = max((right - best) * margin // (margin - beyond.margin), 1)
     return min(best + forward, right - 1) if step % 2 == 0 else min(best + 2 * forward, middle)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from keeper.data_fee import NO_DATA_RATES, DataRates
+from keeper.data_fee import NO_DATA_RATES, DataFee, DataRates
 from keeper.fixed import BPS, convert_up, mul_div_down, mul_div_up
 from keeper.seams import FlashSource, Reads, Taking, Venue, readable, together
 from keeper.types import (
+    USD_E8,
     ZERO_ADDRESS,
     Address,
     BlockTime,
@@ -40,10 +41,9 @@ class PlanContext:
     """What plans are priced with at one block; `_usd_e8` prices are dollars per whole token with 8 decimals.
 
     `gas_price_wei` is what inclusion is expected to cost (base fee and tip), `max_fee_wei` the most the operator
-    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `base_usd_e8`
-    prices the market's base currency, in which an `Option` states its prices. `thorough` asks venues for every route
-    instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose, None where nothing may be
-    lost.
+    allows; `data` is about what bytes cost beside it. `kept` prices the seized tokens that are not sold. `thorough`
+    asks venues for every route instead of the likely ones. `budget_usd_e8` is what a liquidation of bad debt may lose,
+    None where nothing may be lost.
     """
 
     at: BlockTime
@@ -59,7 +59,6 @@ class PlanContext:
     max_slippage_bps: int
     max_repay_usd_e8: int
     plan_gas: int = PLAN_GAS
-    base_usd_e8: int = 10**8
     thorough: bool = False
     data: DataRates = NO_DATA_RATES
     kept: Mapping[Address, int] = field(default_factory=dict)
@@ -84,14 +83,13 @@ class PlanContext:
         """The configured minimum in the profit token, rounded up."""
         return mul_div_up(self.min_profit_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
-    def cost_wei(self, gas: int, legs: int) -> Wei:
-        """What a plan of so many legs costs whose execution takes that gas, with its bytes."""
-        data = self.data.of(legs)
+    def cost_wei(self, gas: int, data: DataFee) -> Wei:
+        """What execution costs that takes that gas, with what its bytes take."""
         return Wei((gas + data.gas) * self.gas_price_wei + data.wei)
 
     def gas_raw(self, gas: int, legs: int = 0) -> int:
-        """The same in the profit token, rounded up."""
-        cost_wei = self.cost_wei(gas, legs)
+        """What a plan of so many legs costs in the profit token, with its bytes; rounded up."""
+        cost_wei = self.cost_wei(gas, self.data.of(legs))
         return convert_up(
             cost_wei, self.native_usd_e8, self.profit_usd_e8, _NATIVE_DECIMALS, self.profit_token.decimals
         )
@@ -116,20 +114,21 @@ def measured(ctx: PlanContext, seize_token: Token) -> PlanContext:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Terms:
-    """An option with the prices of its tokens, in dollars with 8 + base decimals per whole token."""
+    """An option with the prices of its tokens, in dollars with 8 + base decimals per whole token.
+
+    `units` are a whole token of each in raw units, times ten to the base decimals: raw · price / unit is `_usd_e8`.
+    """
 
     ctx: PlanContext
     option: Option
-    price_scale: int
     prices: Mapping[Address, int]
-    decimals: Mapping[Address, int]
+    units: Mapping[Address, int]
 
     @property
     def most_raw(self) -> int:
         """The largest repayment `max_repay_usd_e8` allows."""
         repay = self.option.repay_token.address
-        scale = self.price_scale * 10 ** self.decimals[repay]
-        return mul_div_down(self.ctx.max_repay_usd_e8, scale, self.prices[repay])
+        return mul_div_down(self.ctx.max_repay_usd_e8, self.units[repay], self.prices[repay])
 
     @property
     def names(self) -> dict[str, bytes | int]:
@@ -141,7 +140,7 @@ class Terms:
 
     def usd_e8_down(self, token: Address, raw: int) -> int:
         """Dollars at oracle prices, rounded down (also below zero)."""
-        return mul_div_down(raw, self.prices[token], self.price_scale * 10 ** self.decimals[token])
+        return mul_div_down(raw, self.prices[token], self.units[token])
 
     def usd_e8_up(self, token: Address, raw: int) -> int:
         """Dollars at oracle prices, rounded up."""
@@ -150,7 +149,7 @@ class Terms:
     def profit_raw_up(self, usd_e8: int) -> int:
         """Dollars in the profit token at its oracle price, rounded up."""
         token = self.ctx.profit_token.address
-        return mul_div_up(usd_e8, self.price_scale * 10 ** self.decimals[token], self.prices[token])
+        return mul_div_up(usd_e8, self.units[token], self.prices[token])
 
     def later_raw(self, outcome: Outcome) -> int:
         """What a later transaction brings in the profit token at oracle prices, less its own gas; rounded down."""
@@ -161,23 +160,22 @@ class Terms:
 
     def leg_in(self, token: Address, gas: int) -> int:
         """What a leg that takes that gas costs in units of a token, with its bytes; rounded up."""
-        data = self.ctx.data.leg
-        cost_wei = (gas + data.gas) * self.ctx.gas_price_wei + data.wei
-        native = self.ctx.native_usd_e8 * self.price_scale
-        return convert_up(cost_wei, native, self.prices[token], _NATIVE_DECIMALS, self.decimals[token])
+        cost_wei = self.ctx.cost_wei(gas, self.ctx.data.leg)
+        price = self.prices[token] * 10**_NATIVE_DECIMALS
+        return mul_div_up(cost_wei * self.ctx.native_usd_e8, self.units[token], price)
 
 
 def terms_of(option: Option, health: Health, ctx: PlanContext) -> Terms:
-    """An option's terms at the context's prices."""
+    """An option's terms at the context's prices; a market's base currency is taken for the dollar."""
     scale = 10**health.base_decimals
     # where the profit token is one of the pair, the protocol's price stands for both, so that none is made by mixing
     prices = {
         ctx.profit_token.address: ctx.profit_usd_e8 * scale,
-        option.repay_token.address: option.repay_price_base * ctx.base_usd_e8,
-        option.seize_token.address: option.seize_price_base * ctx.base_usd_e8,
+        option.repay_token.address: option.repay_price_base * USD_E8,
+        option.seize_token.address: option.seize_price_base * USD_E8,
     }
     tokens = (ctx.profit_token, option.repay_token, option.seize_token)
-    return Terms(ctx, option, scale, prices, {token.address: token.decimals for token in tokens})
+    return Terms(ctx, option, prices, {token.address: scale * 10**token.decimals for token in tokens})
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,34 +245,32 @@ class Funded:
 
 def funded(terms: Terms, loans: Mapping[Address, Sequence[FlashQuote]]) -> list[Funded] | DeadEnd:
     """An option by each lender that no other is better than whatever the amount, cheapest first."""
-    option, limit_raw = terms.option, terms.most_raw if min(terms.prices.values()) > 0 else -1
-    if limit_raw < 0:
+    if min(terms.prices.values()) <= 0:
         return DeadEnd(SIZED, 0, Refusal("plan", "no_price", terms.names))
+    option, limit_raw = terms.option, terms.most_raw
     whole_raw = option.max_repay_raw if option.max_repay_raw <= limit_raw else None
     least_raw, most_raw = max(option.min_repay_raw, 1), min(option.partial_max_repay_raw, limit_raw)
     most_raw = most_raw if least_raw <= most_raw else 0
     if whole_raw is None and not most_raw:
         numbers = {**terms.names, "max_repay_usd_e8": terms.ctx.max_repay_usd_e8, "most_raw": limit_raw}
         return DeadEnd(SIZED, 0, Refusal("plan", "over_max_repay", numbers))
+    by_nobody = Funded(terms, None, whole_raw, least_raw, most_raw)
     if any(call.paid_after for call in terms.ctx.adapter.liquidation_calls(option, option.max_repay_raw)):
-        return [Funded(terms, None, whole_raw, least_raw, most_raw)]
-    offers: list[FlashQuote] = []
+        return [by_nobody]
+    offers: list[Funded] = []
     lent_raw = 0  # by a cheaper one that is not in the way
     for loan in sorted(loans[option.repay_token.address], key=lambda loan: _order(loan, terms)):
         if loan.available_raw > lent_raw:
-            offers.append(loan)
+            within_raw = min(most_raw, max(loan.available_raw, least_raw))
+            offers.append(replace(by_nobody, loan=loan, most_raw=within_raw))
             lent_raw = lent_raw if _is_in_the_way(loan, terms) else loan.available_raw
-    return [
-        Funded(terms, loan, whole_raw, least_raw, min(most_raw, max(loan.available_raw, least_raw)))
-        for loan in offers
-    ] or [Funded(terms, None, whole_raw, least_raw, most_raw)]
+    return offers or [by_nobody]
 
 
 def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
     """One amount of an option, as its lender funds it."""
     terms, loan = funded.terms, funded.loan
     ctx, option = terms.ctx, terms.option
-    repay = option.repay_token.address
     outcome = yield from readable("plan", ctx.adapter.outcome(option, amount_raw))
     if isinstance(outcome, Refusal):
         return DeadEnd(SIZED, 0, outcome)
@@ -284,13 +280,12 @@ def size_of(funded: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
     calls = tuple(ctx.adapter.liquidation_calls(option, amount_raw))
     needed_raw = borrowed_raw(option, outcome, calls)
     if not needed_raw:
-        paid_after = [call.target for call in calls if call.paid_after]
-        loan = FlashQuote(paid_after[0] if paid_after else ZERO_ADDRESS, repay, 0, 0)
+        source = next((call.target for call in calls if call.paid_after), ZERO_ADDRESS)
+        loan = FlashQuote(source, option.repay_token.address, 0, 0)
     if loan is None or loan.available_raw < needed_raw:
         numbers |= {"needed_raw": needed_raw, "available_raw": loan.available_raw if loan else 0}
         return DeadEnd(BORROWED, 0, Refusal("plan", "no_flash_liquidity", numbers))
     owed_raw = outcome.repay_raw + mul_div_up(needed_raw, loan.premium_bps, BPS)
-
     size = Size(terms, amount_raw, outcome, calls, loan, owed_raw, terms.later_raw(outcome))
     most_raw = size.most_net_raw(_PREMIUM_BPS)
     if most_raw < ctx.least_net_raw:
@@ -323,8 +318,7 @@ def _order(loan: FlashQuote, terms: Terms) -> tuple[int, bool, bool]:
 
 def _is_in_the_way(loan: FlashQuote, terms: Terms) -> bool:
     """Whether the loan locks a pool of the very tokens to be swapped: then a dearer one may net more."""
-    swapped = {*terms.prices, terms.ctx.profit_token.address}
-    return loan.locked is not None and swapped.issuperset(loan.locked.tokens)
+    return loan.locked is not None and terms.prices.keys() >= set(loan.locked.tokens)
 
 
 def borrowed_raw(option: Option, outcome: Outcome, calls: Sequence[ProtocolCall]) -> int:

@@ -5,7 +5,7 @@ A way is an option of the protocol's, who lends for it, and a recipe of swaps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 from keeper.planner.dividing import Divide, alike, divided, single
 from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, routes_of, synced
 from keeper.planner.search import PASSES, Rank, halves, peak
-from keeper.planner.sizing import BORROWED, PRICED, DeadEnd, Funded, PlanContext, Size, size_of
+from keeper.planner.sizing import BORROWED, PRICED, ROUTED, DeadEnd, Funded, PlanContext, Size, Terms, size_of
 from keeper.seams import Reads, together
 from keeper.types import ZERO_ADDRESS, FlashQuote, Weighed
 
@@ -39,32 +39,40 @@ class Way:
         """How good an amount that was priced is."""
         return _rank(self.results[amount_raw], amount_raw)
 
-    def told(self, amount_raw: int) -> Weighed:
-        """What was made of an amount."""
-        option, loan, result = self.funded.terms.option, self.funded.loan, self.results[amount_raw]
-        tokens = (option.repay_token, option.seize_token, self.funded.terms.ctx.profit_token)
+    def best_of(self, amounts_raw: Iterable[int]) -> int:
+        """The amount that ranks highest of those that were priced, and of equals the least."""
+        return max(amounts_raw, key=lambda raw: (self.rank(raw), -raw))
+
+    def told(self) -> Weighed:
+        """What was made of the amount that ranks highest."""
+        amount_raw = self.best_of(self.results)
+        option, profit_token = self.funded.terms.option, self.funded.terms.ctx.profit_token
+        loan, result = self.funded.loan, self.results[amount_raw]
+        tokens = (option.repay_token, option.seize_token, profit_token)
         symbols = {token.address: token.symbol for token in tokens}
-        end = result.dead_end() if isinstance(result, Candidate) else result
+        if isinstance(result, Candidate):
+            lender, repay_raw = result.size.flash.source, result.size.outcome.repay_raw
+            calls, legs = len(result.size.calls), len(result.legs)
+            reason = None if result.acceptable else result.dead_end().refusal.reason
+        else:
+            lender, repay_raw = loan.source if loan else ZERO_ADDRESS, amount_raw
+            calls, legs, reason = 0, 0, result.refusal.reason
         return Weighed(
             repay_token=option.repay_token,
             seize_token=option.seize_token,
-            profit_token=self.funded.terms.ctx.profit_token,
-            lender=result.size.flash.source
-            if isinstance(result, Candidate)
-            else loan.source
-            if loan
-            else ZERO_ADDRESS,
+            profit_token=profit_token,
+            lender=lender,
             swaps=", ".join(
                 f"buy {symbols[step.token_out]} with {symbols[step.token_in]}"
                 if step.buy
                 else f"sell {symbols[step.token_in]} for {symbols[step.token_out]}"
                 for step in self.recipe
             ),
-            repay_raw=result.size.outcome.repay_raw if isinstance(result, Candidate) else amount_raw,
-            calls=len(result.size.calls) if isinstance(result, Candidate) else 0,
-            legs=len(result.legs) if isinstance(result, Candidate) else 0,
-            net_raw=end.net_raw,
-            reason=None if isinstance(result, Candidate) and result.acceptable else end.refusal.reason,
+            repay_raw=repay_raw,
+            calls=calls,
+            legs=legs,
+            net_raw=result.net_raw,
+            reason=reason,
         )
 
 
@@ -77,13 +85,12 @@ class Weighing:
         self.ways: list[Way] = []
         self._ctx = ctx
         self._routes = routes_of(ctx)
-        self._budget = self._room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
-        self._sizes: dict[tuple[int, FlashQuote | None, int], Size | DeadEnd] = {}
+        self._room = _MAX_QUOTES_THOROUGH if ctx.thorough else _MAX_QUOTES
+        self._sizes: dict[tuple[Terms, FlashQuote | None, int], Size | DeadEnd] = {}
 
     def weigh(self, options: Sequence[Funded]) -> Reads[None]:
         """Price what these options allow: `best` is what nets most of it."""
         yield from self._open(options)
-        self._room = self._budget
         by_promise = sorted(self._priced(), key=_promise, reverse=True)
         for way in dict.fromkeys(way for way, _, _ in by_promise):
             most_raw = way.funded.most_raw
@@ -103,11 +110,9 @@ class Weighing:
 
     def weighed(self) -> tuple[Weighed, ...]:
         """Every way that was priced, at the amount that ranks highest; best first."""
-        best = [
-            (way, max(way.results, key=lambda raw: (way.rank(raw), -raw))) for way in self.ways if way.results
-        ]
-        best.sort(key=lambda found: found[0].rank(found[1]), reverse=True)
-        return tuple(way.told(raw) for way, raw in best)
+        priced = [way for way in self.ways if way.results]
+        priced.sort(key=lambda way: way.rank(way.best_of(way.results)), reverse=True)
+        return tuple(way.told() for way in priced)
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -119,18 +124,17 @@ class Weighing:
         found = yield from together([self._largest(option) for option in options])
         sizes = [each for largest in found for each in largest]
         sizes.sort(key=lambda each: each[1].most_net_raw(self._ctx.max_slippage_bps), reverse=True)
-        yield from synced(
-            list({id(size.terms): size.terms for _, size in sizes}.values()), self._routes, self._ctx
-        )
-        ways: dict[tuple[int, FlashQuote, Recipe], Way] = {}
+        yield from synced([size.terms for _, size in sizes], self._routes, self._ctx)
+        room = self._room
+        ways: dict[tuple[Terms, FlashQuote, Recipe], Way] = {}
         asked: list[Reads[Rank]] = []
         for option, size in sizes:
             for recipe in recipes_of(option.terms):
                 # of several lenders none is asked where nothing is borrowed
-                way = ways.setdefault((id(option.terms), size.flash, recipe), Way(option, recipe))
-                if way.funded is option and (self._room > 0 or not asked):
+                way = ways.setdefault((option.terms, size.flash, recipe), Way(option, recipe))
+                if way.funded is option and (room > 0 or not asked):
                     asked.append(self._measure(way, size.amount_raw))
-                    self._room -= self._quotes(recipe)
+                    room -= self._quotes(recipe)
         self.ways = list(ways.values())
         yield from together(asked)
 
@@ -150,13 +154,10 @@ class Weighing:
             if size.reached == BORROWED and numbers["available_raw"]:
                 # a little more is borrowed than is repaid
                 fewer_raw = option.most_raw * numbers["available_raw"] // numbers["needed_raw"] - _SPARE_RAW
-            if (
-                size.refusal.reason in _NO_BETTER_IF_LESS
-                or not option.least_raw <= fewer_raw < option.most_raw
-            ):
-                option = replace(option, most_raw=0)
-            else:
-                option = replace(option, most_raw=fewer_raw)
+            hopeless = size.refusal.reason in _NO_BETTER_IF_LESS
+            if hopeless or not option.least_raw <= fewer_raw < option.most_raw:
+                fewer_raw = 0
+            option = replace(option, most_raw=fewer_raw)
         if whole_raw is not None and (whole_raw != most_raw or not most_raw):
             size = yield from self._size(option, whole_raw)
             found += [(option, size)] if isinstance(size, Size) else []
@@ -166,10 +167,9 @@ class Weighing:
         """Of each way the best of its whole amount, and of the others."""
         found: list[tuple[Way, int, Rank]] = []
         for way in self.ways:
-            whole_raw = way.funded.whole_raw
-            parts = [raw for raw in way.results if raw != whole_raw]
-            amounts = [whole_raw] if whole_raw is not None and whole_raw in way.results else []
-            amounts += [max(parts, key=lambda raw: (way.rank(raw), -raw))] if parts else []
+            whole = [raw for raw in way.results if raw == way.funded.whole_raw]
+            parts = [raw for raw in way.results if raw != way.funded.whole_raw]
+            amounts = [way.best_of(some) for some in (whole, parts) if some]
             found += [(way, raw, way.rank(raw)) for raw in amounts]
         return found
 
@@ -185,10 +185,7 @@ class Weighing:
             low_raw, high_raw = max(option.least_raw, amount_raw // 2), min(option.most_raw, 2 * amount_raw)
             ranking = partial(self._measure, way, divide=alike(model.parts))
             yield from peak(low_raw, amount_raw, high_raw, ranking)
-            amount_raw = max(
-                (raw for raw in way.results if low_raw <= raw <= high_raw),
-                key=lambda raw: (way.rank(raw), -raw),
-            )
+            amount_raw = way.best_of(raw for raw in way.results if low_raw <= raw <= high_raw)
             rank = way.rank(amount_raw)
             if rank.tier == before.tier and rank.value - before.value <= abs(before.value) // _GAINED:
                 return
@@ -207,18 +204,19 @@ class Weighing:
         """Price an amount of a way; what it makes is kept if it is the best of that amount."""
         known = way.results.get(amount_raw)
         if known is not None and divide is single:
-            return _rank(known, amount_raw)
+            return way.rank(amount_raw)
         size = yield from self._size(way.funded, amount_raw)
         result = (
             size
             if isinstance(size, DeadEnd)
             else (yield from attempt(size, way.recipe, self._routes, divide))
         )
-        if known is None or _rank(result, amount_raw) > _rank(known, amount_raw):
+        rank = _rank(result, amount_raw)
+        if known is None or rank > way.rank(amount_raw):
             way.results[amount_raw] = result
-        if isinstance(result, Candidate) and (self.best is None or result.rank() > self.best.rank()):
+        if isinstance(result, Candidate) and (self.best is None or rank > self.best.rank()):
             self.best = result
-        return _rank(result, amount_raw)
+        return rank
 
     def _is_hopeful(self, way: Way, amount_raw: int) -> Reads[bool]:
         """Whether this amount or a smaller one could net more than the best: they move the market less.
@@ -232,10 +230,11 @@ class Weighing:
         self._room -= self._quotes(way.recipe)
         if best is None or not best.acceptable or best is way.results.get(amount_raw):
             return True
-        return size.most_net_raw(best.premium_bps + self._ctx.max_slippage_bps) > best.net_raw
+        premium_bps = max(0, best.deviation_bps)
+        return size.most_net_raw(premium_bps + self._ctx.max_slippage_bps) > best.net_raw
 
     def _size(self, option: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
-        key = (id(option.terms), option.loan, amount_raw)
+        key = (option.terms, option.loan, amount_raw)
         if key not in self._sizes:
             self._sizes[key] = yield from size_of(option, amount_raw)
         return self._sizes[key]
@@ -252,5 +251,5 @@ def _rank(result: Candidate | DeadEnd, amount_raw: int) -> Rank:
     """What is not worth a loan grows with the amount; what has no loan or no route shrinks with it."""
     if isinstance(result, Candidate):
         return result.rank()
-    grows = result.reached not in range(BORROWED, PRICED)
-    return Rank(result.reached, result.net_raw if grows else -amount_raw)
+    shrinks = result.reached in (BORROWED, ROUTED)
+    return Rank(result.reached, -amount_raw if shrinks else result.net_raw)

@@ -14,7 +14,7 @@ from keeper.engine.planning import PlanGas
 from keeper.engine.turns import Turns
 from keeper.fixed import BPS, MAX_UINT256, convert_up, mul_div_down, mul_div_up
 from keeper.planner import PlanContext, encode_execute, plan, samples
-from keeper.planner.routing import Candidate, attempt, recipes, routes_of
+from keeper.planner.routing import Candidate, attempt, recipes_of, routes_of
 from keeper.planner.search import PASSES, Rank, halves, peak
 from keeper.planner.sizing import PLAN_GAS, Size, funded, read_loans, size_of, terms_of
 from keeper.seams import FlashKind, Reads, VenueKind, just, together
@@ -818,7 +818,7 @@ def test_never_worse_than_any_way_at_any_rung(
         size, _ = drive(size_of(offers[0], amount))
         if not isinstance(size, Size):
             continue
-        for way in recipes(seize.address, repay.address, kept.address):
+        for way in recipes_of(terms):
             alone, _ = drive(attempt(size, way, routes_of(ctx)))
             if isinstance(alone, Candidate) and alone.acceptable:
                 nets.append(alone.net_raw)
