@@ -182,6 +182,17 @@ def test_a_share_is_of_what_the_contract_enforces(enforced: int, minimum: int, d
     assert fees == plain if assured <= MARKET.price() else paid == min(assured, MARKET.most_fee_wei)
 
 
+def test_no_share_is_given_of_what_comes_later() -> None:
+    """A later transaction may never pay: a step that earns nothing that is enforced bids by the rule alone."""
+    plan, tried = replace(PLAN, min_profit_raw=0, later_raw=10**9), replace(TRIAL, profit_raw=0)
+    prices = 10**8, 2_000 * 10**8
+    affordable, assured = affordable_wei(plan, tried, *prices), assured_wei(plan, tried, *prices)
+    worth = worth_wei(plan, tried, prices[1])
+    market = replace(MARKET, share_bps=10_000)
+    assert affordable > market.price()
+    assert market.bid(tried, affordable, None, 0, worth, assured) == MARKET.bid(tried, affordable)
+
+
 def test_a_budget_pays_no_share() -> None:
     """What a budget pays the gas of bids by the rule alone: it has no profit that a part could be given of."""
     plan, tried = replace(PLAN, budgeted=True), replace(TRIAL, profit_raw=1)
