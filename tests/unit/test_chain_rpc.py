@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import UserDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from keeper.chain.rpc import label_of
 from keeper.chain.transports import connect
+from keeper.chain.wire import revert_data
 from keeper.errors import ChainError, RpcError
 from tests.scripted_node import HangUp, Literal, Refuse, ScriptedNode, Silence
 
@@ -151,6 +153,28 @@ async def test_a_malformed_answer_is_a_chain_error(node: ScriptedNode, transport
     assert not isinstance(caught.value, RpcError)
     assert "SECRETKEY" not in str(caught.value)
     await rpc.close()
+
+
+def test_hostile_nesting_is_looked_through_once() -> None:
+    """However deep an error's `data` is nested, nothing in it is looked at twice, and no depth is too much."""
+    looks = 0
+
+    class Level(UserDict[str, Any]):
+        """One level, which counts who looks for what it holds."""
+
+        def __getitem__(self, key: str) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(key)
+
+    found: Any = "nothing"
+    for _ in range(10):
+        found = Level(data=found)
+    assert revert_data(found) == b"" and looks <= 30
+    deep: Any = REVERT
+    for _ in range(5_000):
+        deep = {"data": deep}
+    assert revert_data(deep) == bytes.fromhex(REVERT[2:])
 
 
 async def test_hostile_nesting_is_a_chain_error(node: ScriptedNode, transport: str) -> None:
