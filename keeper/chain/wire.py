@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from keeper.errors import ChainError, RpcError
+from keeper.fixed import MAX_UINT256
 from keeper.types import Address, Hash
 
 T = TypeVar("T")
@@ -109,10 +110,10 @@ def _remembering(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 @_remembering
 def quantity(text: str) -> int:
-    """A JSON-RPC quantity as a number. Raises `ValueError`."""
+    """A JSON-RPC quantity as a number of at most 256 bits. Raises `ValueError`."""
     number = int(text, 16)
-    if number < 0 or not text.startswith("0x"):
-        raise ValueError(f"{text!r} is not a quantity")
+    if not 0 <= number <= MAX_UINT256 or not text.startswith("0x"):
+        raise ValueError(f"{text[:80]!r} is not a quantity")
     return number
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from keeper.chain.blocks import HeaderShape, head_of
 from keeper.chain.rpc import label_of
 from keeper.chain.transports import connect
-from keeper.chain.wire import revert_data
+from keeper.chain.wire import quantity, revert_data
 from keeper.errors import ChainError, RpcError
 from tests.scripted_node import HangUp, Literal, Refuse, ScriptedNode, Silence
 
@@ -175,6 +177,18 @@ def test_hostile_nesting_is_looked_through_once() -> None:
     for _ in range(5_000):
         deep = {"data": deep}
     assert revert_data(deep) == bytes.fromhex(REVERT[2:])
+
+
+def test_no_number_is_larger_than_the_chain_or_the_record_can_hold() -> None:
+    """A word has 256 bits, and what blocks are counted and timed by fits into the record's columns."""
+    assert quantity("0x" + "f" * 64) == BIG
+    with pytest.raises(ValueError, match="not a quantity"):
+        quantity("0x1" + "0" * 64)
+    shape = HeaderShape("0x10", "0x" + "01" * 32, "0x" + "02" * 32, "0x20", "0x1", "0x1")
+    assert head_of(shape, 0).number == 16
+    for name in ("number", "timestamp"):
+        with pytest.raises(ValueError, match=f"0x8{'0' * 15}"):
+            head_of(replace(shape, **{name: "0x8" + "0" * 15}), 0)
 
 
 async def test_hostile_nesting_is_a_chain_error(node: ScriptedNode, transport: str) -> None:
