@@ -29,6 +29,13 @@ def _bid(affordable: Wei = PLENTY, replaced: Offered | None = None, urgency: int
     return answer
 
 
+def test_a_head_without_room_for_gas_has_a_base_fee() -> None:
+    """Whatever limit a node says a block has: what follows is a number."""
+    for limit, used in ((0, 0), (1, 0), (1, 1), (0, 10**9)):
+        head = replace(MARKET.head, gas_limit=Gas(limit), gas_used=Gas(used))
+        assert next_base_fee(head) >= 0
+
+
 def test_the_first_offer_is_the_stated_rule() -> None:
     """Twice the next base fee plus the middle tip; the gas limit carries its margin."""
     fees = _bid()
