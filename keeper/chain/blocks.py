@@ -11,11 +11,10 @@ import msgspec
 from keeper.chain.pool import Pool
 from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc
-from keeper.chain.wire import Lacking, hash_of, quantity, reading
+from keeper.chain.wire import Lacking, count, hash_of, quantity, reading
 from keeper.errors import ChainError, NoQuorum
 from keeper.types import BlockNumber, Gas, Hash, Head, Wei, hex_of
 
-_MOST: Final = 2**63 - 1  # that the record can hold
 SURVEY_S: Final = 1.0  # for every provider to name its newest block
 
 
@@ -37,14 +36,11 @@ _BLOCK: Final = msgspec.json.Decoder(HeaderShape | None)
 
 def head_of(shape: HeaderShape, seen_s: float) -> Head:
     """A header with its quantities parsed; chains without a base fee have 0. Raises `ValueError`."""
-    number, timestamp_s = quantity(shape.number), quantity(shape.timestamp)
-    if max(number, timestamp_s) > _MOST:
-        raise ValueError(f"{max(number, timestamp_s):#x} is no block's number or time")
     return Head(
-        number=BlockNumber(number),
+        number=BlockNumber(count(shape.number)),
         hash=hash_of(shape.hash),
         parent_hash=hash_of(shape.parent_hash),
-        timestamp_s=timestamp_s,
+        timestamp_s=count(shape.timestamp),
         base_fee_wei=Wei(quantity(shape.base_fee_per_gas or "0x0")),
         gas_limit=Gas(quantity(shape.gas_limit)),
         gas_used=Gas(quantity(shape.gas_used)),

@@ -25,6 +25,7 @@ _EXECUTION_REVERTED: Final = 3  # Geth's code for a revert, taken over by the ot
 _NOT_EXECUTED: Final = frozenset(
     {-32700, -32600, -32601, -32602}
 )  # JSON-RPC's parse error … invalid parameters
+_MOST_COUNTED: Final = 2**63 - 1
 _DATA: Final = ("data", "return", "result")  # what an error may keep revert data under
 _FAILED_EXECUTION: Final = re.compile(
     r"revert|out ?of ?gas|OOG|opcode|invalid ?jump|stack ?(under|over)flow|bad (jump|instruction)",
@@ -114,6 +115,14 @@ def quantity(text: str) -> int:
     number = int(text, 16)
     if not 0 <= number <= MAX_UINT256 or not text.startswith("0x"):
         raise ValueError(f"{text[:80]!r} is not a quantity")
+    return number
+
+
+def count(text: str) -> int:
+    """A quantity that the record has a column of 63 bits for. Raises `ValueError`."""
+    number = quantity(text)
+    if number > _MOST_COUNTED:
+        raise ValueError(f"{text!r} is more than there can be")
     return number
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from keeper.chain.blocks import HeaderShape, head_of
 from keeper.chain.rpc import label_of
 from keeper.chain.transports import connect
-from keeper.chain.wire import quantity, revert_data
+from keeper.chain.wire import count, quantity, revert_data
 from keeper.errors import ChainError, RpcError
 from tests.scripted_node import HangUp, Literal, Refuse, ScriptedNode, Silence
 
@@ -184,6 +184,7 @@ def test_no_number_is_larger_than_the_chain_or_the_record_can_hold() -> None:
     assert quantity("0x" + "f" * 64) == BIG
     with pytest.raises(ValueError, match="not a quantity"):
         quantity("0x1" + "0" * 64)
+    assert count("0x7" + "f" * 15) == 2**63 - 1
     shape = HeaderShape("0x10", "0x" + "01" * 32, "0x" + "02" * 32, "0x20", "0x1", "0x1")
     assert head_of(shape, 0).number == 16
     for name in ("number", "timestamp"):
