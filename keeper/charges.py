@@ -41,7 +41,7 @@ _UNKNOWN: Final = abi.keccak(b"fields of a transaction")
 
 def next_base_fee(head: Head) -> Wei:
     """The base fee of the block after `head` (EIP-1559)."""
-    target = head.gas_limit // _ELASTICITY
+    target = max(1, head.gas_limit // _ELASTICITY)  # a node may say anything
     base = head.base_fee_wei
     if head.gas_used > target:
         rise = base * (head.gas_used - target) // target // _CHANGE_DENOMINATOR

@@ -11,7 +11,7 @@ import msgspec
 from keeper.chain.pool import Pool
 from keeper.chain.quorum import believe
 from keeper.chain.rpc import Rpc
-from keeper.chain.wire import Lacking, hash_of, quantity, reading
+from keeper.chain.wire import Lacking, count, hash_of, quantity, reading
 from keeper.errors import ChainError, NoQuorum
 from keeper.types import BlockNumber, Gas, Hash, Head, Wei, hex_of
 
@@ -37,10 +37,10 @@ _BLOCK: Final = msgspec.json.Decoder(HeaderShape | None)
 def head_of(shape: HeaderShape, seen_s: float) -> Head:
     """A header with its quantities parsed; chains without a base fee have 0. Raises `ValueError`."""
     return Head(
-        number=BlockNumber(quantity(shape.number)),
+        number=BlockNumber(count(shape.number)),
         hash=hash_of(shape.hash),
         parent_hash=hash_of(shape.parent_hash),
-        timestamp_s=quantity(shape.timestamp),
+        timestamp_s=count(shape.timestamp),
         base_fee_wei=Wei(quantity(shape.base_fee_per_gas or "0x0")),
         gas_limit=Gas(quantity(shape.gas_limit)),
         gas_used=Gas(quantity(shape.gas_used)),

@@ -35,6 +35,7 @@ from keeper.chain.wire import (
     ANYTHING,
     TEXT,
     already_known,
+    count,
     data,
     hash_of,
     quantity,
@@ -420,11 +421,11 @@ def _same_trials(one: Sequence[SimResult], other: Sequence[SimResult]) -> bool:
 def _receipt_of(shape: _ReceiptShape) -> Receipt:
     return Receipt(
         transaction_hash=hash_of(shape.transaction_hash),
-        status=quantity(shape.status),
-        block_number=BlockNumber(quantity(shape.block_number)),
+        status=count(shape.status),
+        block_number=BlockNumber(count(shape.block_number)),
         block_hash=hash_of(shape.block_hash),
-        index=quantity(shape.transaction_index),
-        gas_used=Gas(quantity(shape.gas_used)),
+        index=count(shape.transaction_index),
+        gas_used=Gas(count(shape.gas_used)),
         effective_gas_price_wei=Wei(quantity(shape.effective_gas_price)),
         l1_fee_wei=Wei(quantity(shape.l1_fee or "0x0")),
         logs=tuple([log_of(log) for log in shape.logs]),

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from keeper.errors import ChainError, RpcError
+from keeper.fixed import MAX_UINT256
 from keeper.types import Address, Hash
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ _EXECUTION_REVERTED: Final = 3  # Geth's code for a revert, taken over by the ot
 _NOT_EXECUTED: Final = frozenset(
     {-32700, -32600, -32601, -32602}
 )  # JSON-RPC's parse error … invalid parameters
+_MOST_COUNTED: Final = 2**63 - 1
+_DATA: Final = ("data", "return", "result")  # what an error may keep revert data under
 _FAILED_EXECUTION: Final = re.compile(
     r"revert|out ?of ?gas|OOG|opcode|invalid ?jump|stack ?(under|over)flow|bad (jump|instruction)",
     re.IGNORECASE,
@@ -108,10 +111,18 @@ def _remembering(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 @_remembering
 def quantity(text: str) -> int:
-    """A JSON-RPC quantity as a number. Raises `ValueError`."""
+    """A JSON-RPC quantity as a number of at most 256 bits. Raises `ValueError`."""
     number = int(text, 16)
-    if number < 0 or not text.startswith("0x"):
-        raise ValueError(f"{text!r} is not a quantity")
+    if not 0 <= number <= MAX_UINT256 or not text.startswith("0x"):
+        raise ValueError(f"{text[:80]!r} is not a quantity")
+    return number
+
+
+def count(text: str) -> int:
+    """A quantity that the record has a column of 63 bits for. Raises `ValueError`."""
+    number = quantity(text)
+    if number > _MOST_COUNTED:
+        raise ValueError(f"{text!r} is more than there can be")
     return number
 
 
@@ -202,12 +213,15 @@ def revert_data(found: Any) -> bytes:
     Geth, Reth and Anvil answer `"0x…"`, Parity's heirs `"Reverted 0x…"`; Hardhat, Ganache and proxies answer an
     object with it under `data`, `return` or `result`, or further inside.
     """
-    if isinstance(found, str):
-        match = _HEX.search(found)
-        return bytes.fromhex(match[1]) if match else b""
-    if not isinstance(found, Mapping):
-        return b""
-    named = [found[key] for key in ("data", "return", "result") if key in found]
-    # other strings beside it may be hexadecimal too: a transaction's hash, say
-    nested = [value for value in found.values() if isinstance(value, Mapping)]
-    return next(filter(None, map(revert_data, named + nested)), b"")
+    left = [found]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            match = _HEX.search(one)
+            if match and match[1]:
+                return bytes.fromhex(match[1])
+        elif isinstance(one, Mapping):
+            # other strings beside it may be hexadecimal too: a transaction's hash, say
+            nested = [value for key, value in one.items() if key not in _DATA and isinstance(value, Mapping)]
+            left += reversed([*(one[key] for key in _DATA if key in one), *nested])
+    return b""

@@ -147,8 +147,12 @@ def worth_wei(plan: Plan, trial: Trial, native_usd_e8: int) -> Wei:
 
 
 def assured_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
-    """What a unit of gas may cost if the minimum is to be left even of the least that the contract lets pass."""
-    return _left_wei(plan, replace(trial, profit_raw=plan.min_profit_raw), min_profit_usd_e8, native_usd_e8)
+    """What a unit of gas may cost if the minimum is to be left even of the least that the contract lets pass.
+
+    Nobody enforces what comes later.
+    """
+    least = replace(trial, profit_raw=plan.min_profit_raw)
+    return _left_wei(replace(plan, later_raw=0), least, min_profit_usd_e8, native_usd_e8)
 
 
 def _left_wei(plan: Plan, trial: Trial, least_usd_e8: int, native_usd_e8: int) -> Wei:

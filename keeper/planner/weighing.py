@@ -22,6 +22,7 @@ _MAX_QUOTES: Final = 192
 _MAX_QUOTES_THOROUGH: Final = 4 * _MAX_QUOTES  # more routes must not mean fewer ways
 _SHARED_OUT: Final = 3  # of the best by single routes
 _SPARE_RAW: Final = 8  # for roundings of what is borrowed
+_FITTINGS: Final = 4  # of an amount to what is lent; several accounts may borrow the same for many amounts
 _NO_BETTER_IF_LESS: Final = ("unprofitable", "bad_debt_budget", "nothing_seizable")
 _ROUNDS: Final = 4  # of sharing out an amount and looking for a better one
 _GAINED: Final = 1 << 13  # part of the net profit for which another such round is worth it
@@ -145,14 +146,16 @@ class Weighing:
         """The amounts to begin with; less than the largest part where that is refused or more than there is to lend."""
         found: list[tuple[Funded, Size]] = []
         whole_raw, most_raw = option.whole_raw, option.most_raw
+        fitted = 0
         while option.most_raw:
             size = yield from self._size(option, option.most_raw)
             if isinstance(size, Size):
                 found.append((option, size))
                 break
             numbers, fewer_raw = size.refusal.numbers, option.most_raw // 2
-            if size.reached == BORROWED and numbers["available_raw"]:
+            if size.reached == BORROWED and numbers["available_raw"] and fitted < _FITTINGS:
                 # a little more is borrowed than is repaid
+                fitted += 1
                 fewer_raw = option.most_raw * numbers["available_raw"] // numbers["needed_raw"] - _SPARE_RAW
             hopeless = size.refusal.reason in _NO_BETTER_IF_LESS
             if hopeless or not option.least_raw <= fewer_raw < option.most_raw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from keeper.engine.turns import Turns
 from keeper.planner import PlanContext, plan
 from keeper.planner.batches import Found, Joint, Room, joined
+from keeper.seams import Reads
 from keeper.trial import nets_usd_e8
 from keeper.types import (
     Address,
@@ -207,6 +208,37 @@ def test_a_batch_is_no_larger_than_a_transaction_may_be() -> None:
     assert not together(options, _context(_Venue({})), Room(20, gas // 2, gas))
     assert joints[0].keys.isdisjoint(joints[1].keys)
     assert joints[0].health.key == joints[0].option.key == key_of(30)
+
+
+@dataclass
+class _Patience:
+    """Answers for a joint so many times."""
+
+    joint: Joint
+    left: int
+
+    def outcome(self, option: Option, repay_raw: int) -> Reads[Outcome | Refusal]:
+        self.left -= 1
+        assert self.left, "asked for too many amounts"
+        return self.joint.outcome(option, repay_raw)
+
+    def liquidation_calls(self, option: Option, repay_raw: int) -> Sequence[ProtocolCall]:
+        return self.joint.liquidation_calls(option, repay_raw)
+
+
+def test_a_loan_that_is_a_little_short_ends_no_search() -> None:
+    """Where many amounts move the same and nearly all of it is lent, a smaller one is found by few looks."""
+    headroom_raw = 10_000 * 10**6
+    options = [
+        option_of(1, 100_000, partial_max_repay_raw=50_000 * 10**6),
+        option_of(2, 80_000, partial_max_repay_raw=0),
+    ]
+    venue = _Venue(dict([pool(WETH, USDC, 500, 50_000_000)]))
+    lent_raw = 50_000 * 10**6 + headroom_raw - 1
+    ctx = _context(venue, adapter=_Adapter(headroom_raw=headroom_raw), flash_sources=(_Flash(5, lent_raw),))
+    [joint] = together(options, ctx)
+    answer, _ = drive(plan(joint.health, [joint.option], replace(ctx, adapter=_Patience(joint, 500))))
+    assert isinstance(answer, Plan) and answer.outcome.repay_raw > 20_000 * 10**6
 
 
 def test_two_steps_of_one_account_are_no_batch() -> None:

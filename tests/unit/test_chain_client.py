@@ -372,6 +372,9 @@ async def test_receipts_are_exact_or_errors(stack: AsyncExitStack, tmp_path: Pat
     node.methods["eth_getTransactionReceipt"] = lambda _: {k: v for k, v in RECEIPT.items() if k != "status"}
     with pytest.raises(ChainError, match="status"):
         await chain.receipt(Hash(b"\x66" * 32))
+    node.methods["eth_getTransactionReceipt"] = lambda _: RECEIPT | {"gasUsed": "0x8" + "0" * 15}
+    with pytest.raises(ChainError, match="more than there can be"):
+        await chain.receipt(Hash(b"\x66" * 32))
 
 
 async def test_the_tip_is_what_recent_blocks_paid(stack: AsyncExitStack, tmp_path: Path) -> None:

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import UserDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from keeper.chain.blocks import HeaderShape, head_of
 from keeper.chain.rpc import label_of
 from keeper.chain.transports import connect
+from keeper.chain.wire import count, quantity, revert_data
 from keeper.errors import ChainError, RpcError
 from tests.scripted_node import HangUp, Literal, Refuse, ScriptedNode, Silence
 
@@ -151,6 +155,41 @@ async def test_a_malformed_answer_is_a_chain_error(node: ScriptedNode, transport
     assert not isinstance(caught.value, RpcError)
     assert "SECRETKEY" not in str(caught.value)
     await rpc.close()
+
+
+def test_hostile_nesting_is_looked_through_once() -> None:
+    """However deep an error's `data` is nested, nothing in it is looked at twice, and no depth is too much."""
+    looks = 0
+
+    class Level(UserDict[str, Any]):
+        """One level, which counts who looks for what it holds."""
+
+        def __getitem__(self, key: str) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(key)
+
+    found: Any = "nothing"
+    for _ in range(10):
+        found = Level(data=found)
+    assert revert_data(found) == b"" and looks <= 30
+    deep: Any = REVERT
+    for _ in range(5_000):
+        deep = {"data": deep}
+    assert revert_data(deep) == bytes.fromhex(REVERT[2:])
+
+
+def test_no_number_is_larger_than_the_chain_or_the_record_can_hold() -> None:
+    """A word has 256 bits, and what blocks are counted and timed by fits into the record's columns."""
+    assert quantity("0x" + "f" * 64) == BIG
+    with pytest.raises(ValueError, match="not a quantity"):
+        quantity("0x1" + "0" * 64)
+    assert count("0x7" + "f" * 15) == 2**63 - 1
+    shape = HeaderShape("0x10", "0x" + "01" * 32, "0x" + "02" * 32, "0x20", "0x1", "0x1")
+    assert head_of(shape, 0).number == 16
+    for name in ("number", "timestamp"):
+        with pytest.raises(ValueError, match=f"0x8{'0' * 15}"):
+            head_of(replace(shape, **{name: "0x8" + "0" * 15}), 0)
 
 
 async def test_hostile_nesting_is_a_chain_error(node: ScriptedNode, transport: str) -> None:

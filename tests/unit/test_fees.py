@@ -29,6 +29,13 @@ def _bid(affordable: Wei = PLENTY, replaced: Offered | None = None, urgency: int
     return answer
 
 
+def test_a_head_without_room_for_gas_has_a_base_fee() -> None:
+    """Whatever limit a node says a block has: what follows is a number."""
+    for limit, used in ((0, 0), (1, 0), (1, 1), (0, 10**9)):
+        head = replace(MARKET.head, gas_limit=Gas(limit), gas_used=Gas(used))
+        assert next_base_fee(head) >= 0
+
+
 def test_the_first_offer_is_the_stated_rule() -> None:
     """Twice the next base fee plus the middle tip; the gas limit carries its margin."""
     fees = _bid()
@@ -180,6 +187,17 @@ def test_a_share_is_of_what_the_contract_enforces(enforced: int, minimum: int, d
     assert isinstance(plain, Fees) and isinstance(fees, Fees)
     paid = min(fees.max_fee_wei, BASE + fees.tip_wei)
     assert fees == plain if assured <= MARKET.price() else paid == min(assured, MARKET.most_fee_wei)
+
+
+def test_no_share_is_given_of_what_comes_later() -> None:
+    """A later transaction may never pay: a step that earns nothing that is enforced bids by the rule alone."""
+    plan, tried = replace(PLAN, min_profit_raw=0, later_raw=10**9), replace(TRIAL, profit_raw=0)
+    prices = 10**8, 2_000 * 10**8
+    affordable, assured = affordable_wei(plan, tried, *prices), assured_wei(plan, tried, *prices)
+    worth = worth_wei(plan, tried, prices[1])
+    market = replace(MARKET, share_bps=10_000)
+    assert affordable > market.price()
+    assert market.bid(tried, affordable, None, 0, worth, assured) == MARKET.bid(tried, affordable)
 
 
 def test_a_budget_pays_no_share() -> None:
