@@ -250,7 +250,7 @@ def describe(
         "seize_raw": plan.outcome.seize_raw,
         "seize_price_base": option.seize_price_base,
         "bad_debt_raw": plan.outcome.bad_debt_raw,
-        "budgeted": plan.budgeted,
+        "budgeted": plan.may_lose_usd_e8 > 0,
         "seize_round": option.seize_round,
         "flash_source": plan.flash.source,
         "flash_premium_bps": plan.flash.premium_bps,

@@ -372,9 +372,9 @@ class Plan:
     Profit is in raw units of `profit_token`. `expected_profit_raw` is gross (the treasury's delta); `gas_cost_raw` is
     the operator's gas priced in the profit token; `min_profit_raw` is what the contract enforces; `quotes` are what
     the legs were priced by. `later_raw` is what a later transaction is expected to bring, less its gas. `weighed` are
-    the ways there were, best first. Costs and gas contain what its bytes should: `data_fee_wei`, `data_gas`. A
-    `budgeted` one nets less than the configured minimum, because its account has bad debt: the contract enforces that
-    the treasury loses nothing, and gas beyond the profit is paid from a budget.
+    the ways there were, best first. Costs and gas contain what its bytes should: `data_fee_wei`, `data_gas`. One that
+    may lose `may_lose_usd_e8` nets less than the configured minimum, because its account has bad debt: the contract
+    enforces that the treasury loses nothing, and gas beyond the profit is paid from a budget.
     """
 
     plan_id: Hash
@@ -398,7 +398,7 @@ class Plan:
     quotes: tuple[Quote, ...] = ()
     later_raw: int = 0
     weighed: tuple[Weighed, ...] = ()
-    budgeted: bool = False
+    may_lose_usd_e8: int = 0
     data_fee_wei: Wei = NO_WEI
     data_gas: Gas = NO_GAS
 

@@ -123,7 +123,7 @@ def _way(way: Weighed, plan: Plan) -> tuple[str, dict[str, Any]]:
     figures |= {"repay": way.repay_token.symbol, "seize": way.seize_token.symbol, "lender": way.lender}
     figures |= {"swaps": way.swaps, "calls": way.calls, "legs": way.legs}
     figures |= {"repay_raw": way.repay_raw, "net_raw": way.net_raw}
-    pays = "within_budget" if plan.budgeted else "pays"
+    pays = "within_budget" if plan.may_lose_usd_e8 else "pays"
     return "chosen" if way is chosen else way.reason or pays, figures
 
 

@@ -349,7 +349,7 @@ class Engine:
             if late and not old and (behind := market_moved(one, trial)):
                 refused.append((one, behind))
                 continue
-            besides = spent.without(old.worst_case_wei, budgeted=one.budgeted) if old else spent
+            besides = spent.without(old.worst_case_wei, budgeted=one.may_lose_usd_e8 > 0) if old else spent
             waits = None if old else self._awaits(one, cleared)
             answer = waits or self._approve(one, trial, view, head, besides, old)
             if isinstance(answer, Refusal):
@@ -364,7 +364,7 @@ class Engine:
                 report.take(one.keys)
                 cleared.append(answer)
                 fees, replaced_wei = answer.clearance.fees, old.worst_case_wei if old else 0
-                spent = besides.with_in_flight(fees, replaced_wei, budgeted=one.budgeted)
+                spent = besides.with_in_flight(fees, replaced_wei, budgeted=one.may_lose_usd_e8 > 0)
             if isinstance(trial, Trial):
                 self._part(one, trial, report)
         if self._sender:

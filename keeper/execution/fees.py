@@ -136,9 +136,10 @@ class Market:
 def affordable_wei(plan: Plan, trial: Trial, min_profit_usd_e8: int, native_usd_e8: int) -> Wei:
     """The most a unit of gas may cost if the minimum is to be left of what the trial earned and what comes later.
 
-    As much as anybody asks where a budget pays: the guard holds all its gas to that.
+    Of a plan that may lose, as much as loses no more than that.
     """
-    return Wei(MAX_UINT256) if plan.budgeted else _left_wei(plan, trial, min_profit_usd_e8, native_usd_e8)
+    least_usd_e8 = -plan.may_lose_usd_e8 or min_profit_usd_e8
+    return _left_wei(plan, trial, least_usd_e8, native_usd_e8)
 
 
 def worth_wei(plan: Plan, trial: Trial, native_usd_e8: int) -> Wei:

@@ -202,7 +202,7 @@ class Sender:
                 self._flights.store.reserve(
                     plan.plan_id, nonce, sender=self._key.address, key=plan.key, at_s=at_s
                 )
-                others, budgeted = plan.keys[1:], plan.budgeted
+                others, budgeted = plan.keys[1:], plan.may_lose_usd_e8 > 0
                 flight = Flight(transaction, head.number, head.number, plan, budgeted=budgeted, others=others)
                 body = {"nonce": nonce, "operator": self._key.address, "liquidator": self._liquidator}
                 self._flights.intend(flight, body | dict(one.numbers), plan.outcome.parts[1:], at_s)

@@ -110,7 +110,7 @@ class Guard:
     def room_wei(self, plan: Plan, spent: Spent, native_usd_e8: int) -> int:
         """The most a plan's transaction may cost: what is left of the hour's gas and, where it pays, of the budget."""
         room_wei = self._limits.room_wei(spent)
-        if not plan.budgeted:
+        if not plan.may_lose_usd_e8:
             return room_wei
         return min(room_wei, (self.budget_usd_e8(spent, native_usd_e8) or 0) * WAD // native_usd_e8)
 
@@ -237,7 +237,7 @@ class Guard:
 
     def _over_budget(self, plan: Plan, fees: Fees, spent: Spent, native_usd_e8: int) -> Refusal | None:
         """Whether the gas of a plan that may lose could come to more than is left for it, were it to pay nothing."""
-        if not plan.budgeted:
+        if not plan.may_lose_usd_e8:
             return None
         needed_usd_e8 = _usd_e8(fees.worst_case_wei, native_usd_e8)
         left_usd_e8 = self.budget_usd_e8(spent, native_usd_e8) or 0

@@ -17,7 +17,7 @@ that would exceed it are left out.
   this much, so enforcing it reverts nothing that legs would let pass, yet binds their combination.
 
 An account with bad debt may be liquidated at a loss that a budget pays (`PlanContext.budget_usd_e8`). The Liquidator
-then enforces that the treasury loses nothing, so only gas can be lost; such a plan is `budgeted`.
+then enforces that the treasury loses nothing, so only gas can be lost; such a plan has `may_lose_usd_e8`.
 
 Where a liquidation is paid in a later transaction only, what that is expected to bring less its own gas counts as
 profit too: the Liquidator then enforces so much less, down to nothing.
@@ -175,7 +175,7 @@ def _plan_of(best: Candidate, health: Health) -> Plan:
         health_factor_wad=health.health_factor_wad or 0,
         at=ctx.at,
         later_raw=size.later_raw,
-        budgeted=budgeted,
+        may_lose_usd_e8=ctx.budget_usd_e8 or 0 if budgeted else 0,
         data_fee_wei=data_fee.wei,
         data_gas=data_fee.gas,
     )

@@ -82,7 +82,6 @@ def market(rules: Rules, reserves: Sequence[Reserve | None], emodes: Mapping[int
         data_provider=address(6),
         rules=rules,
         base_decimals=8,
-        base_is_usd=True,
         reserves=tuple(reserves),
         emodes=emodes,
         warnings=(),

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keeper.errors import AdapterError
 from keeper.fixed import BPS, RAY, WAD, ray_div_half_up
+from keeper.protocols.aave_v3.market import load_market
 from keeper.protocols.aave_v3.rules import (
     FULL_CLOSE_BASE,
     LEFTOVER_BASE,
@@ -24,6 +26,7 @@ from keeper.protocols.aave_v3.rules import (
     rules_of,
     with_headroom_raw,
 )
+from keeper.types import Address
 
 YEAR_S = 365 * 24 * 60 * 60
 V30, V32, V33, V34, V35, V36, V37 = (rules_of(revision)[0] for revision in (1, 6, 7, 8, 9, 10, 11))
@@ -369,3 +372,13 @@ def test_a_side_worth_exactly_the_leftover_may_be_left(rules: Rules) -> None:
     assert not pair.leaves_dust(moved)
     assert pair.leaves_dust(pair.amounts(2_000 * 10**6 + 1)) is rules.close_factor_by_value
     assert LEFTOVER_BASE == 1_000 * 10**8
+
+
+def test_a_market_that_counts_in_another_currency_is_not_loaded() -> None:
+    """Limits are in dollars: prices in ether would let through some thousand times as much."""
+    read = load_market(Address(b"\x01" * 20))
+    next(read)
+    read.send([number.to_bytes(32) for number in range(1, 7)])
+    no_reserves = (32).to_bytes(32) + bytes(32)
+    with pytest.raises(AdapterError, match=r"counts in 0x.*ee instead of dollars"):
+        read.send([(3).to_bytes(32), no_reserves, (10**18).to_bytes(32), (0xEE).to_bytes(32)])

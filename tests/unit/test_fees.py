@@ -200,15 +200,25 @@ def test_no_share_is_given_of_what_comes_later() -> None:
     assert market.bid(tried, affordable, None, 0, worth, assured) == MARKET.bid(tried, affordable)
 
 
-def test_a_budget_pays_no_share() -> None:
-    """What a budget pays the gas of bids by the rule alone: it has no profit that a part could be given of."""
-    plan, tried = replace(PLAN, budgeted=True), replace(TRIAL, profit_raw=1)
+def test_a_budget_pays_no_share_and_no_more_than_it_has() -> None:
+    """What a budget pays the gas of bids by the rule alone, as it has no profit that a part could be given of; and as
+    the base fee rises, no more than may be lost.
+    """
+    plan, tried = replace(PLAN, may_lose_usd_e8=100 * 10**8), replace(TRIAL, profit_raw=1)
     affordable, worth = (
         affordable_wei(plan, tried, 10**8, 2_000 * 10**8),
         worth_wei(plan, tried, 2_000 * 10**8),
     )
     market = replace(MARKET, share_bps=10_000)
     assert market.bid(tried, affordable, worth_wei=worth) == MARKET.bid(tried, affordable)
+    spent_usd_e8 = affordable * tried.gas_used * 2_000 * 10**8 // 10**18
+    assert 0 <= 100 * 10**8 + 100 - spent_usd_e8 <= 100
+    price_wei = MARKET.price()
+    cost_usd_e8 = -(-price_wei * tried.gas_used * 2_000 * 10**8 // 10**18)
+    little = replace(plan, may_lose_usd_e8=cost_usd_e8 // 2)
+    refusal = MARKET.bid(tried, affordable_wei(little, tried, 10**8, 2_000 * 10**8))
+    assert isinstance(refusal, Refusal) and refusal.reason == "unprofitable"
+    assert refusal.numbers["affordable_wei"] < price_wei
 
 
 def test_a_plan_may_spend_what_comes_later() -> None:

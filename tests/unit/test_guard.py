@@ -197,7 +197,7 @@ def test_at_the_limits_it_clears() -> None:
 
 # The standard fees may come to $5.40 of gas.
 BUDGET = replace(LIMITS, bad_debt_budget_usd_e8_per_day=20 * 10**8)
-LOSING = replace(PLAN, budgeted=True, min_profit_raw=0)
+LOSING = replace(PLAN, may_lose_usd_e8=1, min_profit_raw=0)
 
 
 @pytest.mark.parametrize(

@@ -1035,19 +1035,19 @@ def test_a_loss_is_planned_only_as_far_as_its_budget_goes() -> None:
     """
     venue, option = _Venue(_everywhere()), _option(USDC, WETH, 20)
     answer, _ = drive(plan(HEALTH, [option], _context(venue, budget_usd_e8=20 * 10**8)))
-    assert isinstance(answer, Plan) and answer.budgeted
+    assert isinstance(answer, Plan) and answer.may_lose_usd_e8
     loss_raw = answer.gas_cost_raw - answer.expected_profit_raw
     assert 0 <= answer.min_profit_raw <= answer.expected_profit_raw < answer.gas_cost_raw
     assert execute(answer, venue, _context(venue)) >= 0
     # to the unit of what is lost, and not one less
     budget_usd_e8 = 100 * loss_raw
     answer, _ = drive(plan(HEALTH, [option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8)))
-    assert isinstance(answer, Plan) and answer.budgeted
+    assert isinstance(answer, Plan) and answer.may_lose_usd_e8
     refusal = _refused([option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8 - 100))
     assert (refusal.reason, refusal.numbers["net_raw"]) == ("bad_debt_budget", -loss_raw)
     assert refusal.numbers["budget_usd_e8"] == budget_usd_e8 - 100
     pays, _ = drive(plan(HEALTH, [_option(USDC, WETH, 2_000)], _context(venue, budget_usd_e8=10**9)))
-    assert isinstance(pays, Plan) and not pays.budgeted
+    assert isinstance(pays, Plan) and not pays.may_lose_usd_e8
     assert pays.min_profit_raw >= pays.gas_cost_raw + _context(venue).min_profit_raw
 
 

@@ -163,9 +163,7 @@ class AaveV3:
         return [(self.loaded.pool, LIQUIDATION_CALL_SELECTOR)]
 
     def feeds(self) -> Mapping[Address, Address]:
-        """Every reserve's token with its price source, where that is an aggregator and the market counts in USD."""
-        if not self.loaded.base_is_usd:
-            return {}
+        """Every reserve's token with its price source, where that is an aggregator."""
         return {
             reserve.token.address: reserve.price_source for reserve in self.loaded.listed() if reserve.timed
         }

@@ -125,7 +125,6 @@ class Market:
     data_provider: Address
     rules: Rules
     base_decimals: int
-    base_is_usd: bool
     reserves: tuple[Reserve | None, ...]
     emodes: Mapping[int, EMode]
     warnings: tuple[str, ...]
@@ -197,6 +196,10 @@ def load_market(provider: Address) -> Reads[Market]:
     revision, assets, base_unit, base_currency = (
         answered(function, result) for (function, _), result in zip(asked, results, strict=True)
     )
+    if base_currency != ZERO_ADDRESS:
+        raise AdapterError(
+            f"The market of {hex_of(provider)} counts in {hex_of(base_currency)} instead of dollars: not supported."
+        )
     rules, known = rules_of(revision)
     reserves = yield from _load_reserves(rules, pool, oracle, assets)
     emodes = yield from (_load_categories(pool) if rules.category_emode else _load_bitmaps(pool))
@@ -222,7 +225,6 @@ def load_market(provider: Address) -> Reads[Market]:
         data_provider=data_provider,
         rules=rules,
         base_decimals=len(str(base_unit)) - 1,
-        base_is_usd=base_currency == ZERO_ADDRESS,
         reserves=reserves,
         emodes=emodes,
         warnings=tuple(warnings),
