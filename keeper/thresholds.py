@@ -24,8 +24,12 @@ class Limits(Section):
     """`[limits]`: where the daemon stops itself."""
 
     max_fee_gwei: Gwei = Field(Decimal(200), description="Highest fee per gas that is ever signed, in gwei.")
+    # at least what a stop may take at a quarter above the highest fee, where bytes are charged as gas
     max_gas_limit: int = Field(
-        10_000_000, ge=21_000, le=2**24, description="Highest gas limit of a liquidation that is ever signed."
+        10_000_000,
+        ge=1_600_000,
+        le=2**24,
+        description="Highest gas limit of a liquidation that is ever signed.",
     )
     max_gas_spend_wei_per_hour: int = Field(
         10**17, gt=0, description="Most gas money per hour in wei, in-flight transactions included."

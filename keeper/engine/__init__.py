@@ -91,7 +91,12 @@ class Engine:
         self._block_time_s = 1
         self._heads = 0
         self._turns = Turns()
-        self._strangers = Strangers(ledger, lambda: sender.in_flight_plans().values() if sender else ())
+        self._strangers = Strangers(
+            ledger,
+            lambda: sender.in_flight_plans().values() if sender else (),
+            guard.max_loss_usd_e8,
+            wall_clock,
+        )
         self._planning = Planning(
             chain,
             watch,

@@ -8,7 +8,7 @@ leaves the configured minimum of the profit its own trial measured.
 A share of the profit, where `send.priority_share_bps` asks for one, is paid on top of that tip: of what would be left
 of the trial's profit at the price above, after gas and bytes, that part per unit of the trial's gas. Both limits hold
 for it too, and two more. It leaves the configured minimum of the profit that the contract enforces, so that no market
-and no account that fails makes it a loss; of what the limits of all gas leave no more is asked than there is.
+and no account that fails makes it a loss; and of what the limits of all gas leave, half stays for replacing it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Market:
         """Fees for what was tried, or for replacing what offers `replaced`.
 
         A unit of its gas may cost `affordable_wei`; at `worth_wei` nothing would be left of its profit. A share makes
-        that unit no dearer than `assured_wei`, and the whole no dearer than `room_wei`.
+        that unit no dearer than `assured_wei`, and the whole no dearer than half of `room_wei`: so it can be replaced.
 
         The gas limit carries a margin because a block that already touched the market makes the trial skip storage
         writes (interest accrual) that inclusion a block later pays for. What a call that may fail must find left is on
@@ -96,7 +96,7 @@ class Market:
         share_wei = min(
             max(0, worth_wei - least_wei) * self.share_bps // BPS,
             min(affordable_wei, assured_wei, self.most_fee_wei) - least_wei,
-            (room_wei - data_fee_wei) // gas_limit - 2 * self.base_fee_wei - tip_wei,
+            (room_wei // 2 - data_fee_wei) // gas_limit - 2 * self.base_fee_wei - tip_wei,
         )
         tip_wei = Wei(tip_wei + max(0, share_wei))
         if replaced is not None:

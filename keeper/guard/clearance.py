@@ -114,6 +114,11 @@ class Guard:
             return room_wei
         return min(room_wei, (self.budget_usd_e8(spent, native_usd_e8) or 0) * WAD // native_usd_e8)
 
+    @property
+    def max_loss_usd_e8(self) -> int:
+        """The most that a day may cost, in USD with 8 decimals."""
+        return self._limits.max_loss_usd_e8_per_day
+
     def denies(self, account: Address) -> bool:
         """Whether the operator forbids to liquidate an account."""
         return account in self._limits.deny_accounts

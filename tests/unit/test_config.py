@@ -295,6 +295,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("[profit]", "[profit]\nmax_slippage_bps = 1001", "should be less than or equal to 1000"),
         (
             "[profit]",
+            "[limits]\nmax_gas_limit = 1500000\n[profit]",
+            "limits.max_gas_limit: 1500000 should be greater than or equal to 1600000",
+        ),
+        (
+            "[profit]",
             "[limits]\nmax_fee_gwei = 0\n[profit]",
             "limits.max_fee_gwei: 0 should be greater than 0",
         ),

@@ -53,14 +53,14 @@ def _alone(strangers: Strangers, market: str, block: int) -> bool:
 
 def test_a_market_is_left_for_twice_as_long_each_time(ledger: Ledger) -> None:
     """From the block of the revert on, also after a restart; a success forgives it all."""
-    strangers = Strangers(ledger, tuple)
+    strangers = Strangers(ledger, tuple, 10**9, lambda: 0.0)
     assert not _alone(strangers, "m", 100)
     _revert(ledger, strangers, "m", 100)
     assert _alone(strangers, "m", 131) and not _alone(strangers, "m", 132)
     assert not _alone(strangers, "n", 101)
     _revert(ledger, strangers, "m", 132)
     assert _alone(strangers, "m", 195) and not _alone(strangers, "m", 196)
-    again = Strangers(ledger, tuple)
+    again = Strangers(ledger, tuple, 10**9, lambda: 0.0)
     again.recall()
     assert _alone(again, "m", 195) and not _alone(again, "m", 196)
     paid = Hash(b"\x07" * 32)
@@ -70,21 +70,27 @@ def test_a_market_is_left_for_twice_as_long_each_time(ledger: Ledger) -> None:
     assert not _alone(strangers, "m", 232)
 
 
-def test_where_a_few_markets_made_reverts_all_are_left(ledger: Ledger) -> None:
-    """However many somebody makes, they cost a few transactions; those of another protocol are none of them."""
-    strangers = Strangers(ledger, tuple)
-    for place, market in enumerate(("a", "b", "c")):
-        assert not _alone(strangers, "d", 100 + place)
-        _revert(ledger, strangers, market, 100 + place)
-    assert _alone(strangers, "d", 103)
-    assert strangers.shunned(replace(_key("d"), protocol="other"), BlockNumber(103)) is None
-    assert not _alone(strangers, "d", 132), "one of the three may be tried again"
+def test_all_are_left_once_their_reverts_of_a_day_cost_a_quarter_of_its_losses(ledger: Ledger) -> None:
+    """However many somebody makes, they cost no more than that, also after a restart; the next day they may again."""
+    now_s = 1_000.0
+    strangers = Strangers(ledger, tuple, 4 * 3 * COST["gas_cost_usd_e8"], lambda: now_s)
+    for place in range(4):
+        assert not _alone(strangers, "z", 100 + place)
+        _revert(ledger, strangers, f"market {place}", 100 + place)
+    again = Strangers(ledger, tuple, 4 * 3 * COST["gas_cost_usd_e8"], lambda: now_s)
+    again.recall()
+    for each in (strangers, again):
+        refusal = each.shunned(_key("z"), BlockNumber(10**6))
+        assert refusal is not None
+        assert refusal.numbers["lost_usd_e8"] == 4 * 30 > refusal.numbers["most_usd_e8"] == 3 * 30
+    now_s = 86_400 + 104.0
+    assert not _alone(strangers, "z", 10**6) and not _alone(again, "z", 10**6)
 
 
 def test_of_each_market_one_is_in_flight_and_few_of_all(ledger: Ledger) -> None:
     """The best of each, unless one of it is on its way; who chose a market waits for nobody."""
     flying: list[PositionKey] = []
-    strangers, report = Strangers(ledger, lambda: flying), StepReport(HEAD)
+    strangers, report = Strangers(ledger, lambda: flying, 10**9, lambda: 0.0), StepReport(HEAD)
     mine = [_plan("mine", who, chosen=True) for who in range(1, 9)]
     offered = [_plan("a", 1), _plan("a", 2), *mine, _plan("b"), _plan("c"), _plan("d")]
     assert strangers.few(offered, report) == [offered[0], *mine, offered[-3], offered[-2]]
