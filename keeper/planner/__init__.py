@@ -3,7 +3,8 @@
 A way is an option of the protocol's, who lends for it, and a recipe of swaps. The pools of all routes are read in one
 round, and quotes are reckoned from that. The largest amounts of all ways are priced first, those that promise most at
 oracle prices before others; smaller ones follow only where they could still net more, so a deep market is priced
-nearly once. Each way is priced by its best single routes until its best amount is found; the best of them are then
+nearly once, and only where even the least that could pay is sold dear enough, so that what every pool buys too cheap is
+given up at once. Each way is priced by its best single routes until its best amount is found; the best of them are then
 shared out among several routes, which moves the best amount, and so on until nothing is gained.
 
 Two limits of a plan come from the Liquidator's end check. Its profit may not fall below `min_profit_raw`, and what

@@ -119,6 +119,12 @@ def single(task: Task) -> Reads[Parts]:
     return [max(offers, key=lambda offer: task.worth(offer[1]))] if offers else []
 
 
+def at_best_price(task: Task) -> Reads[Parts]:
+    """All by the route that gives most, whatever it takes of gas."""
+    offers = yield from task.offers([(route, task.amount_raw) for route in task.routes])
+    return [max(offers, key=lambda offer: task.value(offer[1]))] if offers else []
+
+
 def alike(model: Mapping[Step, Parts]) -> Divide:
     """Another amount shared out in the same proportions."""
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from keeper.planner.dividing import Divide, alike, divided, single
+from keeper.planner.dividing import Divide, alike, at_best_price, divided, single
 from keeper.planner.routing import Candidate, Recipe, attempt, recipes_of, routes_of, synced
 from keeper.planner.search import PASSES, Rank, halves, peak
 from keeper.planner.sizing import BORROWED, PRICED, ROUTED, DeadEnd, Funded, PlanContext, Size, Terms, size_of
 from keeper.seams import Reads, together
-from keeper.types import ZERO_ADDRESS, FlashQuote, Weighed
+from keeper.types import USD_E8, ZERO_ADDRESS, FlashQuote, Weighed
 
 # A quote of pools that are known takes some 20 µs with all that is done for it.
 _MAX_QUOTES: Final = 192
@@ -24,6 +24,7 @@ _SHARED_OUT: Final = 3  # of the best by single routes
 _SPARE_RAW: Final = 8  # for roundings of what is borrowed
 _FITTINGS: Final = 4  # of an amount to what is lent; several accounts may borrow the same for many amounts
 _NO_BETTER_IF_LESS: Final = ("unprofitable", "bad_debt_budget", "nothing_seizable")
+_LEAST_TIMES: Final = 16
 _ROUNDS: Final = 4  # of sharing out an amount and looking for a better one
 _GAINED: Final = 1 << 13  # part of the net profit for which another such round is worth it
 
@@ -93,13 +94,19 @@ class Weighing:
         """Price what these options allow: `best` is what nets most of it."""
         yield from self._open(options)
         by_promise = sorted(self._priced(), key=_promise, reverse=True)
+        vain: set[Way] = set()
         for way in dict.fromkeys(way for way, _, _ in by_promise):
             most_raw = way.funded.most_raw
-            if most_raw and (yield from self._is_hopeful(way, most_raw)):
+            if not most_raw or not (yield from self._is_hopeful(way, most_raw)):
+                continue
+            if (yield from self._may_pass(way)):
                 ranking, hopeful = partial(self._measure, way), partial(self._is_hopeful, way)
                 yield from halves(way.funded.least_raw, most_raw, ranking, hopeful)
-        by_rank = sorted(self._priced(), key=lambda found: found[2], reverse=True)
-        for place, (way, amount_raw, rank) in enumerate(by_rank):
+            else:
+                vain.add(way)
+        found = [each for each in self._priced() if each[0] not in vain]
+        found.sort(key=lambda each: each[2], reverse=True)
+        for place, (way, amount_raw, rank) in enumerate(found):
             if rank.tier >= PRICED and (place < _SHARED_OUT or self._is_cut_short(way, amount_raw)):
                 yield from self._share_out(way, amount_raw)
 
@@ -235,6 +242,33 @@ class Weighing:
             return True
         premium_bps = max(0, best.deviation_bps)
         return size.most_net_raw(premium_bps + self._ctx.max_slippage_bps) > best.net_raw
+
+    def _may_pass(self, way: Way) -> Reads[bool]:
+        """Whether some amount of a way passes the end check: where the largest does not, the least that may pay tells.
+
+        Every unit fetches most where least is sold: what fails there at the best price, whatever it takes of gas, fails
+        everywhere, and no room is spent between. Unless it fails by a rounding: so some times as much must fail too.
+        """
+        terms, most_raw = way.funded.terms, way.funded.most_raw
+        if most_raw not in way.results or way.rank(most_raw).tier == PASSES:
+            return True
+        repay, least_raw = terms.option.repay_token.address, most_raw
+        while terms.usd_e8_down(repay, least_raw) >= 2 * USD_E8:
+            if least_raw // 2 < way.funded.least_raw:
+                return True  # it may be too much for one route
+            size = yield from self._size(way.funded, least_raw // 2)
+            if isinstance(size, DeadEnd):
+                if size.refusal.reason != self._ctx.too_little[0]:
+                    return True  # so may this
+                break
+            least_raw //= 2
+        for amount_raw in (least_raw, min(_LEAST_TIMES * least_raw, most_raw)):
+            size = yield from self._size(way.funded, amount_raw)
+            if isinstance(size, Size):
+                result = yield from attempt(size, way.recipe, self._routes, at_best_price)
+                if isinstance(result, Candidate) and result.rank().tier == PASSES:
+                    return True
+        return False
 
     def _size(self, option: Funded, amount_raw: int) -> Reads[Size | DeadEnd]:
         key = (option.terms, option.loan, amount_raw)

@@ -895,6 +895,24 @@ def test_what_the_end_check_cuts_short_is_looked_at_beside_what_passes() -> None
     assert execute(answer, venue, ctx) == answer.expected_profit_raw
 
 
+def test_ways_that_can_never_pass_take_no_quotes_from_one_that_can() -> None:
+    """Seven ways seize what every pool buys four per cent below the oracle, and promise most at their largest; what
+    the last one seizes is sold well, but little of it. It is found whatever the others could be asked, and what they
+    were asked does not grow with the halves of their amounts.
+    """
+    fees = (100, 200, 300, 400, 500, 600, 700, 800)
+    dear = dict(pool(WETH, USDC, fee, 10**9) for fee in fees)
+    for reserves in dear.values():
+        reserves.amounts[WETH.address] = reserves.amounts[WETH.address] * 104 // 100
+    venue = _Venue(dear | dict([pool(DAI, USDC, 100, 200_000)]))
+    vain = [_option(USDC, WETH, usd) for usd in range(100_000, 107_000, 1_000)]
+    ctx = _context(venue)
+    answer, _ = drive(plan(HEALTH, [*vain, _option(USDC, DAI, 100_000)], ctx))
+    assert isinstance(answer, Plan) and answer.option.seize_token == DAI
+    assert execute(answer, venue, ctx) == answer.expected_profit_raw
+    assert venue.quoted < 4 * len(vain) * len(fees)
+
+
 def test_a_deep_market_is_priced_once() -> None:
     """Where no smaller amount can net more, the largest is quoted by each route, a part of it, and one beside it."""
     venue = _Venue(_everywhere(10**10))
