@@ -67,8 +67,8 @@ class PlanContext:
     @property
     def least_net_raw(self) -> int:
         """The least a plan must net in the profit token: the minimum, or a loss that the budget pays, rounded up."""
-        if self.budget_usd_e8 is None:
-            return self.min_profit_raw
+        if not self.budget_usd_e8:
+            return self.min_profit_raw  # also of a budget that is used up
         return -mul_div_down(self.budget_usd_e8, 10**self.profit_token.decimals, self.profit_usd_e8)
 
     @property

@@ -1064,6 +1064,12 @@ def test_a_loss_is_planned_only_as_far_as_its_budget_goes() -> None:
     refusal = _refused([option], _context(_Venue(_everywhere()), budget_usd_e8=budget_usd_e8 - 100))
     assert (refusal.reason, refusal.numbers["net_raw"]) == ("bad_debt_budget", -loss_raw)
     assert refusal.numbers["budget_usd_e8"] == budget_usd_e8 - 100
+    # nothing left to lose: what would lose nothing, and bring less than the minimum, needs a budget all the same
+    cheap = _context(_Venue(_everywhere()), gas_price_wei=Wei(10**6), min_profit_usd_e8=50 * 10**8)
+    within, _ = drive(plan(HEALTH, [option], replace(cheap, budget_usd_e8=1)))
+    assert isinstance(within, Plan) and 0 < within.expected_profit_raw - within.gas_cost_raw < 50 * 10**6
+    refusal = _refused([option], replace(cheap, budget_usd_e8=0))
+    assert (refusal.reason, refusal.numbers["budget_usd_e8"]) == ("bad_debt_budget", 0)
     pays, _ = drive(plan(HEALTH, [_option(USDC, WETH, 2_000)], _context(venue, budget_usd_e8=10**9)))
     assert isinstance(pays, Plan) and not pays.may_lose_usd_e8
     assert pays.min_profit_raw >= pays.gas_cost_raw + _context(venue).min_profit_raw
